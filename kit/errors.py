@@ -1,0 +1,182 @@
+"""Every error the kit raises, in one tree.
+
+    KitError
+    ├── ConfigurationError          a setting, an id or an argument that cannot work
+    │   └── ForeignLoopError        a bus used from an event loop that does not own it
+    ├── CodecError                  bytes or data that break their contract
+    │   ├── MalformedEnvelope       not an envelope at all
+    │   ├── ContractViolation       an envelope whose data break the schema
+    │   ├── UnknownContract         a message type or a version nobody here knows
+    │   └── MigrationError          a step between versions that is missing or would lose something
+    ├── BusError                    a message that could not be sent, or was not answered
+    │   ├── ConnectError            no server, or a server that refuses
+    │   ├── Disconnected            the connection is down; nothing was sent
+    │   ├── PayloadTooLarge         headers and body together exceed the server's limit
+    │   ├── NoResponders            nobody serves this subject
+    │   ├── DeadlineExceeded        no answer within the deadline
+    │   └── RemoteError             the other side failed; carries its type and message
+    ├── JobError                    a job that was not stored, or that ended dead
+    │   ├── NotStored               the stream gave no acknowledgement
+    │   └── JobDead                 every attempt failed; the job is kept as a dead letter
+    ├── ServerError                 the embedded nats-server did not start or stopped
+    │   └── StoreInUse              another server owns this store folder
+    ├── ComponentError              a component refused or failed; see its subclasses beside the component
+    └── ReportError                 a notebook, a parameter or a gate of the lab failed
+
+Fields go in, the message comes out: an error can be matched by its type, read by a person and sent as data.
+"""
+
+from __future__ import annotations
+
+
+class KitError(Exception):
+    """Any error that the kit raises on purpose."""
+
+
+class ConfigurationError(KitError):
+    """A setting, an id or an argument cannot work; the message says which and what would."""
+
+
+class ForeignLoopError(ConfigurationError):
+    """A bus belongs to one event loop and was used from another."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+        super().__init__(
+            f"{what} belongs to another event loop: await it where kit.start() was awaited, "
+            "or start a second one in this loop"
+        )
+
+
+class CodecError(KitError):
+    """Bytes or data break their contract.
+
+    Attributes:
+        message_type: what the message claims to be, or None when that is unknown.
+        path: JSON pointer to the fault ("" is the whole document), or None.
+    """
+
+    def __init__(self, reason: str, *, message_type: str | None = None, path: str | None = None) -> None:
+        self.reason = reason
+        self.message_type = message_type
+        self.path = path
+        where = f"{message_type or 'message'}{' at ' + path if path else ''}"
+        super().__init__(f"{where}: {reason}")
+
+
+class MalformedEnvelope(CodecError):
+    """The bytes are not an envelope."""
+
+
+class ContractViolation(CodecError):
+    """The data break the schema of their message type and version."""
+
+
+class UnknownContract(CodecError):
+    """No schema is known for this message type or version."""
+
+
+class MigrationError(CodecError):
+    """No lossless step leads from one version to the other."""
+
+
+class BusError(KitError):
+    """A message could not be sent, or was not answered."""
+
+
+class ConnectError(BusError):
+    """No server answers at the URL, or it refuses the credentials."""
+
+
+class Disconnected(BusError):
+    """The connection is down or closed; the message was not sent."""
+
+    def __init__(self, subject: str, *, reason: str = "the connection to the server is down") -> None:
+        self.subject = subject
+        super().__init__(f"nothing was sent to {subject}: {reason}")
+
+
+class PayloadTooLarge(BusError):
+    """Headers and body together exceed what the server takes."""
+
+    def __init__(self, subject: str, *, size: int, limit: int) -> None:
+        self.subject, self.size, self.limit = subject, size, limit
+        super().__init__(
+            f"{size:,} bytes for {subject} exceed the server's max_payload of {limit:,}: "
+            "send a claim check (bus.put_object) or split the data"
+        )
+
+
+class NoResponders(BusError):
+    """Nobody serves the subject."""
+
+    def __init__(self, subject: str) -> None:
+        self.subject = subject
+        super().__init__(f"nobody serves {subject}: start a worker for it first")
+
+
+class DeadlineExceeded(BusError):
+    """No answer came within the deadline."""
+
+    def __init__(self, subject: str, *, seconds: float) -> None:
+        self.subject, self.seconds = subject, seconds
+        super().__init__(f"no answer on {subject} within {seconds:g} s")
+
+
+class RemoteError(BusError):
+    """The handler on the other side failed.
+
+    Attributes:
+        error_type: class name of the error there.
+        detail: its message.
+        retryable: whether the same request may succeed later.
+    """
+
+    def __init__(self, subject: str, *, error_type: str, detail: str, retryable: bool = False) -> None:
+        self.subject, self.error_type, self.detail, self.retryable = subject, error_type, detail, retryable
+        super().__init__(f"{subject} answered {error_type}: {detail}")
+
+
+class JobError(KitError):
+    """A job was not stored, or ended dead."""
+
+
+class NotStored(JobError):
+    """The stream gave no acknowledgement: the job may be enqueued again under the same id."""
+
+    def __init__(self, subject: str, *, message_id: str, reason: str) -> None:
+        self.subject, self.message_id = subject, message_id
+        super().__init__(f"{subject} did not acknowledge job {message_id}: {reason}; enqueue it again under that id")
+
+
+class JobDead(JobError):
+    """Every attempt of a job failed; it is kept as a dead letter."""
+
+    def __init__(self, subject: str, *, message_id: str, attempts: int, error_type: str, detail: str) -> None:
+        self.subject, self.message_id, self.attempts = subject, message_id, attempts
+        self.error_type, self.detail = error_type, detail
+        super().__init__(
+            f"job {message_id} on {subject} died after {attempts} attempt(s) with {error_type}: {detail}"
+        )
+
+
+class ServerError(KitError):
+    """The embedded nats-server did not start, or stopped."""
+
+
+class StoreInUse(ServerError):
+    """Another server owns the store folder."""
+
+    def __init__(self, store: str, *, pid: int) -> None:
+        self.store, self.pid = store, pid
+        super().__init__(
+            f"{store} is in use by process {pid}: stop it, choose another store, or connect to its server by NATS_URL"
+        )
+
+
+class ComponentError(KitError):
+    """A component refused or failed."""
+
+
+class ReportError(KitError):
+    """A notebook, one of its parameters or a gate failed."""
