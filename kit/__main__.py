@@ -1,8 +1,12 @@
-"""The command line."""
+"""The command line: ``python -m kit``, also installed as ``kit``."""
 
 from __future__ import annotations
 
+import sys
 
-def main() -> int:
-    """Run the command line and return its exit code."""
-    return 0
+from kit.lab.cli import main
+
+__all__ = ["main"]
+
+if __name__ == "__main__":
+    sys.exit(main())
