@@ -1,0 +1,162 @@
+"""Logs: a cheap logger of the kit's own, and the standard library's records beside it.
+
+Either way a record that is made inside an operation carries its trace and span id.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from opentelemetry import context as context_api
+from opentelemetry._logs import LogRecord, SeverityNumber
+from opentelemetry.sdk._logs import ReadableLogRecord
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+
+from kit.otel import semconv
+
+Sink = Callable[[ReadableLogRecord], None]
+
+_OFF = logging.CRITICAL + 1
+_SEVERITIES: dict[int, tuple[str, SeverityNumber]] = {
+    logging.DEBUG: ("DEBUG", SeverityNumber.DEBUG),
+    logging.INFO: ("INFO", SeverityNumber.INFO),
+    logging.WARNING: ("WARN", SeverityNumber.WARN),
+    logging.ERROR: ("ERROR", SeverityNumber.ERROR),
+    logging.CRITICAL: ("FATAL", SeverityNumber.FATAL),
+}
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+
+class Log:
+    """A logger of one Telemetry: ``log.info("indexed %d chunks", n, document="faq")``.
+
+    Arguments are merged into the message only when the level is enabled; keywords become attributes.
+    """
+
+    __slots__ = ("_level", "_resource", "_scope", "_sink", "name")
+
+    def __init__(self, name: str, resource: Resource, sink: Sink, level: int) -> None:
+        self.name = name
+        self._scope = InstrumentationScope(name)
+        self._resource = resource
+        self._sink = sink
+        self._level = level
+
+    def set_level(self, level: int | str) -> None:
+        """Record from this level on: a number or a name of the standard library's ``logging``."""
+        self._level = level_number(level)
+
+    def debug(self, message: str, *args: object, **attributes: Any) -> None:
+        """Log what only the developer of this part wants to know."""
+        if self._level <= logging.DEBUG:
+            self._emit(logging.DEBUG, message, args, attributes)
+
+    def info(self, message: str, *args: object, **attributes: Any) -> None:
+        """Log what happened as it should."""
+        if self._level <= logging.INFO:
+            self._emit(logging.INFO, message, args, attributes)
+
+    def warning(self, message: str, *args: object, **attributes: Any) -> None:
+        """Log what somebody should look at some time."""
+        if self._level <= logging.WARNING:
+            self._emit(logging.WARNING, message, args, attributes)
+
+    def error(self, message: str, *args: object, error: BaseException | None = None, **attributes: Any) -> None:
+        """Log what failed, with the exception when there is one."""
+        if self._level <= logging.ERROR:
+            self._emit(logging.ERROR, message, args, attributes | exception_attributes(error))
+
+    def _emit(self, level: int, message: str, args: tuple[object, ...], attributes: Mapping[str, Any]) -> None:
+        text, severity = _SEVERITIES[level]
+        now = time.time_ns()
+        record = LogRecord(
+            timestamp=now,
+            observed_timestamp=now,
+            context=context_api.get_current(),
+            severity_text=text,
+            severity_number=severity,
+            body=message % args if args else message,
+            attributes=attributes,
+        )
+        self._sink(ReadableLogRecord(record, self._resource, self._scope))
+
+
+class Handler(logging.Handler):
+    """Hands the standard library's records to the same sink.
+
+    Records of the exporters themselves are left out: telemetry about failing telemetry would never end.
+    """
+
+    def __init__(self, resource: Resource, sink: Sink, level: int) -> None:
+        super().__init__(level)
+        self._resource = resource
+        self._sink = sink
+        self._scopes: dict[str, InstrumentationScope] = {}
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Translate a record and pass it on."""
+        if record.name.startswith(("opentelemetry", "kit.otel", "grpc", "urllib3")):
+            self._last_resort(record)
+            return
+        scope = self._scopes.setdefault(record.name, InstrumentationScope(record.name))
+        text, severity = severity_of(record.levelno)
+        translated = LogRecord(
+            timestamp=int(record.created * 1e9),
+            observed_timestamp=time.time_ns(),
+            context=context_api.get_current(),
+            severity_text=text,
+            severity_number=severity,
+            body=record.getMessage(),
+            attributes=_attributes(record),
+        )
+        self._sink(ReadableLogRecord(translated, self._resource, scope))
+        self._last_resort(record)
+
+    def _last_resort(self, record: logging.LogRecord) -> None:
+        """Print what ``logging`` would print if no handler were configured: ours must not silence a warning."""
+        root, resort = logging.getLogger(), logging.lastResort
+        if resort is not None and record.levelno >= resort.level and all(isinstance(h, Handler) for h in root.handlers):
+            if root.handlers[:1] == [self]:
+                resort.handle(record)
+
+
+def _attributes(record: logging.LogRecord) -> dict[str, Any]:
+    attributes = {key: value for key, value in vars(record).items() if key not in _STANDARD}
+    attributes[semconv.CODE_FILE_PATH] = record.pathname
+    attributes[semconv.CODE_FUNCTION_NAME] = record.funcName
+    attributes[semconv.CODE_LINE_NUMBER] = record.lineno
+    if record.exc_info is not None:
+        attributes.update(exception_attributes(record.exc_info[1]))
+    return attributes
+
+
+def exception_attributes(error: BaseException | None) -> dict[str, Any]:
+    """Return the standard attributes of an exception."""
+    if error is None:
+        return {}
+    module, name = type(error).__module__, type(error).__qualname__
+    return {
+        semconv.EXCEPTION_TYPE: name if module == "builtins" else f"{module}.{name}",
+        semconv.EXCEPTION_MESSAGE: str(error),
+        semconv.EXCEPTION_STACKTRACE: "".join(traceback.format_exception(error)),
+    }
+
+
+def severity_of(level: int) -> tuple[str, SeverityNumber]:
+    """Return OpenTelemetry's severity for a level of the standard library."""
+    standard = max((known for known in _SEVERITIES if known <= level), default=logging.DEBUG)
+    return _SEVERITIES[standard]
+
+
+def level_number(level: int | str) -> int:
+    """Return a level's number by its number or name; ``"OFF"`` is above all."""
+    if isinstance(level, int):
+        return level
+    if level.upper() == "OFF":
+        return _OFF
+    return logging.getLevelNamesMapping()[level.upper()]

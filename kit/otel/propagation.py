@@ -1,0 +1,90 @@
+"""Trace context <-> message headers: the W3C names, and as few headers as possible.
+
+One ``traceparent`` (55 characters) goes with a message; ``tracestate`` and ``baggage`` only when there is something in
+them, since every header costs the connection. What comes in and is malformed is ignored, as the standard asks.
+
+Source: W3C Trace Context, W3C Baggage; equal to the SDK's propagators, with which the tests compare it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from opentelemetry import context as context_api
+from opentelemetry import trace as trace_api
+from opentelemetry.baggage.propagation import W3CBaggagePropagator
+from opentelemetry.context import Context
+from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
+from opentelemetry.trace.span import TraceState
+
+TRACEPARENT = "traceparent"
+TRACESTATE = "tracestate"
+BAGGAGE = "baggage"
+
+_BAGGAGE_KEY = "baggage-key"  # where the API keeps it; see the test that pins it
+_BAGGAGE = W3CBaggagePropagator()
+_FORMAT = re.compile(r"[ \t]*([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(?:(-.*)|[ \t]*)")
+_LONGEST_PARENT = 512  # characters; the SDK's limit, and that of tracestate
+_NO_TRACE = "0" * 32
+_NO_SPAN = "0" * 16
+
+
+def inject(headers: dict[str, str] | None = None, context: Context | None = None) -> dict[str, str] | None:
+    """Return headers that carry the current trace context, or ``headers`` unchanged when there is none.
+
+    A dict that is given is filled and returned; with None a new one is made only when there is something to carry.
+    """
+    span_context = trace_api.get_current_span(context).get_span_context()
+    if span_context.is_valid:
+        headers = {} if headers is None else headers
+        headers[TRACEPARENT] = traceparent(span_context)
+        if span_context.trace_state:
+            headers[TRACESTATE] = span_context.trace_state.to_header()
+    current = context_api.get_current() if context is None else context
+    if current.get(_BAGGAGE_KEY):
+        headers = {} if headers is None else headers
+        _BAGGAGE.inject(headers, current)
+    return headers
+
+
+def traceparent(span_context: SpanContext) -> str:
+    """Return the W3C ``traceparent`` of a span context."""
+    return f"00-{span_context.trace_id:032x}-{span_context.span_id:016x}-{span_context.trace_flags:02x}"
+
+
+def extract(headers: Mapping[str, str] | None) -> Context | None:
+    """Return the context of the sender, to be the parent of an operation, or None when the headers carry none.
+
+    Names are matched without regard to case, so that a sender that capitalises them is understood.
+    """
+    if not headers:
+        return None
+    parent = headers.get(TRACEPARENT)
+    state = headers.get(TRACESTATE)
+    baggage = headers.get(BAGGAGE)
+    if parent is None:
+        folded = {name.lower(): value for name, value in headers.items()}
+        parent, state, baggage = folded.get(TRACEPARENT), folded.get(TRACESTATE), folded.get(BAGGAGE)
+    span_context = None if parent is None else _parse(parent, state)
+    context = None
+    if baggage:
+        context = _BAGGAGE.extract({BAGGAGE: baggage}, Context()) or None
+    if span_context is not None:
+        context = trace_api.set_span_in_context(NonRecordingSpan(span_context), context or Context())
+    return context
+
+
+def _parse(parent: str, state: str | None) -> SpanContext | None:
+    if len(parent) > _LONGEST_PARENT:
+        return None
+    match = _FORMAT.match(parent)
+    if match is None:
+        return None
+    version, trace_id, span_id, flags, rest = match.groups()
+    if trace_id == _NO_TRACE or span_id == _NO_SPAN or version == "ff" or (rest and version == "00"):
+        return None
+    trace_state = None
+    if state and len(state) <= _LONGEST_PARENT:
+        trace_state = TraceState.from_header([state])
+    return SpanContext(int(trace_id, 16), int(span_id, 16), True, TraceFlags(int(flags, 16)), trace_state)
