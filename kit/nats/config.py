@@ -1,0 +1,156 @@
+"""What an embedded nats-server is told: its tenants, its secrets, its limits, and the file that says so.
+
+The file is JSON, which nats-server's own format includes, so that nothing needs quoting by hand.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kit.catalogue import check_id
+from kit.errors import ServerError
+
+HOST = "127.0.0.1"
+SYSTEM = "SYS"  # the system account and its user; upper case, so that no tenant can have the name
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Credentials:
+    """A user of the server, with its password, which no repr shows."""
+
+    user: str
+    password: str = field(repr=False)
+
+    def environment(self, url: str) -> dict[str, str]:
+        """Return the variables by which another process connects as this user."""
+        return {"NATS_URL": url, "NATS_USER": self.user, "NATS_PASSWORD": self.password}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limits:
+    """What the server takes at most; beyond it, it refuses.
+
+    Attributes:
+        max_payload: bytes of one message, headers and body together.
+        max_connections: clients at a time.
+        max_memory_store: bytes of all memory streams.
+        max_file_store: bytes of all file streams.
+    """
+
+    max_payload: int = 1024 * 1024
+    max_connections: int = 1024
+    max_memory_store: int = 256 * 1024 * 1024
+    max_file_store: int = 10 * 1024**3
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Routes:
+    """The place of one server in a local cluster: its own route port and those of all members."""
+
+    name: str
+    port: int
+    ports: tuple[int, ...]
+    password: str = field(repr=False)
+
+
+class Secrets:
+    """The passwords of the tenants and of the system account, kept in the store (mode 0600)."""
+
+    def __init__(self, tenants: dict[str, str], system: str) -> None:
+        self.tenants, self.system = tenants, system
+
+    @classmethod
+    def load(cls, path: Path) -> Secrets:
+        """Read what an earlier server on this store has written, or begin anew.
+
+        Raises:
+            ServerError: the file is there and cannot be read.
+        """
+        if not path.exists():
+            return cls({}, _password())
+        try:
+            fields = json.loads(path.read_text())
+            return cls(
+                {check_id(tenant): str(password) for tenant, password in fields["tenants"].items()}, fields["system"]
+            )
+        except (OSError, ValueError, LookupError, AttributeError) as error:
+            raise ServerError(
+                f"{path} cannot be read ({error}): restore it, or remove it to have new secrets made"
+            ) from error
+
+    def add(self, tenant_id: str) -> bool:
+        """Give a tenant a password, unless it has one; return whether it is new."""
+        if check_id(tenant_id) in self.tenants:
+            return False
+        self.tenants[tenant_id] = _password()
+        return True
+
+    def save(self, path: Path) -> None:
+        """Write the secrets for the next server on this store."""
+        write_private(path, json.dumps({"tenants": self.tenants, "system": self.system}, indent=2))
+
+
+def render(*, name: str, store: Path, port: int, secrets: Secrets, limits: Limits, routes: Routes | None = None) -> str:
+    """Return the configuration file of one server.
+
+    Every tenant is an account of its own with JetStream; the file store is synced on each write (``sync_interval:
+    always``), so that an acknowledgement means that the message is on the disk.
+    """
+    accounts: dict[str, Any] = {
+        tenant: {"jetstream": "enabled", "users": [{"user": tenant, "password": password}]}
+        for tenant, password in secrets.tenants.items()
+    }
+    accounts[SYSTEM] = {"users": [{"user": SYSTEM, "password": secrets.system}]}
+    document: dict[str, Any] = {
+        "server_name": name,
+        "host": HOST,
+        "port": port or -1,
+        "max_payload": limits.max_payload,
+        "max_connections": limits.max_connections,
+        "ping_interval": "20s",
+        "write_deadline": "10s",
+        "ports_file_dir": str(store / "run"),
+        "logfile": str(store / "nats-server.log"),
+        "logfile_size_limit": 4 * 1024 * 1024,
+        "logfile_max_num": 3,
+        "jetstream": {
+            "store_dir": str(store),
+            "sync_interval": "always",
+            "max_memory_store": limits.max_memory_store,
+            "max_file_store": limits.max_file_store,
+        },
+        "authorization": {"timeout": 5},  # s; the default of 2 is missed on a machine under load
+        "accounts": accounts,
+        "system_account": SYSTEM,
+    }
+    if routes is not None:
+        document["cluster"] = {
+            "name": routes.name,
+            "host": HOST,
+            "port": routes.port,
+            "no_advertise": True,  # clients are told all URLs by the cluster object
+            "authorization": {"user": "route", "password": routes.password, "timeout": 5},
+            "routes": [f"nats://route:{routes.password}@{HOST}:{port}" for port in routes.ports if port != routes.port],
+        }
+    return json.dumps(document, indent=2)
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file at once and for its owner only (mode 0600)."""
+    temporary = path.with_name(path.name + ".new")
+    temporary.unlink(missing_ok=True)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(descriptor)
+    temporary.replace(path)
+
+
+def _password() -> str:
+    return secrets.token_urlsafe(24)

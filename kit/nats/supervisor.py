@@ -1,0 +1,241 @@
+"""Keep one nats-server alive as long as its owner lives, restart it when it crashes, and leave no orphan.
+
+This file runs as a process of its own (``python -I -S supervisor.py``), between the owner (a notebook's kernel, a
+worker) and nats-server. It imports the standard library only, and little of it, because its start is part of the
+server's start. The owner writes one line of JSON, the order, and then commands (``stop``) to its standard input; the
+supervisor answers with one line of JSON for each event on its standard output. The end of that pipe, or another parent
+process, means that the owner is gone, however it died.
+
+Why a process: PR_SET_PDEATHSIG fires when the *thread* that forked dies, and a kernel starts servers from worker
+threads; macOS has nothing of the kind. Here a single thread forks, so the signal is sound, and it covers the one case
+that the pipe does not: the supervisor itself being killed.
+"""
+
+from __future__ import annotations
+
+# ruff: noqa: PTH108, PTH118, PTH119, PTH123
+# pathlib would add a third to the start of this process
+import json
+import os
+import select
+import signal
+import sys
+import time
+
+TYPE_CHECKING = False  # typing itself costs time
+if TYPE_CHECKING:
+    from typing import Any
+
+_POLL = 0.2  # s; how often a parent that vanished without closing the pipe (a forked copy holds it) is looked for
+_START = 10.0  # s; to wait for the server to listen
+_ORPHAN_GRACE = 1.0  # s; between SIGTERM and SIGKILL when the owner is gone: nothing may be left after 2 s
+_BACKOFF = (0.05, 0.1, 0.2, 0.5, 1.0)  # s; before restart 1, 2, …; one crash more within the window gives up
+_WINDOW = 60.0  # s; crashes older than this are forgotten
+_PR_SET_PDEATHSIG = 1  # Source: linux/prctl.h
+
+
+class Order:
+    """What to run, as the owner wrote it."""
+
+    def __init__(self, line: bytes) -> None:
+        fields = json.loads(line)
+        self.argv: list[str] = fields["argv"]
+        self.ports_dir: str = fields["ports_dir"]
+        self.console: str = fields["console"]
+        self.grace: float = fields["grace"]  # s; between SIGTERM and SIGKILL on `stop`
+        self.remove: str | None = fields["remove"]  # temporary store to remove at the end
+
+
+class Supervisor:
+    """One nats-server and the two pipes to its owner."""
+
+    def __init__(self, order: Order, commands: int, events: int) -> None:
+        self._order, self._commands, self._events = order, commands, events
+        self._parent = os.getppid()
+        self._pid = 0
+        self._exit_fd = -1
+        self._port: int | None = None
+        self._crashes: list[float] = []
+        self._stop_grace: float | None = None  # set once the end is wanted
+
+    def run(self) -> int:
+        """Run the server until the owner stops it or is gone; return the exit status of this process."""
+        try:
+            if not self._start():
+                self._tell(event="failed")
+                return 1
+            while self._stop_grace is None:
+                code = self._watch()
+                if code is not None and not self._restart(code):
+                    return 1
+            return 0
+        finally:
+            self._end()
+
+    def stop(self) -> None:
+        """Ask for the end, as the `stop` command does; a signal handler may call it."""
+        self._stop_grace = self._order.grace
+
+    def _start(self) -> bool:
+        """Start the server and wait until it listens; tell the owner when it does."""
+        self._spawn()
+        deadline = time.monotonic() + _START
+        while True:
+            port = self._read_port()
+            if port is not None:
+                self._port = port
+                self._tell(event="running", pid=self._pid, port=port)
+                return True
+            if self._reap() is not None or time.monotonic() > deadline:
+                return False
+            self._listen(0.002)
+            if self._stop_grace is not None:
+                return False
+
+    def _restart(self, code: int) -> bool:
+        """Start a crashed server again, on the port that its clients know."""
+        now = time.monotonic()
+        self._crashes = [when for when in self._crashes if now - when < _WINDOW] + [now]
+        self._tell(event="crashed", code=code)
+        while self._stop_grace is None and len(self._crashes) <= len(_BACKOFF):
+            self._listen(_BACKOFF[len(self._crashes) - 1])
+            if self._stop_grace is None and self._start():
+                return True
+            self._kill(0.0)  # it never listened
+            self._crashes.append(time.monotonic())
+        if self._stop_grace is None:
+            self._tell(event="gave_up", code=code)
+        return False
+
+    def _watch(self) -> int | None:
+        """Wait until the server exits (its code), or something else happens (None)."""
+        self._listen(_POLL)
+        return self._reap()
+
+    def _listen(self, seconds: float) -> None:
+        """Wait for a command, for the end of the owner, or for the end of the server."""
+        watched = [self._commands] + ([self._exit_fd] if self._exit_fd >= 0 else [])
+        if self._commands in select.select(watched, [], [], seconds)[0]:
+            line = os.read(self._commands, 4096)
+            if not line:
+                self._stop_grace = _ORPHAN_GRACE
+            elif b"stop" in line:
+                self.stop()
+        if os.getppid() != self._parent:
+            self._stop_grace = _ORPHAN_GRACE
+
+    def _spawn(self) -> None:
+        """Fork and execute nats-server; it dies with this process."""
+        argv = list(self._order.argv)
+        if self._port is not None:
+            argv += ["-p", str(self._port)]
+        prctl = _prctl()
+        supervisor = os.getpid()
+        console = os.open(self._order.console, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        self._pid = os.fork()
+        if self._pid == 0:  # pragma: no cover - runs in the child
+            try:
+                null = os.open(os.devnull, os.O_RDONLY)
+                os.dup2(null, 0)
+                os.dup2(console, 1)
+                os.dup2(console, 2)
+                for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGPIPE):
+                    signal.signal(number, signal.SIG_DFL)
+                if prctl is not None:
+                    prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+                if os.getppid() == supervisor:  # else it died before the line above
+                    os.execv(argv[0], argv)
+            finally:
+                os._exit(127)
+        os.close(console)
+        self._exit_fd = os.pidfd_open(self._pid) if hasattr(os, "pidfd_open") else -1
+
+    def _reap(self) -> int | None:
+        """Return the exit code of a server that has ended, else None."""
+        if not self._pid:
+            return None
+        pid, status = os.waitpid(self._pid, os.WNOHANG)
+        if not pid:
+            return None
+        self._forget()
+        return os.waitstatus_to_exitcode(status)
+
+    def _forget(self) -> None:
+        if self._exit_fd >= 0:
+            os.close(self._exit_fd)
+        _unlink(self._ports_file())
+        self._pid, self._exit_fd = 0, -1
+
+    def _kill(self, grace: float) -> None:
+        """End the server: politely, then for certain."""
+        if not self._pid:
+            return
+        os.kill(self._pid, signal.SIGTERM if grace else signal.SIGKILL)
+        deadline = time.monotonic() + grace
+        while self._reap() is None:
+            if grace and time.monotonic() > deadline:
+                grace = 0.0
+                os.kill(self._pid, signal.SIGKILL)
+            if self._exit_fd >= 0:
+                select.select([self._exit_fd], [], [], 0.05)
+            else:
+                time.sleep(0.005)
+
+    def _end(self) -> None:
+        self._kill(self._order.grace if self._stop_grace is None else self._stop_grace)
+        if self._order.remove is not None:
+            import shutil
+
+            shutil.rmtree(self._order.remove, ignore_errors=True)
+        self._tell(event="stopped")
+
+    def _ports_file(self) -> str:
+        return os.path.join(self._order.ports_dir, f"{os.path.basename(self._order.argv[0])}_{self._pid}.ports")
+
+    def _read_port(self) -> int | None:
+        """Read the port that the server chose; it writes the file once it listens."""
+        try:
+            with open(self._ports_file(), encoding="utf-8") as file:
+                return int(json.load(file)["nats"][0].rpartition(":")[2])
+        except (OSError, ValueError, LookupError):  # not there yet, or half written
+            return None
+
+    def _tell(self, **event: object) -> None:
+        try:
+            os.write(self._events, json.dumps(event).encode() + b"\n")
+        except OSError:
+            self._stop_grace = self._stop_grace or _ORPHAN_GRACE  # nobody reads: the owner is gone
+
+
+def _prctl() -> Any:  # a ctypes function pointer
+    if sys.platform != "linux":
+        return None
+    import ctypes
+
+    return ctypes.CDLL(None, use_errno=True).prctl
+
+
+def _unlink(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return
+
+
+def main() -> int:
+    """Read the order from standard input and supervise."""
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
+        signal.signal(number, signal.SIG_IGN)
+    line = b""
+    while not line.endswith(b"\n"):
+        byte = os.read(0, 1)
+        if not byte:
+            return 1
+        line += byte
+    supervisor = Supervisor(Order(line), 0, 1)
+    signal.signal(signal.SIGTERM, lambda *_: supervisor.stop())
+    return supervisor.run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

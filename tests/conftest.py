@@ -1,0 +1,77 @@
+"""Fixtures: one real nats-server for each test module, and a bus in each test's own event loop."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import pytest
+
+from kit.nats.connection import Connection, connect
+from kit.nats.server import Server
+
+_serial = itertools.count(1)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    """A real embedded server on a free port, with the tenants acme and globex."""
+    running = Server(tenants=("acme", "globex"))
+    running.launch()
+    yield running
+    running.shutdown()
+
+
+async def _connection(server: Server, tenant_id: str) -> Connection:
+    who = server.credentials(tenant_id)
+    return await connect(
+        server.url, tenant_id=tenant_id, user=who.user, password=who.password, name=f"test-{tenant_id}"
+    )
+
+
+@pytest.fixture
+async def connection(server: Server) -> AsyncIterator[Connection]:
+    """A connection of tenant acme."""
+    async with await _connection(server, "acme") as connected:
+        yield connected
+
+
+@pytest.fixture
+def telemetry() -> Iterator[Any]:
+    """Telemetry that records in memory."""
+    from kit.otel import start_telemetry
+
+    started = start_telemetry("kit-tests", record=True)
+    yield started
+    started.shutdown(timeout=3.0)
+
+
+async def _bus(server: Server, tenant_id: str, telemetry: Any) -> AsyncIterator[Any]:
+    from kit.nats.bus import Bus
+
+    async with await _connection(server, tenant_id) as connected:
+        yield Bus(connected, tenant_id, telemetry)
+
+
+@pytest.fixture
+async def bus(server: Server, telemetry: Any) -> AsyncIterator[Any]:
+    """The bus of tenant acme."""
+    async for made in _bus(server, "acme", telemetry):
+        yield made
+
+
+@pytest.fixture
+async def other_bus(server: Server, telemetry: Any) -> AsyncIterator[Any]:
+    """The bus of tenant globex."""
+    async for made in _bus(server, "globex", telemetry):
+        yield made
+
+
+@pytest.fixture
+async def tenant_bus(server: Server, telemetry: Any) -> AsyncIterator[Any]:
+    """The bus of a tenant that no other test has: nothing to clean up."""
+    tenant_id = f"tenant-{next(_serial)}"
+    await server.add_tenant(tenant_id)
+    async for made in _bus(server, tenant_id, telemetry):
+        yield made
