@@ -1,1 +1,59 @@
+"""Bytes <-> checked data: envelopes, contracts, migrations. No I/O but reading the schemas.
 
+    encode("agent_message", {...}) -> bytes
+    decode(payload) -> Envelope(message_type, schema_version, data)
+    migrate(envelope, "1.0") -> Envelope
+
+Every failure is a ``CodecError`` with the JSON pointer of the fault.
+"""
+
+from __future__ import annotations
+
+from kit.errors import CodecError, ContractViolation, MalformedEnvelope, MigrationError, UnknownContract
+
+from .contracts import registry
+from .envelope import Envelope, decode, encode, now, validate
+from .exact import dumps, loads
+from .migrations import migrate
+
+__all__ = [
+    "CodecError",
+    "ContractViolation",
+    "Envelope",
+    "MalformedEnvelope",
+    "MigrationError",
+    "UnknownContract",
+    "decode",
+    "dumps",
+    "encode",
+    "latest",
+    "loads",
+    "message_types",
+    "migrate",
+    "now",
+    "validate",
+    "versions",
+]
+
+
+def message_types() -> tuple[str, ...]:
+    """Return every message type that has a schema, in order."""
+    return registry().message_types()
+
+
+def versions(message_type: str) -> tuple[str, ...]:
+    """Return the known versions of a message type, oldest first.
+
+    Raises:
+        UnknownContract: nobody here knows the message type.
+    """
+    return registry().versions(message_type)
+
+
+def latest(message_type: str) -> str:
+    """Return the newest known version of a message type.
+
+    Raises:
+        UnknownContract: nobody here knows the message type.
+    """
+    return registry().latest(message_type)

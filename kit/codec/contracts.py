@@ -1,0 +1,211 @@
+"""Schema files -> compiled contracts, looked up by message type and version."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import jsonschema_rs
+
+from kit.errors import CodecError, ContractViolation, UnknownContract
+
+from . import exact, tensors
+
+_VERSION = re.compile(r"(0|[1-9][0-9]{0,5})\.(0|[1-9][0-9]{0,5})")
+_MASK = "the value"
+
+
+def parse_version(version: object) -> tuple[int, int] | None:
+    """Return (major, minor) of a version such as ``"1.0"``, or None when it is not one."""
+    match = _VERSION.fullmatch(version) if isinstance(version, str) else None
+    return (int(match[1]), int(match[2])) if match else None
+
+
+def schemas_folder() -> Path:
+    """Return the folder of the schema files: beside the package in a checkout, inside it when installed."""
+    package = Path(__file__).resolve().parent.parent
+    checkout = package.parent / "schemas"
+    return checkout if checkout.is_dir() else package / "_schemas"
+
+
+def compile_schema(schema: dict[str, Any]) -> jsonschema_rs.Draft202012Validator:
+    """Compile a schema: formats asserted, patterns in linear time, values kept out of messages."""
+    return jsonschema_rs.Draft202012Validator(
+        schema, validate_formats=True, pattern_options=jsonschema_rs.RegexOptions(), mask=_MASK
+    )
+
+
+def opened(schema: Any) -> Any:
+    """Return a copy of a schema in which every closed object takes unknown fields."""
+    if isinstance(schema, list):
+        return [opened(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    return {
+        key: True if key == "additionalProperties" and value is False else opened(value)
+        for key, value in schema.items()
+    }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Contract:
+    """One version of one message type, compiled.
+
+    Attributes:
+        version: as written, e.g. ``"1.0"``.
+        schema: the parsed file.
+        tensors: path and rank of each tensor field.
+        is_opened: whether unknown fields pass (for a newer minor than any known).
+    """
+
+    message_type: str
+    version: str
+    schema: dict[str, Any]
+    validator: jsonschema_rs.Draft202012Validator
+    tensors: dict[tensors.Path, int]
+    is_opened: bool
+
+    def check(self, data: Any) -> None:
+        """Validate data in which tensors are described.
+
+        Raises:
+            ContractViolation: they break the schema; the path is that of the first fault.
+        """
+        try:
+            if self.validator.is_valid(data):
+                return
+            self.validator.validate(data)
+        except jsonschema_rs.ValidationError as error:
+            path, reason = _explain(error)
+        except ValueError as error:  # a Python type that JSON has not
+            path, reason = exact.fault(data) or ("", str(error))
+        else:
+            return
+        raise ContractViolation(reason, message_type=self.message_type, path=f"/data{path}") from None
+
+
+def _explain(error: jsonschema_rs.ValidationError) -> tuple[str, str]:
+    """Return the path and the reason of a fault; names of fields are shown, values never."""
+    parts = [exact.shorten(part) if isinstance(part, str) else part for part in error.instance_path]
+    kind = error.kind
+    if isinstance(kind, jsonschema_rs.ValidationErrorKind.AdditionalProperties):
+        return exact.pointer([*parts, exact.shorten(sorted(kind.unexpected)[0])]), "the field is not in the schema"
+    if isinstance(kind, jsonschema_rs.ValidationErrorKind.FalseSchema):
+        return exact.pointer(parts), "the field is not in the schema"
+    return exact.pointer(parts), exact.shorten(error.message, 300)
+
+
+def _compile(message_type: str, version: str, schema: dict[str, Any], *, is_opened: bool = False) -> Contract:
+    return Contract(
+        message_type=message_type,
+        version=version,
+        schema=schema,
+        validator=compile_schema(opened(schema) if is_opened else schema),
+        tensors=tensors.find(schema),
+        is_opened=is_opened,
+    )
+
+
+class Registry:
+    """All schemas of a folder; each is compiled when first used."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._known: dict[str, list[tuple[int, int]]] = {}
+        self._contracts: dict[tuple[str, str], Contract] = {}
+        self._opened: dict[tuple[str, str], Contract] = {}
+        for file in folder.glob("*/*.json"):
+            if (version := parse_version(file.stem)) is not None:
+                self._known.setdefault(file.parent.name, []).append(version)
+        for versions in self._known.values():
+            versions.sort()
+
+    def message_types(self) -> tuple[str, ...]:
+        """Return every known message type, in order."""
+        return tuple(sorted(self._known))
+
+    def versions(self, message_type: str) -> tuple[str, ...]:
+        """Return the known versions of a message type, oldest first.
+
+        Raises:
+            UnknownContract: nobody here knows the message type.
+        """
+        if not isinstance(message_type, str) or message_type not in self._known:
+            raise UnknownContract(f"no schema for message type {_quote(message_type)}")
+        return tuple(f"{major}.{minor}" for major, minor in self._known[message_type])
+
+    def latest(self, message_type: str) -> str:
+        """Return the newest known version of a message type.
+
+        Raises:
+            UnknownContract: nobody here knows the message type.
+        """
+        return self.versions(message_type)[-1]
+
+    def contract(self, message_type: str, version: str) -> Contract:
+        """Return the contract of a known version.
+
+        Raises:
+            UnknownContract: nobody here knows the message type or the version.
+        """
+        try:
+            return self._contracts[message_type, version]
+        except (KeyError, TypeError):
+            pass
+        known = self.versions(message_type)
+        if version not in known:
+            raise UnknownContract(
+                f"version {_quote(version)} is not known; known are {', '.join(known)}", message_type=message_type
+            )
+        schema = exact.loads((self.folder / message_type / f"{version}.json").read_bytes())
+        contract = _compile(message_type, version, schema)
+        self._contracts[message_type, version] = contract
+        return contract
+
+    def reader(self, message_type: str, version: str) -> Contract:
+        """Return the contract to read a version with: its own, or for a newer minor the newest known, opened.
+
+        Raises:
+            UnknownContract: an unknown message type, a newer major, or a version that never was.
+        """
+        try:
+            return self.contract(message_type, version)
+        except UnknownContract as error:
+            wanted = parse_version(version)
+            known = self._known.get(message_type, []) if isinstance(message_type, str) else []
+            if wanted is None or not known:
+                raise
+            newest = max((candidate for candidate in known if candidate[0] == wanted[0]), default=None)
+            if newest is None or newest > wanted:
+                raise error
+        text = f"{newest[0]}.{newest[1]}"
+        if (message_type, text) not in self._opened:
+            known_contract = self.contract(message_type, text)
+            self._opened[message_type, text] = _compile(message_type, text, known_contract.schema, is_opened=True)
+        return self._opened[message_type, text]
+
+    def schema(self, message_type: str, version: str) -> Mapping[str, Any]:
+        """Return the schema of a known version, read-only at its top."""
+        return MappingProxyType(self.contract(message_type, version).schema)
+
+
+def _quote(value: object) -> str:
+    return f"'{exact.shorten(value, 60)}'" if isinstance(value, str) else f"of type {type(value).__name__}"
+
+
+@cache
+def registry() -> Registry:
+    """Return the registry of the kit's own schemas.
+
+    Raises:
+        CodecError: the schemas are not where they belong.
+    """
+    folder = schemas_folder()
+    if not folder.is_dir():
+        raise CodecError(f"no schemas at {folder}: install the kit again")
+    return Registry(folder)
