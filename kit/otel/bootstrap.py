@@ -7,27 +7,31 @@ import logging
 import os
 import threading
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from opentelemetry import trace as trace_api
 from opentelemetry.context import Context
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.trace import NoOpTracer
 
+from kit.catalogue import Span
 from kit.otel import semconv
 from kit.otel.exporters import Target
 from kit.otel.logs import Handler, Log, level_number
-from kit.otel.metrics import Store
-from kit.otel.operation import Kind, Label, Operation, Plan, Value
-from kit.otel.pipeline import Pipeline
+from kit.otel.metrics import Label, Store
+from kit.otel.operation import Kind, Operation, Plan, Untold, Value
+from kit.otel.pipeline import ForeignSpans, Pipeline
 from kit.otel.recorder import Recorder
+from kit.otel.sampling import sampling_from_environment
+from kit.otel.span import Tracing
 
 if TYPE_CHECKING:
-    from opentelemetry.trace import Tracer
+    from opentelemetry.sdk._logs import ReadableLogRecord
 
-    from kit.catalogue import Metric, Span
+    from kit.catalogue import Metric
 
+DISABLED = Span(name="disabled", component="", purpose="nothing is recorded")
 EXIT_SECONDS = 2.5  # for the last exports at the interpreter's exit, which has to be over within 3
 
 
@@ -82,7 +86,7 @@ class Telemetry:
         """
         plan = self._plans.get(row.name)
         if plan is None:
-            plan = self._plans[row.name] = Plan(row, self._core.tracer, self._shard, self.tenant_id)
+            plan = self._plans[row.name] = Plan(row, self._core.tracing, self._shard, self.tenant_id)
         return Operation(plan, attributes, kind, parent, links, labels)
 
     def count(self, metric: Metric, value: int | float = 1, **labels: Label) -> None:
@@ -114,19 +118,44 @@ class Telemetry:
         self._core.shutdown(timeout)
 
 
+class Disabled(Telemetry):
+    """Telemetry under OTEL_SDK_DISABLED: only the sender's context passes through."""
+
+    def operation(
+        self,
+        row: Span,
+        attributes: Mapping[str, Value] | None = None,
+        *,
+        kind: Kind = "internal",
+        parent: Context | None = None,
+        links: Sequence[Context] | None = None,
+        labels: Mapping[str, Label] | None = None,
+    ) -> Operation:
+        """Return a context manager that records nothing."""
+        return Untold(self._nothing, parent=parent)
+
+    @cached_property
+    def _nothing(self) -> Plan:
+        return Plan(DISABLED, self._core.tracing, self._shard, None)
+
+    def count(self, metric: Metric, value: int | float = 1, **labels: Label) -> None:
+        """Do nothing."""
+
+    def record(self, metric: Metric, value: int | float, **labels: Label) -> None:
+        """Do nothing."""
+
+
 class Core:
     """What all tenants' views of one Telemetry share."""
 
     def __init__(self, resource: Resource, target: Target, *, enabled: bool, record: bool, level: int) -> None:
         self.enabled = enabled
+        self.resource = resource
         self.store = Store()
         self.recorder = Recorder(self.store.read)
         self.pipeline = Pipeline(resource, self.store, self.recorder if record and enabled else None, target)
-        self.resource = resource
-        self.provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-        self.provider.add_span_processor(self.pipeline.spans)
-        self.tracer: Tracer = self.provider.get_tracer("kit") if enabled else NoOpTracer()
-        self._level = level if enabled and self.pipeline.takes_logs else level_number("OFF")
+        self.tracing = Tracing(resource, sampling_from_environment(), self.pipeline.span_takers)
+        self._level = level if enabled and self.pipeline.log_takers else level_number("OFF")
         self._handler: Handler | None = None
         self._views: dict[str | None, Telemetry] = {}
         self._lock = threading.Lock()
@@ -138,16 +167,22 @@ class Core:
         with self._lock:
             view = self._views.get(tenant_id)
             if view is None:
-                view = self._views[tenant_id] = Telemetry(self, tenant_id)
+                kind = Telemetry if self.enabled else Disabled
+                view = self._views[tenant_id] = kind(self, tenant_id)
             return view
+
+    def log(self, record: ReadableLogRecord) -> None:
+        """Pass a log record on; this neither waits nor raises."""
+        for take in self.pipeline.log_takers:
+            take(record)
 
     def logger(self, name: str) -> Log:
         """Return a logger of this name."""
-        return Log(name, self.resource, self.pipeline.log, self._level)
+        return Log(name, self.resource, self.log, self._level)
 
     def capture_logging(self) -> None:
         """Hand the standard library's records over as well."""
-        self._handler = Handler(self.resource, self.pipeline.log, self._level)
+        self._handler = Handler(self.resource, self.log, self._level)
         logging.getLogger().addHandler(self._handler)
 
     def shutdown(self, timeout: float) -> None:
@@ -197,10 +232,12 @@ def start_telemetry(
     enabled = os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() != "true"
     target = Target(endpoint=endpoint, protocol=protocol, headers=headers) if enabled else Target()
     core = Core(_resource(service_name), target, enabled=enabled, record=record, level=level_number(log_level))
-    if capture_logging and core.pipeline.takes_logs:
+    if capture_logging and core.pipeline.log_takers:
         core.capture_logging()
     if set_global and enabled:
-        trace_api.set_tracer_provider(core.provider)
+        provider = TracerProvider(resource=core.resource, shutdown_on_exit=False)
+        provider.add_span_processor(ForeignSpans(core.pipeline.span_takers))
+        trace_api.set_tracer_provider(provider)
     return core.view(tenant_id)
 
 

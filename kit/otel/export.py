@@ -95,7 +95,7 @@ class Worker:
             self._wake.set()
 
     def wait(self, deadline: float) -> bool:
-        """Wait for what was asked for, until ``deadline`` (``time.monotonic()``); True when the endpoint took it all."""
+        """Wait for what was asked for, until ``deadline`` (monotonic clock); True when the endpoint took all."""
         with self._lock:
             goal = self._asked
             done = self._finished.wait_for(lambda: self._answered >= goal, max(0.0, deadline - time.monotonic()))

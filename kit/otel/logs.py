@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import time
-import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,6 +17,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from kit.otel import semconv
+from kit.otel.span import exception_attributes
 
 Sink = Callable[[ReadableLogRecord], None]
 
@@ -69,7 +69,9 @@ class Log:
     def error(self, message: str, *args: object, error: BaseException | None = None, **attributes: Any) -> None:
         """Log what failed, with the exception when there is one."""
         if self._level <= logging.ERROR:
-            self._emit(logging.ERROR, message, args, attributes | exception_attributes(error))
+            self._emit(
+                logging.ERROR, message, args, attributes if error is None else attributes | exception_attributes(error)
+            )
 
     def _emit(self, level: int, message: str, args: tuple[object, ...], attributes: Mapping[str, Any]) -> None:
         text, severity = _SEVERITIES[level]
@@ -120,9 +122,9 @@ class Handler(logging.Handler):
     def _last_resort(self, record: logging.LogRecord) -> None:
         """Print what ``logging`` would print if no handler were configured: ours must not silence a warning."""
         root, resort = logging.getLogger(), logging.lastResort
-        if resort is not None and record.levelno >= resort.level and all(isinstance(h, Handler) for h in root.handlers):
-            if root.handlers[:1] == [self]:
-                resort.handle(record)
+        alone = root.handlers[:1] == [self] and all(isinstance(handler, Handler) for handler in root.handlers)
+        if alone and resort is not None and record.levelno >= resort.level:
+            resort.handle(record)
 
 
 def _attributes(record: logging.LogRecord) -> dict[str, Any]:
@@ -130,21 +132,9 @@ def _attributes(record: logging.LogRecord) -> dict[str, Any]:
     attributes[semconv.CODE_FILE_PATH] = record.pathname
     attributes[semconv.CODE_FUNCTION_NAME] = record.funcName
     attributes[semconv.CODE_LINE_NUMBER] = record.lineno
-    if record.exc_info is not None:
+    if record.exc_info is not None and record.exc_info[1] is not None:
         attributes.update(exception_attributes(record.exc_info[1]))
     return attributes
-
-
-def exception_attributes(error: BaseException | None) -> dict[str, Any]:
-    """Return the standard attributes of an exception."""
-    if error is None:
-        return {}
-    module, name = type(error).__module__, type(error).__qualname__
-    return {
-        semconv.EXCEPTION_TYPE: name if module == "builtins" else f"{module}.{name}",
-        semconv.EXCEPTION_MESSAGE: str(error),
-        semconv.EXCEPTION_STACKTRACE: "".join(traceback.format_exception(error)),
-    }
 
 
 def severity_of(level: int) -> tuple[str, SeverityNumber]:

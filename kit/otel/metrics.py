@@ -10,13 +10,14 @@ import threading
 import time
 from bisect import bisect_left
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from kit.catalogue import Metric
 from kit.errors import ConfigurationError
 from kit.otel import semconv
 
-Labels = tuple[tuple[str, str | bool | int | float], ...]
+Label: TypeAlias = str | bool | int | float
+Labels: TypeAlias = tuple[tuple[str, Label], ...]
 
 # Upper bounds of a histogram's buckets by the metric's unit.
 # Source: the advice of the semantic conventions (durations 5 ms to 10 s; tokens in powers of 4), extended downwards
@@ -145,7 +146,7 @@ class Shard:
         with self._lock:
             self._cells.append(cells)
 
-    def counter(self, metric: Metric, labels: dict[str, str | bool | int | float]) -> CounterCell:
+    def counter(self, metric: Metric, labels: dict[str, Label]) -> CounterCell:
         """Return the current thread's cell for a counter, made when it is missing."""
         key = (metric.name, *labels.items()) if labels else metric.name
         cell = self.mine.counters.get(key)
@@ -155,7 +156,7 @@ class Shard:
             cell = self.mine.counters.setdefault(key, CounterCell(series))
         return cell
 
-    def histogram(self, metric: Metric, labels: dict[str, str | bool | int | float]) -> HistogramCell:
+    def histogram(self, metric: Metric, labels: dict[str, Label]) -> HistogramCell:
         """Return the current thread's cell for a histogram, made when it is missing."""
         key = (metric.name, *labels.items()) if labels else metric.name
         cell = self.mine.histograms.get(key)
@@ -209,7 +210,7 @@ class Store:
         self._tenants.add(tenant)
         return tenant
 
-    def series(self, metric: Metric, base: Labels, labels: dict[str, str | bool | int | float]) -> tuple[Series, bool]:
+    def series(self, metric: Metric, base: Labels, labels: dict[str, Label]) -> tuple[Series, bool]:
         """Return the series of a label set, and whether it overflowed into the metric's shared one.
 
         Raises:

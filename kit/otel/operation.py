@@ -7,9 +7,8 @@ its duration, records an exception, and puts the former context back in any case
 from __future__ import annotations
 
 import asyncio
-import traceback
+import logging
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from contextvars import Token
 from time import perf_counter
 from types import TracebackType
@@ -23,15 +22,14 @@ from opentelemetry.trace import Link, SpanKind, Status, StatusCode
 from kit.otel import propagation, semconv
 
 if TYPE_CHECKING:
-    from opentelemetry.trace import Tracer
-
     from kit.catalogue import Span
-    from kit.otel.metrics import Shard
+    from kit.otel.metrics import CounterCell, HistogramCell, Label, Shard
+    from kit.otel.span import Tracing
 
 Value: TypeAlias = str | bool | int | float | Sequence[str] | Sequence[bool] | Sequence[int] | Sequence[float]
-Label: TypeAlias = str | bool | int | float
 Kind: TypeAlias = Literal["internal", "client", "server", "producer", "consumer"]
 
+# The labels that the specification puts on the counters of operations, and their values.
 STATUS = "status"
 ERROR_TYPE = "error_type"
 SUCCESS = "success"
@@ -48,27 +46,58 @@ _KINDS: dict[str, SpanKind] = {
 _LEFT = (asyncio.CancelledError, GeneratorExit)  # the caller went away; nothing failed here
 _ROOT = Context()
 
+logger = logging.getLogger(__name__)
+
 
 class Plan:
     """What every operation of one span row has in common, worked out once."""
 
-    __slots__ = ("attributes", "counter_key", "duration_key", "name", "row", "shard", "tracer")
+    __slots__ = ("attributes", "counter", "counter_key", "duration", "duration_key", "name", "shard", "tracing")
 
-    def __init__(self, row: Span, tracer: Tracer, shard: Shard, tenant_id: str | None) -> None:
-        self.row = row
+    def __init__(self, row: Span, tracing: Tracing, shard: Shard, tenant_id: str | None) -> None:
         self.name = row.name
-        self.tracer = tracer
+        self.counter = row.counter
+        self.duration = row.duration
+        self.tracing = tracing
         self.shard = shard
         self.attributes: dict[str, Value] = {semconv.OPENINFERENCE_SPAN_KIND: row.kind}
         if tenant_id is not None:
             self.attributes[semconv.TENANT_ID] = tenant_id
-        succeeded = (STATUS, SUCCESS)
-        self.counter_key = None if row.counter is None else (row.counter.name, succeeded)
-        self.duration_key = None if row.duration is None else (row.duration.name, succeeded)
+        self.counter_key = None if row.counter is None else (row.counter.name, (STATUS, SUCCESS))
+        self.duration_key = None if row.duration is None else (row.duration.name, (STATUS, SUCCESS))
+
+    def success(self, seconds: float) -> None:
+        """Measure an operation that went well and has no labels of its own: the common case, by two look-ups."""
+        mine = self.shard.mine
+        counter: CounterCell | None = None
+        duration: HistogramCell | None = None
+        try:
+            if self.counter_key is not None:
+                counter = mine.counters[self.counter_key]
+            if self.duration_key is not None:
+                duration = mine.histograms[self.duration_key]
+        except KeyError:
+            self.measure(seconds, {STATUS: SUCCESS})  # the first time in this thread
+            return
+        if counter is not None:
+            counter.value += 1
+        if duration is not None:
+            duration.add(seconds)
+
+    def measure(self, seconds: float, labels: dict[str, Label]) -> None:
+        """Count the operation and record its duration."""
+        if self.counter is not None:
+            self.shard.counter(self.counter, labels).value += 1
+        if self.duration is not None:
+            self.shard.histogram(self.duration, labels).add(seconds)
 
 
 class Operation:
-    """An operation under way: a span that is current, and the labels of the metrics that will end with it."""
+    """An operation under way: a span that is current, and the labels of the metrics that will end with it.
+
+    Attributes:
+        span: OpenTelemetry's span, for what this class has no word for.
+    """
 
     __slots__ = (
         "_attributes",
@@ -83,14 +112,17 @@ class Operation:
         "span",
     )
 
+    _token: Token[Context]
+    _started: float
+
     def __init__(
         self,
         plan: Plan,
-        attributes: Mapping[str, Value] | None,
-        kind: Kind,
-        parent: Context | None,
-        links: Sequence[Context] | None,
-        labels: Mapping[str, Label] | None,
+        attributes: Mapping[str, Value] | None = None,
+        kind: Kind = "internal",
+        parent: Context | None = None,
+        links: Sequence[Context] | None = None,
+        labels: Mapping[str, Label] | None = None,
     ) -> None:
         self._plan = plan
         self._attributes = attributes
@@ -102,15 +134,14 @@ class Operation:
         self.span: trace_api.Span = trace_api.INVALID_SPAN
 
     def __enter__(self) -> Self:
-        plan, parent = self._plan, self._parent
+        plan, parent, kind = self._plan, self._parent, self._kind
         if parent is None:
             # What is served or consumed came from elsewhere: never a child of whatever subscribed to it.
-            parent = _ROOT if self._kind in ("server", "consumer") else context_api.get_current()
-        attributes = {**plan.attributes, **self._attributes} if self._attributes else plan.attributes
-        self.span = plan.tracer.start_span(
-            plan.name, parent, _KINDS[self._kind], attributes, _linked(self._links) if self._links else None
-        )
-        self._token: Token[Context] = context_api.attach(trace_api.set_span_in_context(self.span, parent))
+            parent = _ROOT if kind == "server" or kind == "consumer" else context_api.get_current()
+        attributes = {**plan.attributes, **self._attributes} if self._attributes else plan.attributes.copy()
+        links = _linked(self._links) if self._links else ()
+        self.span = span = plan.tracing.start(plan.name, parent, _KINDS[kind], attributes, links)
+        self._token = context_api.attach(trace_api.set_span_in_context(span, parent))
         self._started = perf_counter()
         return self
 
@@ -121,12 +152,18 @@ class Operation:
         try:
             if error is not None:
                 self._record(error)
-            self._measure(seconds)
+            if self._error is None and self._labels is None:
+                self._plan.success(seconds)
+            else:
+                self._plan.measure(seconds, self._outcome())
             self.span.end()
         finally:
-            # Left in another task than entered in (a generator that was closed): that context ends with its task.
-            with suppress(ValueError):
-                self._token.var.reset(self._token)
+            token = self._token
+            try:
+                token.var.reset(token)
+            except ValueError:
+                # Left in another task than entered in (a generator that was closed): that context ends with its task.
+                logger.debug("%s was left in another context than it was entered in", self._plan.name)
 
     def set(self, key: str, value: Value) -> None:
         """Set an attribute of the span."""
@@ -149,7 +186,7 @@ class Operation:
         self.span.set_status(Status(StatusCode.ERROR, description))
 
     def headers(self, headers: dict[str, str] | None = None) -> dict[str, str] | None:
-        """Return headers that make whoever reads them a child of this operation."""
+        """Return headers that make whoever reads them a child of this operation; None when there is nothing to tell."""
         return propagation.inject(headers)
 
     @property
@@ -165,42 +202,37 @@ class Operation:
     def _record(self, error: BaseException) -> None:
         name = type(error).__name__
         if isinstance(error, _LEFT):
+            self.fail(name, CANCELLED)
             self._error = CANCELLED
-            self.span.set_attribute(semconv.ERROR_TYPE, name)
-            self.span.set_status(Status(StatusCode.ERROR, CANCELLED))
-            return
-        self.fail(name, f"{name}: {error}")
-        if self.span.is_recording():
-            module = type(error).__module__
-            self.span.add_event(
-                semconv.EXCEPTION,
-                {
-                    semconv.EXCEPTION_TYPE: name if module == "builtins" else f"{module}.{type(error).__qualname__}",
-                    semconv.EXCEPTION_MESSAGE: str(error),
-                    semconv.EXCEPTION_STACKTRACE: "".join(traceback.format_exception(error)),
-                },
-            )
-
-    def _measure(self, seconds: float) -> None:
-        plan = self._plan
-        counter, duration = plan.row.counter, plan.row.duration
-        if counter is None and duration is None:
-            return
-        labels = self._outcome()
-        if counter is not None:
-            plan.shard.counter(counter, labels).value += 1
-        if duration is not None:
-            plan.shard.histogram(duration, labels).add(seconds)
+        else:
+            self.fail(name, f"{name}: {error}")
+            self.span.record_exception(error)
 
     def _outcome(self) -> dict[str, Label]:
-        labels: dict[str, Label] = {STATUS: SUCCESS}
-        if self._error == CANCELLED:
-            labels[STATUS] = CANCELLED
-        elif self._error is not None:
+        labels: dict[str, Label]
+        if self._error is None or self._error == CANCELLED:
+            labels = {STATUS: self._error or SUCCESS}
+        else:
             labels = {STATUS: ERROR, ERROR_TYPE: self._error}
-        if self._labels:
-            labels.update(self._labels)
-        return labels
+        return labels if self._labels is None else labels | self._labels
+
+
+class Untold(Operation):
+    """An operation of disabled telemetry: the sender's context still passes through, nothing else happens."""
+
+    __slots__ = ()
+
+    def __enter__(self) -> Self:
+        if self._parent is not None:
+            self._token = context_api.attach(self._parent)
+        self.span = trace_api.get_current_span()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._parent is not None:
+            self._token.var.reset(self._token)
 
 
 def _linked(contexts: Sequence[Context]) -> list[Link]:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
 
 from kit.otel import exporters
 from kit.otel.export import Queue, Ticker, Worker
 from kit.otel.points import metrics_data
-from kit.otel.recorder import Recorder
+from kit.otel.span import LiveSpan, readable
 
 if TYPE_CHECKING:
     from opentelemetry.sdk._logs import ReadableLogRecord
@@ -23,20 +22,9 @@ if TYPE_CHECKING:
 
     from kit.otel.exporters import Target
     from kit.otel.metrics import Store
+    from kit.otel.recorder import Recorder
 
-logger = logging.getLogger(__name__)
-
-
-class SpanSink(SpanProcessor):
-    """Hands each finished span to everyone who takes it."""
-
-    def __init__(self, takers: Sequence[Callable[[ReadableSpan], None]]) -> None:
-        self._takers = tuple(takers)
-
-    def on_end(self, span: ReadableSpan) -> None:
-        """Pass a sampled span on; this neither waits nor raises."""
-        for take in self._takers:
-            take(span)
+AnySpan = LiveSpan | ReadableSpan
 
 
 class Pipeline:
@@ -44,6 +32,8 @@ class Pipeline:
 
     Attributes:
         workers: the ways out of the process; none without an exporter.
+        span_takers: each is handed every finished span; none of them waits or raises.
+        log_takers: each is handed every log record.
     """
 
     def __init__(self, resource: Resource, store: Store, recorder: Recorder | None, target: Target) -> None:
@@ -51,34 +41,29 @@ class Pipeline:
         log_queues = [_log_queue(exporter) for exporter in exporters.log_exporters(target)]
         tickers = [_ticker(exporter, resource, store) for exporter in exporters.metric_exporters(target)]
         self.workers: list[Worker] = [*span_queues, *log_queues, *tickers]
-        self.spans = SpanSink([*([recorder.keep_span] if recorder else []), *(queue.put for queue in span_queues)])
-        self._log_takers = [*([recorder.keep_log] if recorder else []), *(queue.put for queue in log_queues)]
+        self.span_takers: list[Callable[[AnySpan], None]] = [queue.put for queue in span_queues]
+        self.log_takers: list[Callable[[ReadableLogRecord], None]] = [queue.put for queue in log_queues]
+        if recorder is not None:
+            self.span_takers.insert(0, recorder.keep_span)
+            self.log_takers.insert(0, recorder.keep_log)
         for ticker in tickers:
             ticker.start()
 
-    @property
-    def takes_logs(self) -> bool:
-        """Whether a log record has anywhere to go."""
-        return bool(self._log_takers)
-
-    def log(self, record: ReadableLogRecord) -> None:
-        """Pass a log record on; this neither waits nor raises."""
-        for take in self._log_takers:
-            take(record)
-
     def dropped(self) -> dict[str, int]:
         """Return how many items no endpoint took, by signal."""
-        totals = dict.fromkeys(exporters.SIGNALS, 0)
-        for worker in self.workers:
-            totals[worker.signal] += worker.dropped  # type: ignore[index]
-        return {str(signal): total for signal, total in totals.items()}
+        return {signal: sum(w.dropped for w in self.workers if w.signal == signal) for signal in exporters.SIGNALS}
+
+    def exported(self) -> dict[str, int]:
+        """Return how many items an endpoint took, by signal."""
+        return {signal: sum(w.exported for w in self.workers if w.signal == signal) for signal in exporters.SIGNALS}
 
     def flush(self, timeout: float) -> bool:
-        """Export what was recorded; return within ``timeout`` seconds, True when an endpoint took all of it."""
+        """Export what was recorded; return within ``timeout`` seconds, True when the endpoints took all of it."""
         deadline = time.monotonic() + timeout
         for worker in self.workers:
             worker.ask()
-        return all([worker.wait(deadline) for worker in self.workers])
+        answers = [worker.wait(deadline) for worker in self.workers]
+        return all(answers)
 
     def close(self, timeout: float) -> None:
         """Export what is left, then cut every connection; return within ``timeout`` seconds."""
@@ -89,9 +74,22 @@ class Pipeline:
             worker.close(deadline)
 
 
-def _span_queue(exporter: SpanExporter) -> Queue[ReadableSpan]:
-    def export(batch: Sequence[ReadableSpan]) -> bool:
-        return exporter.export(batch).name == "SUCCESS"
+class ForeignSpans(SpanProcessor):
+    """Hands spans that other libraries make with the SDK's tracer to the same takers."""
+
+    def __init__(self, takers: Sequence[Callable[[AnySpan], None]]) -> None:
+        self._takers = tuple(takers)
+
+    def on_end(self, span: ReadableSpan) -> None:
+        """Pass a sampled span on."""
+        if span.context is not None and span.context.trace_flags.sampled:
+            for take in self._takers:
+                take(span)
+
+
+def _span_queue(exporter: SpanExporter) -> Queue[AnySpan]:
+    def export(batch: Sequence[AnySpan]) -> bool:
+        return exporter.export([readable(span) for span in batch]).name == "SUCCESS"
 
     return Queue(
         "traces",
@@ -103,7 +101,7 @@ def _span_queue(exporter: SpanExporter) -> Queue[ReadableSpan]:
     )
 
 
-def _log_queue(exporter: LogRecordExporter) -> Queue[Any]:
+def _log_queue(exporter: LogRecordExporter) -> Queue[ReadableLogRecord]:
     def export(batch: Sequence[ReadableLogRecord]) -> bool:
         return exporter.export(batch).name == "SUCCESS"
 

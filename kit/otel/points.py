@@ -46,7 +46,7 @@ def metrics_data(reading: Reading, resource: Resource) -> tuple[MetricsData, int
                 cell.bounds,
                 cell.low,
                 cell.high,
-            )  # fmt: skip
+            )
         )
     kind = AggregationTemporality.CUMULATIVE
     metrics = [

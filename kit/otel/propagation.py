@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from opentelemetry import baggage as baggage_api
 from opentelemetry import context as context_api
 from opentelemetry import trace as trace_api
 from opentelemetry.baggage.propagation import W3CBaggagePropagator
@@ -22,7 +23,6 @@ TRACEPARENT = "traceparent"
 TRACESTATE = "tracestate"
 BAGGAGE = "baggage"
 
-_BAGGAGE_KEY = "baggage-key"  # where the API keeps it; see the test that pins it
 _BAGGAGE = W3CBaggagePropagator()
 _FORMAT = re.compile(r"[ \t]*([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(?:(-.*)|[ \t]*)")
 _LONGEST_PARENT = 512  # characters; the SDK's limit, and that of tracestate
@@ -42,7 +42,7 @@ def inject(headers: dict[str, str] | None = None, context: Context | None = None
         if span_context.trace_state:
             headers[TRACESTATE] = span_context.trace_state.to_header()
     current = context_api.get_current() if context is None else context
-    if current.get(_BAGGAGE_KEY):
+    if len(current) > 1 and baggage_api.get_all(current):  # one entry is the span
         headers = {} if headers is None else headers
         _BAGGAGE.inject(headers, current)
     return headers

@@ -10,12 +10,15 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from kit.otel.span import readable
+
 if TYPE_CHECKING:
     import pandas as pd
     from opentelemetry.sdk._logs import ReadableLogRecord
     from opentelemetry.sdk.trace import ReadableSpan
 
     from kit.otel.metrics import Reading
+    from kit.otel.span import LiveSpan
 
 MOST_SPANS = 50_000
 MOST_LOGS = 50_000
@@ -26,7 +29,7 @@ class Recorder:
 
     def __init__(self, read: Callable[[], Reading], *, spans: int = MOST_SPANS, logs: int = MOST_LOGS) -> None:
         self._read = read
-        self._spans: deque[ReadableSpan] = deque(maxlen=spans)
+        self._spans: deque[LiveSpan | ReadableSpan] = deque(maxlen=spans)
         self._logs: deque[ReadableLogRecord] = deque(maxlen=logs)
         self.keep_span = self._spans.append
         self.keep_log = self._logs.append
@@ -34,7 +37,7 @@ class Recorder:
     @property
     def finished(self) -> list[ReadableSpan]:
         """The SDK's own finished spans, in the order in which they ended."""
-        return list(self._spans)
+        return [readable(span) for span in list(self._spans)]
 
     def clear(self) -> None:
         """Forget spans and logs; metrics are totals and stay."""
@@ -46,7 +49,7 @@ class Recorder:
         import pandas as pd
 
         rows: list[dict[str, Any]] = []
-        for span in sorted(self._spans, key=lambda span: span.start_time or 0):
+        for span in sorted(self.finished, key=lambda span: span.start_time or 0):
             start, end = span.start_time or 0, span.end_time or 0
             rows.append(
                 {
