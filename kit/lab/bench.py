@@ -9,6 +9,7 @@ which every table and figure can be made again without measuring.
 from __future__ import annotations
 
 import gc
+import json
 import random
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -98,14 +99,12 @@ class Comparison:
 
     def save(self, folder: Path | None = None) -> Path:
         """Write the raw samples, the conditions and the environment as JSON, and return the file."""
-        from kit import codec
-
         folder = folder or reports_folder() / "samples"
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{self.name}.json"
         samples = {name: values.round(1).tolist() for name, values in self.samples.items()}
         body = {**vars(self), "unit": "ns", "samples": samples}
-        path.write_bytes(codec.dumps(body))
+        path.write_text(json.dumps(body))
         return path
 
     def summary(self) -> dict[str, Any]:
@@ -131,9 +130,7 @@ def load(path: Path | str) -> Comparison:
     Raises:
         ReportError: the file holds something else.
     """
-    from kit import codec
-
-    body = codec.loads(Path(path).read_bytes())
+    body = json.loads(Path(path).read_text())
     if not isinstance(body, dict) or body.pop("unit", None) != "ns":
         raise ReportError(f"{path} holds no samples of a comparison")
     samples = {name: np.asarray(values, dtype=np.float64) for name, values in body.pop("samples").items()}

@@ -1,0 +1,184 @@
+"""The front page: what ran, how long, with what verdict, and where to look."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from kit.lab.quantities import elapsed, quantity
+from kit.lab.report.figures import inline_svg
+from kit.lab.report.outcome import Outcome
+from kit.lab.report.render import POLICY, TEMPLATES, number, sign, state, style
+from kit.lab.targets import Ratio
+
+if TYPE_CHECKING:
+    from kit.lab.report.run import Report
+
+
+def write_index(report: Report) -> None:
+    """Write a report's front page."""
+    templates = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined)
+    page = templates.get_template("front.html.j2").render(
+        report=report,
+        policy=POLICY,
+        style=style(),
+        headline=_headline(report.outcomes),
+        took=elapsed(report.seconds),
+        tiles=_tiles(report),
+        headlines=list(_headlines(report.outcomes)),
+        cards=[_card(outcome, place) for place, outcome in enumerate(report.outcomes)],
+        targets=list(_targets(report.outcomes)),
+        timeline=_timeline(report.outcomes),
+        facts=_facts(report.environment),
+    )
+    report.index.write_text(page)
+
+
+def _headline(outcomes: list[Outcome]) -> str:
+    """Say in one sentence how the report came out, the worst first."""
+    failed = [outcome.name for outcome in outcomes if outcome.failure]
+    stale = [outcome.name for outcome in outcomes if not outcome.failure and not outcome.good and not _missed(outcome)]
+    missed = sum(_missed(outcome) for outcome in outcomes)
+    if not (failed or stale or missed):
+        compared = sum(outcome.comparison == "same" for outcome in outcomes)
+        if compared == len(outcomes):
+            return "Every notebook ran, and shows what it is known to show."
+        return "Every notebook ran."
+    parts = []
+    if failed:
+        parts.append(f"{_names(failed)} failed")
+    if stale:
+        parts.append(f"{_names(stale)} {'differs' if len(stale) == 1 else 'differ'} from the reference")
+    if missed:
+        parts.append(f"{missed} target{'s' if missed > 1 else ''} missed")
+    return "; ".join(parts) + "."
+
+
+def _names(names: list[str]) -> str:
+    return ", ".join(names) if len(names) < 4 else f"{len(names)} notebooks"
+
+
+def _missed(outcome: Outcome) -> int:
+    return sum(not verdict["met"] for verdict in outcome.verdicts)
+
+
+def _tiles(report: Report) -> list[dict[str, Any]]:
+    outcomes = report.outcomes
+    compared = [outcome for outcome in outcomes if outcome.comparison in ("same", "differs", "no reference")]
+    verdicts = [verdict for outcome in outcomes for verdict in outcome.verdicts]
+    ran = sum(outcome.failure is None for outcome in outcomes)
+    tiles = [{"value": ran, "of": len(outcomes), "label": "notebooks ran to their end"}]
+    if compared:
+        same = sum(outcome.comparison == "same" for outcome in compared)
+        tiles.append({"value": same, "of": len(compared), "label": "show their committed outputs"})
+    if verdicts:
+        met = sum(verdict["met"] for verdict in verdicts)
+        tiles.append({"value": met, "of": len(verdicts), "label": "targets met"})
+    cells = sum(outcome.cells for outcome in outcomes)
+    return [*tiles, {"value": cells, "of": None, "label": "cells executed"}]
+
+
+def _headlines(outcomes: list[Outcome]) -> Iterator[dict[str, str]]:
+    for outcome in outcomes:
+        for record in outcome.records:
+            for headline in record["headlines"]:
+                yield {**headline, "value": number(headline), "name": outcome.name}
+
+
+def _card(outcome: Outcome, place: int) -> dict[str, Any]:
+    verdicts = outcome.verdicts
+    return {
+        "outcome": outcome,
+        "state": state(outcome),
+        "sign": sign(outcome),
+        "took": elapsed(outcome.seconds),
+        "thumb": _thumb(outcome.figures, place),
+        "letters": outcome.name.partition("_")[0],
+        "anchor": "",
+        "targets": {"met": sum(row["met"] for row in verdicts), "of": len(verdicts)} if verdicts else None,
+    }
+
+
+def _thumb(figures: list[str], place: int) -> str:
+    """Return a notebook's last picture, its ids kept apart from those of the other thumbnails."""
+    if not figures:
+        return ""
+    last = figures[-1]
+    return inline_svg(last, f"t{place}-") if last.startswith("<svg") else last
+
+
+def _targets(outcomes: list[Outcome]) -> Iterator[dict[str, Any]]:
+    for outcome in outcomes:
+        for row in outcome.verdicts:
+            compare = "≤" if row["better"] == "lower" else "≥"
+            yield {
+                **row,
+                "notebook": outcome.name,
+                "target": f"{compare} {quantity(row['target'], row['unit'])}",
+                "measured": quantity(row["measured"], row["unit"]),
+                "ratio": str(Ratio(**row["ratio"])) if row["ratio"] else "–",
+                "bullet": _bullet(row),
+            }
+
+
+def _bullet(row: dict[str, Any]) -> str:
+    """Draw what was measured as a bar, with a line at the target and a dotted one at the limit."""
+    top = 1.08 * max(row["measured"], row["target"], row["limit"] or 0.0) or 1.0
+
+    def x(value: float) -> float:
+        return round(100 * max(value, 0.0) / top, 2)
+
+    fill = "var(--good)" if row["met"] else "var(--bad)"
+    limit = row["limit"]
+    dotted = (
+        f'<line x1="{x(limit)}" x2="{x(limit)}" y1="1" y2="15" stroke="var(--ink)" stroke-width="1.5" '
+        'stroke-dasharray="2 2" vector-effect="non-scaling-stroke"/>'
+        if limit is not None
+        else ""
+    )
+    return (
+        '<svg class="bullet" viewBox="0 0 100 16" preserveAspectRatio="none" aria-hidden="true">'
+        '<rect x="0" y="3" width="100" height="10" rx="1" fill="var(--shade)"/>'
+        f'<rect x="0" y="4.5" width="{max(x(row["measured"]), 0.6)}" height="7" fill="{fill}"/>'
+        f'<line x1="{x(row["target"])}" x2="{x(row["target"])}" y1="0" y2="16" stroke="var(--ink)" stroke-width="2" '
+        f'vector-effect="non-scaling-stroke"/>{dotted}</svg>'
+    )
+
+
+def _timeline(outcomes: list[Outcome]) -> str:
+    """Draw when each notebook ran, a row a notebook."""
+    rows = sorted(outcomes, key=lambda outcome: outcome.started)
+    end = max((outcome.started + outcome.seconds for outcome in rows), default=0.0) or 1.0
+    left, width, height = 170, 1000, 20
+    scale = (width - left - 80) / end
+    parts = []
+    for number, outcome in enumerate(rows):
+        y, x, long = number * height, left + outcome.started * scale, max(outcome.seconds * scale, 2.0)
+        fill = "var(--bad)" if outcome.failure else "var(--link)"
+        parts.append(
+            f'<text x="0" y="{y + 14}" fill="currentColor">{escape(outcome.name)}</text>'
+            f'<line x1="{left}" x2="{width}" y1="{y + 19.5}" y2="{y + 19.5}" stroke="var(--line)" stroke-width="1"/>'
+            f'<rect x="{x:.1f}" y="{y + 4}" width="{long:.1f}" height="11" rx="2" fill="{fill}"/>'
+            f'<text x="{x + long + 6:.1f}" y="{y + 14}" fill="var(--muted)">'
+            f"{'✗ ' if outcome.failure else ''}{elapsed(outcome.seconds)}</text>"
+        )
+    label = f"Timeline of {len(rows)} notebooks over {elapsed(end)}"
+    return (
+        f'<div class="scroll"><svg class="timeline" style="min-width: 34rem" viewBox="0 0 {width} {len(rows) * height}" '
+        f'role="img" aria-label="{label}">{"".join(parts)}</svg></div>'
+    )
+
+
+def _facts(around: dict[str, Any]) -> list[tuple[str, str]]:
+    packages = ", ".join(f"{name} {version}" for name, version in around["packages"].items())
+    memory = f", {around['memory_gib']} GiB" if around["memory_gib"] else ""
+    return [
+        ("Machine", f"{around['cpu']}, {around['cores']} cores{memory}"),
+        ("System", around["system"]),
+        ("Python", around["python"]),
+        ("Load at the end", str(around["load"])),
+        ("Packages", packages),
+    ]

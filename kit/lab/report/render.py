@@ -1,0 +1,124 @@
+"""Render an executed notebook as one page that opens offline, by nbconvert with a template of our own.
+
+The page's Content-Security-Policy forbids scripts and requests, so that "offline" is what the browser enforces and
+not what we hope for.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from kit.lab.quantities import elapsed, quantity
+from kit.lab.records import MIME
+from kit.lab.report import notebooks
+from kit.lab.report.figures import inline_svg
+from kit.lab.report.outcome import Outcome
+
+TEMPLATES = Path(__file__).parent / "templates"
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; font-src data:"
+
+
+def write_page(outcome: Outcome) -> None:
+    """Write an outcome's notebook as HTML, failure and differences on top."""
+    from nbconvert import HTMLExporter
+
+    notebook = notebooks.read(outcome.executed)
+    failed_anchor = _mark(notebook, outcome)
+    exporter = HTMLExporter(template_name="kit", extra_template_basedirs=[str(TEMPLATES)])
+    exporter.embed_images = True
+    exporter.anchor_link_text = "#"
+    pictures = iter(range(10**6))
+    resources = {
+        "metadata": {"path": str(outcome.source.parent)},
+        "kit": {
+            "outcome": outcome,
+            "policy": POLICY,
+            "style": style() + code_style(),
+            "state": state(outcome),
+            "sign": sign(outcome),
+            "took": elapsed(outcome.seconds),
+            "failed_anchor": failed_anchor,
+            "record_mime": MIME,
+            "number": number,
+            "svg": lambda svg: inline_svg("".join(svg), f"f{next(pictures)}-"),
+        },
+    }
+    page, _ = exporter.from_notebook_node(notebook, resources=resources)
+    outcome.html.write_text(_with_contents(_local_links(page)))
+
+
+def _mark(notebook: Any, outcome: Outcome) -> str:
+    """Give every code cell an anchor, and the failed and the differing ones a tag; return the failed one's anchor."""
+    different = {mismatch.cell for mismatch in outcome.mismatches}
+    failed_anchor, code = "", 0
+    for index, cell in enumerate(notebook.cells):
+        if cell.cell_type != "code":
+            continue
+        tags = list(cell.metadata.get("tags", []))
+        cell.metadata["kit_anchor"] = f"parameters-{index}" if notebooks.INJECTED in tags else f"code-{code}"
+        if code in different and notebooks.INJECTED not in tags:
+            tags.append("kit-differs")
+        if _failed(cell, outcome):
+            tags.append("kit-failed")
+            failed_anchor = cell.metadata["kit_anchor"]
+        cell.metadata["tags"] = tags
+        code += notebooks.INJECTED not in tags
+    return failed_anchor
+
+
+def _failed(cell: Any, outcome: Outcome) -> bool:
+    failure = outcome.failure
+    if failure is None:
+        return False
+    stopped = any(output.output_type == "error" for output in cell.outputs)
+    return stopped or (failure.number is not None and cell.execution_count == failure.number)
+
+
+def _local_links(page: str) -> str:
+    """Let links between notebooks lead from page to page."""
+    return re.sub(r'href="((?!\w+:|/)[\w./-]*?)\.ipynb(#[^"]*)?"', r'href="\1.html\2"', page)
+
+
+def _with_contents(page: str) -> str:
+    """Fill in the table of contents from the page's second-level headings."""
+    found = re.findall(r'<h2[^>]*\bid="([^"]+)"[^>]*>(.*?)(?:<a class="anchor-link".*?</a>)?</h2>', page, flags=re.S)
+    items = "".join(f'<li><a href="#{anchor}">{re.sub("<[^>]+>", "", text)}</a></li>' for anchor, text in found)
+    return page.replace("<!--contents-->", f"<ol>{items}</ol>" if items else "", 1)
+
+
+def number(headline: dict[str, Any]) -> str:
+    """Return a headline's value as a person reads it."""
+    value = headline["value"]
+    return value if isinstance(value, str) else quantity(value, headline["unit"])
+
+
+def state(outcome: Outcome) -> str:
+    """Return the class that an outcome is coloured by; its words and its sign say the same."""
+    if not outcome.good:
+        return "bad"
+    return "good" if outcome.comparison == "same" or outcome.updated else "wait"
+
+
+def sign(outcome: Outcome) -> str:
+    """Return one character for an outcome, so that it can be read without colour."""
+    return {"good": "✓", "bad": "✗", "wait": "•"}[state(outcome)]
+
+
+@cache
+def style() -> str:
+    """Return the style sheet of every page."""
+    return (TEMPLATES / "style.css").read_text()
+
+
+@cache
+def code_style() -> str:
+    """Return the colours of code, for light and for dark pages."""
+    from pygments.formatters import HtmlFormatter
+
+    light = HtmlFormatter(style="friendly").get_style_defs(".highlight")
+    dark = HtmlFormatter(style="one-dark").get_style_defs(".highlight")
+    transparent = ".highlight, .highlight pre { background: transparent !important; }"
+    return f"{light}\n@media (prefers-color-scheme: dark) {{\n{dark}\n}}\n{transparent}\n"
