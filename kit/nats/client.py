@@ -3,25 +3,33 @@
 What is overridden, and why (each has a test that fails without it):
 
 - ``publish``: a message whose headers and body exceed ``max_payload`` makes the server close the connection for good;
-  a message for a dead connection goes into a buffer and seems sent. Both are refused before anything is written.
-- ``_send_ping``: nats-py writes PING past its own buffer, so a ``flush()`` overtakes the SUB, UNSUB or PUB before it;
-  and the PONG of a cancelled or timed-out ``flush()`` raises in the read loop, which then reads no more.
+  a message for a dead connection goes into a buffer and seems sent; a publisher that waits for room in that buffer
+  waits for ever when the connection is closed. All three are errors here. Headers are encoded once, for size and wire.
+- ``_send_ping``: nats-py writes PING past its own buffer, so that a ``flush()`` overtakes the SUB, UNSUB or PUB before
+  it; and the PONG of a cancelled or timed-out ``flush()`` raises in the read loop, which then reads no more.
+- ``_read_loop``: an unforeseen error ends it and leaves the connection deaf, yet "connected"; it reconnects here.
 - ``_connect_command``: with ``tls://`` or a CA given, nats-py sends the password in clear to a server without TLS.
 """
 
 from __future__ import annotations
 
 import asyncio
+import re
+from functools import lru_cache
 from typing import Any
 
 import nats.errors
 from nats.aio.client import PING_PROTO
 from nats.aio.client import Client as NatsClient
+from nats.protocol.command import hpub_cmd, pub_cmd
 
-from kit.errors import Disconnected, PayloadTooLarge
+from kit.errors import ConfigurationError, Disconnected, PayloadTooLarge
 
-_HEADER_FRAME = len(b"NATS/1.0\r\n") + len(b"\r\n")
-_HEADER_LINE = len(b": ") + len(b"\r\n")
+PENDING = 2 * 1024 * 1024  # bytes; publishers wait while more than this is unsent
+
+_NO_SUBJECT = re.compile(r"[ \t\r\n]")
+_HEADER_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # Source: RFC 7230, token
+_LINE_ENDS = str.maketrans("\r\n", "  ")
 
 
 class Client(NatsClient):
@@ -31,9 +39,8 @@ class Client(NatsClient):
         super().__init__()
         self.tls_wanted = False
         self.closed_because = ""
-        self.refused_disconnected = 0
-        self.refused_too_large = 0
-        self._round_trips: set[asyncio.Future[Any]] = set()
+        self.refused = 0  # publishes that were not taken, for whatever reason
+        self._waiters: set[asyncio.Future[Any]] = set()
 
     async def publish(
         self, subject: str, payload: bytes = b"", reply: str = "", headers: dict[str, str] | None = None
@@ -41,17 +48,35 @@ class Client(NatsClient):
         """Publish, or say why not.
 
         Raises:
-            Disconnected: the connection is down, draining or closed.
+            Disconnected: the connection is down or closed.
             PayloadTooLarge: headers and body together exceed the server's limit.
+            ConfigurationError: a subject or a header's name that cannot be one.
         """
         if not self.is_connected or self.is_draining_pubs:
-            self.refused_disconnected += 1
+            self.refused += 1
             raise Disconnected(subject, reason=self.why_down())
-        size = len(payload) + header_size(headers) if headers else len(payload)
+        head = encode_headers(headers) if headers else b""
+        self.check_size(subject, len(head) + len(payload))
+        if not subject or _NO_SUBJECT.search(subject) or (reply and _NO_SUBJECT.search(reply)):
+            self.refused += 1
+            raise ConfigurationError(f"{subject!r} with reply {reply!r} is no subject: empty, or with white space")
+        if self._pending_data_size > PENDING:
+            await self._wait_for_room()
+        self.stats["out_msgs"] += 1
+        self.stats["out_bytes"] += len(payload)
+        await self._send_command(hpub_cmd(subject, reply, head, payload) if head else pub_cmd(subject, reply, payload))
+        if self._flush_queue is not None and self._flush_queue.empty():
+            await self._flush_pending()
+
+    def check_size(self, subject: str, size: int) -> None:
+        """Refuse a message that the server would not only refuse, but close the connection for.
+
+        Raises:
+            PayloadTooLarge: ``size`` (bytes, headers and body together) exceeds the server's limit.
+        """
         if size > self._max_payload:
-            self.refused_too_large += 1
+            self.refused += 1
             raise PayloadTooLarge(subject, size=size, limit=self._max_payload)
-        await super().publish(subject, payload, reply, headers)
 
     def why_down(self) -> str:
         """Say why nothing can be sent."""
@@ -59,26 +84,51 @@ class Client(NatsClient):
             return self.closed_because or "the connection was closed"
         if self.is_draining:
             return "the connection is being closed"
-        return "the connection to the server is down; it reconnects by itself"
+        seen = f" ({self.last_error})" if self.last_error is not None else ""
+        return f"the connection to the server is down{seen}; it reconnects by itself"
 
-    def lose_round_trips(self) -> None:
+    def fail_waiters(self) -> None:
         """Fail the round trips that were under way when the connection broke: their PONG never comes."""
-        for future in tuple(self._round_trips):
+        for future in tuple(self._waiters):
             if not future.done():
                 future.set_exception(Disconnected("the server", reason="the connection broke before it answered"))
-        self._round_trips.clear()
+
+    def abort(self) -> None:
+        """Drop the socket, unsent bytes included."""
+        writer = getattr(self._transport, "_io_writer", None)
+        if writer is not None:
+            writer.transport.abort()
+
+    def _waiter(self) -> asyncio.Future[Any]:
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._watch(future)
+        return future
+
+    def _watch(self, future: asyncio.Future[Any]) -> None:
+        self._waiters.add(future)
+        future.add_done_callback(self._waiters.discard)
+
+    async def _wait_for_room(self) -> None:
+        taken = self._waiter()  # resolved by nats-py's flusher, or failed by `fail_waiters`
+        assert self._flush_queue is not None
+        await self._flush_queue.put(taken)
+        await taken
 
     async def _send_ping(self, future: asyncio.Future[Any] | None = None) -> None:
-        loop = asyncio.get_running_loop()
-        pong: asyncio.Future[Any] = loop.create_future()  # nobody else has it, so nobody can cancel it
+        pong: asyncio.Future[Any] = asyncio.get_running_loop().create_future()  # nobody else's, so nobody cancels it
         if future is not None:
-            waiting = future
-            self._round_trips.add(waiting)
-            waiting.add_done_callback(self._round_trips.discard)
-            pong.add_done_callback(lambda _: _resolve(waiting))
+            caller = future
+            self._watch(caller)
+            pong.add_done_callback(lambda _: None if caller.done() else caller.set_result(True))
         self._pongs.append(pong)
         await self._send_command(PING_PROTO)
         await self._flush_pending()
+
+    async def _read_loop(self) -> None:
+        await super()._read_loop()
+        task = asyncio.current_task()
+        if self.is_connected and not self.is_draining and task is not None and not task.cancelling():
+            await self._process_op_err(nats.errors.StaleConnectionError())
 
     def _connect_command(self) -> bytes:
         if self.tls_wanted and not self._server_info.get("tls_required"):
@@ -86,14 +136,23 @@ class Client(NatsClient):
         return super()._connect_command()
 
 
-def _resolve(waiting: asyncio.Future[Any]) -> None:
-    if not waiting.done():
-        waiting.set_result(True)
+def encode_headers(headers: dict[str, str]) -> bytes:
+    """Encode message headers; line ends in a value become blanks, as nats-py has it.
+
+    Raises:
+        ConfigurationError: a name that cannot be one.
+    """
+    lines = ["NATS/1.0"]
+    for name, value in headers.items():
+        if "\n" in value or "\r" in value:
+            value = value.translate(_LINE_ENDS)
+        lines.append(_header_prefix(name) + value.strip())
+    lines.append("\r\n")
+    return "\r\n".join(lines).encode()
 
 
-def header_size(headers: dict[str, str]) -> int:
-    """Bytes that headers take on the wire, as nats-py writes them."""
-    size = _HEADER_FRAME
-    for key, value in headers.items():
-        size += _HEADER_LINE + len(key) + (len(value) if value.isascii() else len(value.encode()))
-    return size
+@lru_cache(maxsize=256)
+def _header_prefix(name: str) -> str:
+    if not _HEADER_NAME.fullmatch(name):
+        raise ConfigurationError(f"{name!r} is no header name: ASCII letters, digits and !#$%&'*+-.^_`|~ only")
+    return f"{name}: "

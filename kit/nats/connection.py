@@ -3,23 +3,39 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import itertools
 import logging
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from pathlib import Path
+from typing import Any, Self, cast
 
 import nats.errors
 from nats.aio.client import Server as PoolServer
 from nats.aio.msg import Msg
-from nats.aio.subscription import Subscription
+from nats.aio.subscription import (
+    DEFAULT_SUB_PENDING_BYTES_LIMIT,
+    DEFAULT_SUB_PENDING_MSGS_LIMIT,
+    Subscription,
+)
 from nats.js import JetStreamContext
 
+from kit.catalogue import check_id
 from kit.errors import ConnectError, DeadlineExceeded, Disconnected, ForeignLoopError, NoResponders
-from kit.nats.client import Client
+from kit.nats.auth import Access, Given, explain, is_final, resolve
+from kit.nats.client import PENDING, Client
+from kit.nats.config import Credentials
 
 _log = logging.getLogger("kit.nats")
+
+_BACKOFF = (0.05, 2.0)  # s; first and longest wait between attempts to reconnect, each times 0.5 to 1
+_ATTEMPT = 2.0  # s; for one server to answer
+_PING = 20  # s; a dead peer is noticed after three of them
+_CLOSE = 1.0  # s; to close the socket after the drain
+
+Handler = Callable[[Msg], Awaitable[None]] | Callable[[Msg], None]
 
 
 @dataclass(slots=True)
@@ -31,20 +47,41 @@ class Counters:
     errors: int = 0
     slow_consumers: int = 0
     late_replies: int = 0
+    unsent_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """A subject of one's own, on which a callback gets whatever is sent there until it is closed."""
+
+    subject: str
+    close: Callable[[], None]
 
 
 class Connection:
-    """A connection of one event loop to one NATS account."""
+    """A connection of one event loop to one NATS account; made by `connect`.
+
+    Attributes:
+        client: nats-py's client underneath, with its traps closed: safe to use, JetStream included.
+        tenant_id: whose account it is, where the caller said so.
+        counters: what happened so far.
+    """
 
     def __init__(self, client: Client, *, tenant_id: str | None, name: str) -> None:
         self.client, self.tenant_id, self.name = client, tenant_id, name
         self.counters = Counters()
+        self.on_reconnect: list[Callable[[], None]] = []
         self._loop = asyncio.get_running_loop()
         self._up, self._down, self._closed = asyncio.Event(), asyncio.Event(), asyncio.Event()
-        self._up.set()
         self._serial = itertools.count(1)
         self._inbox = ""
-        self._replies: dict[str, asyncio.Future[Msg]] = {}
+        self._opening = asyncio.Lock()
+        self._listeners: dict[str, Callable[[Msg], None]] = {}
+        self._attempts: list[Exception] | None = []  # while the first connection is being made
+        self._closing: asyncio.Task[None] | None = None
+
+    def __repr__(self) -> str:
+        return f"<Connection {self.name!r} {self.state} tenant={self.tenant_id}>"
 
     async def __aenter__(self) -> Self:
         return self
@@ -53,7 +90,7 @@ class Connection:
         await self.close()
 
     def check_loop(self) -> None:
-        """Raise at once when awaited from another event loop than its own.
+        """Raise at once when used from another event loop than its own.
 
         Raises:
             ForeignLoopError: it is another one.
@@ -61,16 +98,57 @@ class Connection:
         if asyncio.get_running_loop() is not self._loop:
             raise ForeignLoopError(f"connection {self.name!r}")
 
+    # --- state --------------------------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> str:
+        """One of ``connected``, ``reconnecting``, ``draining``, ``closed``."""
+        if self.client.is_closed:
+            return "closed"
+        if self.client.is_draining:
+            return "draining"
+        return "connected" if self.client.is_connected else "reconnecting"
+
     @property
     def max_payload(self) -> int:
         """Bytes that headers and body of one message may have together, as the server said."""
         return self.client.max_payload
 
+    async def wait_connected(self, timeout: float | None = None) -> None:
+        """Wait until the connection is up (again).
+
+        Raises:
+            Disconnected: it is closed, or not up within ``timeout`` seconds.
+        """
+        self.check_loop()
+        if self.client.is_closed or not await _within(timeout, self._up, self._closed) or self.client.is_closed:
+            raise Disconnected("the server", reason=self.client.why_down())
+
+    async def wait_disconnected(self, timeout: float | None = None) -> None:
+        """Wait until the connection is down; return at once when it is.
+
+        Raises:
+            DeadlineExceeded: it is still up after ``timeout`` seconds.
+        """
+        self.check_loop()
+        if not await _within(timeout, self._down):
+            raise DeadlineExceeded("the end of the connection", seconds=timeout or 0.0)
+
+    # --- sending ------------------------------------------------------------------------------------------------
+
     async def publish(
-        self, subject: str, payload: bytes, *, headers: dict[str, str] | None = None, reply: str = "",
+        self,
+        subject: str,
+        payload: bytes,
+        *,
+        headers: dict[str, str] | None = None,
+        reply: str = "",
         confirm: float | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Publish a message; with ``confirm`` (seconds), wait until the server has it.
+
+        Core NATS promises no more than that the bytes were handed to the socket: what was written when the connection
+        breaks may be lost. ``confirm`` costs a round trip and leaves no doubt.
 
         Raises:
             Disconnected: the connection is down, or broke before the confirmation.
@@ -80,7 +158,7 @@ class Connection:
         self.check_loop()
         await self.client.publish(subject, payload, reply, headers)
         if confirm is not None:
-            await self.flush(confirm)
+            await self._round_trip(subject, confirm)
 
     async def request(
         self, subject: str, payload: bytes, *, timeout: float = 5.0, headers: dict[str, str] | None = None
@@ -96,138 +174,312 @@ class Connection:
         if not self._inbox:
             await self._open_inbox()
         token = str(next(self._serial))
-        future: asyncio.Future[Msg] = self._loop.create_future()
-        self._replies[token] = future
-        timer = self._loop.call_later(timeout, _expire, future, subject, timeout)
+        answered: asyncio.Future[Msg] = self._loop.create_future()
+        self._listeners[token] = answered.set_result
+        timer = self._loop.call_later(timeout, _expire, answered, subject, timeout)
         try:
             await self.client.publish(subject, payload, self._inbox + token, headers)
-            answer = await future
+            answer = await answered
         finally:
             timer.cancel()
-            del self._replies[token]
+            self._listeners.pop(token, None)
         if not answer.data and answer.headers and answer.headers.get("Status") == "503":
             raise NoResponders(subject)
         return answer
 
-    async def subscribe(
-        self, subject: str, handler: Callable[[Msg], Awaitable[None]], *, queue: str = ""
-    ) -> Subscription:
-        """Subscribe, and return once the server knows it."""
+    async def flush(self, timeout: float = 5.0) -> None:
+        """Wait until the server has taken everything that was sent so far, subscriptions included.
+
+        Raises:
+            DeadlineExceeded: it did not answer within ``timeout`` seconds.
+            Disconnected: the connection is down or broke.
+        """
         self.check_loop()
-        subscription = await self.client.subscribe(subject, queue=queue, cb=handler)
-        await self.flush()
+        await self._round_trip("the server", timeout)
+
+    async def _round_trip(self, subject: str, timeout: float) -> None:
+        if not self.client.is_connected:
+            raise Disconnected(subject, reason=self.client.why_down())
+        try:
+            await self.client.flush(cast(int, timeout))  # it says int and takes seconds
+        except nats.errors.TimeoutError:
+            raise DeadlineExceeded(subject, seconds=timeout) from None
+        except nats.errors.Error:
+            raise Disconnected(subject, reason=self.client.why_down()) from None
+
+    # --- receiving ----------------------------------------------------------------------------------------------
+
+    async def subscribe(
+        self,
+        subject: str,
+        handler: Handler,
+        *,
+        queue: str = "",
+        pending_messages: int = DEFAULT_SUB_PENDING_MSGS_LIMIT,
+        pending_bytes: int = DEFAULT_SUB_PENDING_BYTES_LIMIT,
+    ) -> Subscription:
+        """Subscribe, and return once the server knows it.
+
+        A coroutine function handles one message at a time, from a queue of ``pending_messages`` and ``pending_bytes``,
+        beyond which messages are dropped and counted as ``slow_consumers``. A plain function is called as the message
+        is read, without a queue: it must be quick, and bound what it starts by itself.
+
+        Raises:
+            Disconnected: the connection is down.
+        """
+        self.check_loop()
+        if not self.client.is_connected:
+            raise Disconnected(subject, reason=self.client.why_down())
+        if inspect.iscoroutinefunction(handler):
+            subscription = await self.client.subscribe(
+                subject, queue, handler, pending_msgs_limit=pending_messages, pending_bytes_limit=pending_bytes
+            )
+        else:
+            direct = cast("asyncio.Future[Any]", _Direct(cast(Callable[[Msg], None], handler), self))
+            subscription = await self.client.subscribe(subject, queue, future=direct)
+        await self._round_trip(subject, _ATTEMPT)
         return subscription
 
-    async def flush(self, timeout: float = 5.0) -> None:
-        """Wait until the server has taken everything that was sent so far."""
+    async def listen(self, deliver: Callable[[Msg], None]) -> Listener:
+        """Open a subject of one's own for answers, without a subscription of its own."""
         self.check_loop()
-        try:
-            await self.client.flush(timeout)  # type: ignore[arg-type]  # it says int and means seconds
-        except nats.errors.TimeoutError:
-            raise DeadlineExceeded("the server", seconds=timeout) from None
-        except nats.errors.ConnectionClosedError:
-            raise Disconnected("the server", reason=self.client.why_down()) from None
+        if not self._inbox:
+            await self._open_inbox()
+        token = str(next(self._serial))
+        self._listeners[token] = deliver
+        return Listener(self._inbox + token, lambda: (self._listeners.pop(token, None), None)[1])
 
     def jetstream(self, timeout: float = 5.0) -> JetStreamContext:
-        """Return a JetStream context of this connection."""
+        """Return a JetStream context of this connection; its requests wait ``timeout`` seconds."""
         self.check_loop()
         return self.client.jetstream(timeout=timeout)
 
-    async def wait_connected(self, timeout: float | None = None) -> None:
-        """Wait until the connection is up (again)."""
-        async with asyncio.timeout(timeout):
-            await self._up.wait()
-
-    async def close(self, timeout: float = 5.0) -> None:
-        """Drain and close, within ``timeout`` seconds."""
-        self.check_loop()
-        if self.client.is_closed:
-            return
-        if self.client.is_connected:
-            await asyncio.wait({asyncio.ensure_future(self.client.drain())}, timeout=timeout)
-        if not self.client.is_closed:
-            await asyncio.wait({asyncio.ensure_future(self.client.close())}, timeout=1.0)
-
     async def _open_inbox(self) -> None:
-        inbox = self.client.new_inbox() + "."
-        await self.client.subscribe(inbox + "*", cb=self._deliver)
-        self._inbox = inbox
+        async with self._opening:
+            if not self._inbox:
+                inbox = self.client.new_inbox() + "."
+                await self.subscribe(inbox + "*", self._deliver)
+                self._inbox = inbox
 
-    async def _deliver(self, message: Msg) -> None:
-        future = self._replies.get(message.subject[len(self._inbox) :])
-        if future is None or future.done():
+    def _deliver(self, message: Msg) -> None:
+        deliver = self._listeners.get(message.subject[len(self._inbox) :])
+        if deliver is None:
             self.counters.late_replies += 1
         else:
-            future.set_result(message)
+            deliver(message)
+
+    # --- the end ------------------------------------------------------------------------------------------------
+
+    async def close(self, timeout: float = 5.0) -> None:
+        """Finish the handlers that run, send what is unsent, and close: within ``timeout`` seconds, plus two at most."""
+        self.check_loop()
+        if self._closing is None:
+            self._closing = asyncio.ensure_future(self._close(timeout))
+        await asyncio.shield(self._closing)
+
+    async def _close(self, timeout: float) -> None:
+        client = self.client
+        if client.is_connected:
+            client.options["drain_timeout"] = timeout
+            await _bounded(client.drain(), timeout)
+        if not client.is_closed:
+            await _bounded(client.close(), _CLOSE)
+        self.counters.unsent_bytes = client.pending_data_size
+        if client.pending_data_size:
+            _log.warning("%s: closed with %d bytes unsent", self.name, client.pending_data_size)
+        client.abort()
+        await self.on_closed()
 
     # --- what nats-py reports -----------------------------------------------------------------------------------
 
     async def on_error(self, error: Exception) -> None:
-        """Count and log an error that belongs to no call."""
+        """Count and log an error that belongs to no call; while connecting, let it end the attempt."""
+        if self._attempts is not None:
+            self._attempts.append(error)
+            if is_final(error) or len(self._attempts) >= len(self.client.server_pool):
+                raise _AttemptFailed
+            return
         if isinstance(error, nats.errors.SlowConsumerError):
             self.counters.slow_consumers += 1
-        else:
-            self.counters.errors += 1
-        _log.warning("%s: %s", self.name, error)
+            _log.warning("%s: slow consumer on %s: a message was dropped", self.name, error.subject)
+            return
+        self.counters.errors += 1
+        handled = self.client.is_connected  # then it comes out of a handler; else out of an attempt to reconnect
+        _log.log(logging.ERROR if handled else logging.INFO, "%s: %r", self.name, error, exc_info=handled and error)
 
     async def on_disconnected(self) -> None:
         """Note that the connection broke."""
-        self.counters.disconnects += 1
+        if self._attempts is None and not self._down.is_set():
+            self.counters.disconnects += 1
+            if self._closing is None:
+                _log.warning("%s: disconnected from the server", self.name)
         self._up.clear()
         self._down.set()
-        self.client.lose_round_trips()
+        self.client.fail_waiters()
 
     async def on_reconnected(self) -> None:
-        """Note that it is back."""
+        """Note that it is back, and tell those who asked."""
         self.counters.reconnects += 1
         self._down.clear()
         self._up.set()
+        _log.warning("%s: connected again", self.name)
+        for callback in self.on_reconnect:
+            self._loop.call_soon(callback)
 
     async def on_closed(self) -> None:
-        """Note that it is closed for good."""
+        """Note that it is closed for good: by `close`, or by a server that will not have it."""
+        if self._closing is None and not self._closed.is_set():
+            self.client.closed_because = f"the server closed the connection for good ({self.client.last_error})"
+            _log.error("%s: %s", self.name, self.client.closed_because)
         self._up.clear()
+        self._down.set()
         self._closed.set()
+        self.client.fail_waiters()
+
+    async def establish(self, access: Access, seconds: float) -> Exception | None:
+        """Make the first connection: one attempt on each server; return why there is none, or None."""
+        client = self.client
+        client.tls_wanted = access.tls
+        try:
+            async with asyncio.timeout(seconds):
+                await client.connect(
+                    list(access.urls),
+                    name=self.name,
+                    connect_timeout=cast(int, min(_ATTEMPT, seconds)),
+                    max_reconnect_attempts=-1,
+                    reconnect_to_server_handler=_next_server,
+                    ping_interval=_PING,
+                    pending_size=32 * PENDING,  # `Client.publish` waits at PENDING; what nats-py would do is worse
+                    flush_timeout=10.0,
+                    error_cb=self.on_error,
+                    disconnected_cb=self.on_disconnected,
+                    reconnected_cb=self.on_reconnected,
+                    closed_cb=self.on_closed,
+                    **access.options,
+                )
+        except (TimeoutError, OSError, nats.errors.Error) as error:
+            failure: Exception = error
+        except _AttemptFailed:
+            failure = (self._attempts or [nats.errors.NoServersError()])[-1]
+        else:
+            if client.is_connected:
+                self._attempts = None
+                self._up.set()
+                return None
+            failure = nats.errors.UnexpectedEOF()  # nats-py takes the end of the stream for an answer to its CONNECT
+        await _bounded(client.close(), _CLOSE)
+        client.abort()
+        return failure
+
+
+class _AttemptFailed(Exception):  # noqa: N818 - ends nats-py's connect(), which would go on for ever
+    """No server was reached in one round."""
+
+
+class _Direct:
+    """Stands where nats-py takes a future for one answer, and hands every message on as it is read."""
+
+    def __init__(self, deliver: Callable[[Msg], None], connection: Connection) -> None:
+        self._deliver, self._connection = deliver, connection
+
+    def cancelled(self) -> bool:
+        return False
+
+    def set_result(self, message: Msg) -> None:
+        try:
+            self._deliver(message)
+        except Exception:  # it would end the read loop of the whole connection
+            self._connection.counters.errors += 1
+            _log.exception("%s: the handler of %s failed", self._connection.name, message.subject)
 
 
 async def connect(
     url: str | Sequence[str] | None = None,
     *,
     tenant_id: str | None = None,
+    credentials: Credentials | None = None,
     user: str | None = None,
     password: str | None = None,
+    token: str | None = None,
+    creds: str | Path | None = None,
+    nkey_seed: str | Path | None = None,
+    ca: str | Path | None = None,
+    cert: str | Path | None = None,
+    key: str | Path | None = None,
+    tls_hostname: str | None = None,
     name: str = "kit",
     connect_timeout: float = 5.0,
 ) -> Connection:
-    """Connect to a NATS server."""
-    client = Client()
-    connection = Connection(client, tenant_id=tenant_id, name=name)
-    servers = [url] if isinstance(url, str) else list(url or ["nats://127.0.0.1:4222"])
-    try:
-        async with asyncio.timeout(connect_timeout):
-            await client.connect(
-                servers,
-                name=name,
-                user=user,
-                password=password,
-                max_reconnect_attempts=-1,
-                reconnect_to_server_handler=_next_server,
-                ping_interval=20,
-                error_cb=connection.on_error,
-                disconnected_cb=connection.on_disconnected,
-                reconnected_cb=connection.on_reconnected,
-                closed_cb=connection.on_closed,
-            )
-    except (TimeoutError, OSError, nats.errors.Error) as error:
-        raise ConnectError(f"no connection to {', '.join(servers)}: {error}") from None
-    return connection
+    """Connect to a NATS server, as the arguments say or else the environment (see ``kit.nats.auth``).
+
+    The first connection is made within ``connect_timeout`` seconds or refused with its reason; afterwards the client
+    reconnects by itself, for ever, with a jittered backoff of up to 2 s.
+
+    Args:
+        url: one URL, several with commas between, or a sequence of them; the servers of one cluster.
+        tenant_id: whose account it is; only noted.
+        credentials: user and password in one, as the embedded server gives them.
+        creds: path or text of a credentials file (JWT).
+        nkey_seed: path of a seed file, or the seed.
+        ca, cert, key: PEM files for TLS; with ``ca`` or ``tls://``, a server without TLS is refused.
+        tls_hostname: name to expect in the certificate, where the URL has an address.
+        name: shown in the server's monitoring and in log lines.
+
+    Raises:
+        ConnectError: no server answers, or it refuses; the message says what to do.
+        ConfigurationError: arguments or variables that cannot work.
+    """
+    if tenant_id is not None:
+        check_id(tenant_id)
+    if credentials is not None:
+        user, password = credentials.user, credentials.password
+    access = resolve(
+        Given(
+            url=url, user=user, password=password, token=token, creds=creds, nkey_seed=nkey_seed,
+            ca=ca, cert=cert, key=key, tls_hostname=tls_hostname,
+        )
+    )  # fmt: skip
+    loop = asyncio.get_running_loop()
+    deadline, pause = loop.time() + connect_timeout, _BACKOFF[0]
+    while True:
+        connection = Connection(Client(), tenant_id=tenant_id, name=name)
+        failure = await connection.establish(access, max(0.01, deadline - loop.time()))
+        if failure is None:
+            return connection
+        if is_final(failure) or loop.time() + pause >= deadline:
+            raise ConnectError(explain(failure, access, connect_timeout)) from None
+        await asyncio.sleep(random.uniform(0.5, 1.0) * pause)
+        pause = min(2 * pause, 0.5)
 
 
 def _next_server(pool: list[PoolServer], _info: dict[str, Any]) -> tuple[PoolServer | None, float]:
-    """Choose the server tried least, after a jittered backoff that grows to 2 s."""
+    """Choose the server tried least, after a jittered backoff."""
     least = min(pool, key=lambda server: server.reconnects)
-    return least, random.uniform(0.5, 1.0) * min(2.0, 0.05 * 2 ** min(least.reconnects, 6))
+    first, longest = _BACKOFF
+    return least, random.uniform(0.5, 1.0) * min(longest, first * 2 ** min(least.reconnects, 10))
 
 
-def _expire(future: asyncio.Future[Msg], subject: str, seconds: float) -> None:
-    if not future.done():
-        future.set_exception(DeadlineExceeded(subject, seconds=seconds))
+def _expire(answered: asyncio.Future[Msg], subject: str, seconds: float) -> None:
+    if not answered.done():
+        answered.set_exception(DeadlineExceeded(subject, seconds=seconds))
+
+
+async def _within(seconds: float | None, *events: asyncio.Event) -> bool:
+    """Wait for one of the events; tell whether it came in time."""
+    waits = [asyncio.ensure_future(event.wait()) for event in events]
+    try:
+        done, _ = await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()
+    return bool(done)
+
+
+async def _bounded(work: Awaitable[None], seconds: float) -> None:
+    """Give the work some seconds, and leave it when they are over: the socket is dropped next."""
+    task = asyncio.ensure_future(work)
+    done, _ = await asyncio.wait({task}, timeout=seconds)
+    if not done:
+        task.cancel()
+    elif (error := task.exception()) is not None:
+        _log.info("closing: %r", error)
