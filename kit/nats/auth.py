@@ -116,9 +116,7 @@ def _reason(error: BaseException | None, access: Access, seconds: float) -> str:
     match error:
         case nats.errors.SecureConnWantedError():
             return "it offers no TLS, which tls:// or a CA asks for; no credentials were sent"
-        case ssl.SSLCertVerificationError() if (
-            "ostname" in error.verify_message or "IP address" in error.verify_message
-        ):
+        case ssl.SSLCertVerificationError() if "mismatch" in error.verify_message:
             return f"its certificate is for another name ({error.verify_message}): use that name, or tls_hostname="
         case ssl.SSLCertVerificationError():
             return f"its certificate is not trusted ({error.verify_message}): set NATS_CA to its authority's PEM file"
@@ -141,7 +139,8 @@ def _reason(error: BaseException | None, access: Access, seconds: float) -> str:
 
 
 def _urls(given: str | Sequence[str] | None, named: str | None) -> tuple[str, ...]:
-    several = (given or named or DEFAULT_URL).split(",") if not given or isinstance(given, str) else list(given)
+    chosen = given or named or DEFAULT_URL
+    several = chosen.split(",") if isinstance(chosen, str) else chosen
     urls = tuple(url.strip() for url in several if url.strip())
     for url in urls:
         scheme = urlsplit(url).scheme if "://" in url else "nats"
@@ -196,7 +195,7 @@ def _creds(value: str) -> tuple[dict[str, Any], str]:
 
 
 def _nkey(value: str) -> tuple[dict[str, Any], str]:
-    import nkeys
+    import nkeys  # type: ignore[import-untyped]
 
     bare = _BARE_SEED.fullmatch(value.strip()) is not None
     seed = value.strip() if bare else _read(value, "NATS_NKEY_SEED").strip()

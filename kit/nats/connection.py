@@ -9,6 +9,7 @@ import logging
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -175,7 +176,7 @@ class Connection:
             await self._open_inbox()
         token = str(next(self._serial))
         answered: asyncio.Future[Msg] = self._loop.create_future()
-        self._listeners[token] = answered.set_result
+        self._listeners[token] = partial(_settle, answered)
         timer = self._loop.call_later(timeout, _expire, answered, subject, timeout)
         try:
             await self.client.publish(subject, payload, self._inbox + token, headers)
@@ -271,7 +272,7 @@ class Connection:
     # --- the end ------------------------------------------------------------------------------------------------
 
     async def close(self, timeout: float = 5.0) -> None:
-        """Finish the handlers that run, send what is unsent, and close: within ``timeout`` seconds, plus two at most."""
+        """Finish the handlers that run, send what is unsent, and close; bounded by ``timeout`` seconds and two more."""
         self.check_loop()
         if self._closing is None:
             self._closing = asyncio.ensure_future(self._close(timeout))
@@ -388,7 +389,7 @@ class _Direct:
     def set_result(self, message: Msg) -> None:
         try:
             self._deliver(message)
-        except Exception:  # it would end the read loop of the whole connection
+        except Exception:  # noqa: BLE001 - logged with its traceback; raised, it would end the read loop of the whole connection
             self._connection.counters.errors += 1
             _log.exception("%s: the handler of %s failed", self._connection.name, message.subject)
 
@@ -457,6 +458,11 @@ def _next_server(pool: list[PoolServer], _info: dict[str, Any]) -> tuple[PoolSer
     least = min(pool, key=lambda server: server.reconnects)
     first, longest = _BACKOFF
     return least, random.uniform(0.5, 1.0) * min(longest, first * 2 ** min(least.reconnects, 10))
+
+
+def _settle(answered: asyncio.Future[Msg], message: Msg) -> None:
+    if not answered.done():  # a second answer may come in the same read
+        answered.set_result(message)
 
 
 def _expire(answered: asyncio.Future[Msg], subject: str, seconds: float) -> None:
