@@ -6,33 +6,34 @@ import atexit
 import logging
 import os
 import threading
+import time
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from typing import TYPE_CHECKING
 
-from opentelemetry import trace as trace_api
-from opentelemetry.context import Context
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
-from kit.catalogue import Span
+from kit.catalogue import TELEMETRY_DROPPED, Span
 from kit.otel import semconv
-from kit.otel.exporters import Target
+from kit.otel.exporters import SIGNALS, Target
 from kit.otel.logs import Handler, Log, level_number
-from kit.otel.metrics import Label, Store
+from kit.otel.metrics import Counter, Idle, Label, Reading, Series, Store
 from kit.otel.operation import Kind, Operation, Plan, Untold, Value
-from kit.otel.pipeline import ForeignSpans, Pipeline
+from kit.otel.pipeline import Pipeline
 from kit.otel.recorder import Recorder
 from kit.otel.sampling import sampling_from_environment
 from kit.otel.span import Tracing
 
 if TYPE_CHECKING:
+    from opentelemetry.context import Context
     from opentelemetry.sdk._logs import ReadableLogRecord
 
     from kit.catalogue import Metric
 
-DISABLED = Span(name="disabled", component="", purpose="nothing is recorded")
 EXIT_SECONDS = 2.5  # for the last exports at the interpreter's exit, which has to be over within 3
+_NOTHING = Span(name="disabled", component="", purpose="what disabled telemetry opens instead")
+
+logger = logging.getLogger(__name__)
 
 
 class Telemetry:
@@ -43,25 +44,31 @@ class Telemetry:
         enabled: False when OTEL_SDK_DISABLED is true; then everything costs next to nothing.
     """
 
+    enabled = True
+
     def __init__(self, core: Core, tenant_id: str | None) -> None:
         self._core = core
         self._shard = core.store.shard(tenant_id)
         self._plans: dict[str, Plan] = {}
         self.tenant_id = tenant_id
-        self.enabled = core.enabled
 
     @property
     def recorder(self) -> Recorder:
-        """What happened in this process."""
+        """What happened in this process; empty unless ``record`` was asked for."""
         return self._core.recorder
 
     @property
     def dropped(self) -> dict[str, int]:
-        """How many items no endpoint took, by signal."""
+        """How many items no endpoint took, by signal: traces, metrics, logs."""
         return self._core.pipeline.dropped()
 
-    def for_tenant(self, tenant_id: str) -> Telemetry:
-        """Return the same telemetry under another tenant's name."""
+    @property
+    def exported(self) -> dict[str, int]:
+        """How many items an endpoint took, by signal."""
+        return self._core.pipeline.exported()
+
+    def for_tenant(self, tenant_id: str | None) -> Telemetry:
+        """Return the same telemetry under another tenant's name; always the same object for the same tenant."""
         return self._core.view(tenant_id)
 
     def operation(
@@ -90,17 +97,33 @@ class Telemetry:
         return Operation(plan, attributes, kind, parent, links, labels)
 
     def count(self, metric: Metric, value: int | float = 1, **labels: Label) -> None:
-        """Add to a counter."""
-        key = (metric.name, *labels.items()) if labels else metric.name
+        """Add to a counter.
+
+        Raises:
+            ConfigurationError: a label is an id; ids belong on spans.
+        """
         try:
+            key = (metric.name, *labels.items()) if labels else metric.name
             self._shard.mine.counters[key].value += value
         except KeyError:
             self._shard.counter(metric, labels).value += value
 
+    def counter(self, metric: Metric, **labels: Label) -> Counter:
+        """Return a counter with its labels, for a loop in which looking them up costs too much.
+
+        Raises:
+            ConfigurationError: a label is an id; ids belong on spans.
+        """
+        return Counter(self._shard, metric, labels)
+
     def record(self, metric: Metric, value: int | float, **labels: Label) -> None:
-        """Record a value of a histogram, in the metric's unit."""
-        key = (metric.name, *labels.items()) if labels else metric.name
+        """Record a value of a histogram, in the metric's unit.
+
+        Raises:
+            ConfigurationError: a label is an id; ids belong on spans.
+        """
         try:
+            key = (metric.name, *labels.items()) if labels else metric.name
             self._shard.mine.histograms[key].add(value)
         except KeyError:
             self._shard.histogram(metric, labels).add(value)
@@ -110,16 +133,22 @@ class Telemetry:
         return self._core.logger(name)
 
     def force_flush(self, timeout: float = 5.0) -> bool:
-        """Export what was recorded; return within ``timeout`` seconds, True when an endpoint took all of it."""
+        """Export what was recorded; return within ``timeout`` seconds, True when the endpoints took all of it."""
         return self._core.pipeline.flush(timeout)
 
     def shutdown(self, timeout: float = 3.0) -> None:
-        """Export what is left and end every thread; return within ``timeout`` seconds."""
+        """Export what is left and end every thread; return within ``timeout`` seconds. A second call does nothing."""
         self._core.shutdown(timeout)
 
 
 class Disabled(Telemetry):
     """Telemetry under OTEL_SDK_DISABLED: only the sender's context passes through."""
+
+    enabled = False
+
+    def __init__(self, core: Core, tenant_id: str | None) -> None:
+        super().__init__(core, tenant_id)
+        self._nothing = Plan(_NOTHING, core.tracing, self._shard, None)
 
     def operation(
         self,
@@ -132,14 +161,14 @@ class Disabled(Telemetry):
         labels: Mapping[str, Label] | None = None,
     ) -> Operation:
         """Return a context manager that records nothing."""
-        return Untold(self._nothing, parent=parent)
-
-    @cached_property
-    def _nothing(self) -> Plan:
-        return Plan(DISABLED, self._core.tracing, self._shard, None)
+        return Untold(self._nothing, None, kind, parent)
 
     def count(self, metric: Metric, value: int | float = 1, **labels: Label) -> None:
         """Do nothing."""
+
+    def counter(self, metric: Metric, **labels: Label) -> Counter:
+        """Return a counter that does nothing."""
+        return Idle()
 
     def record(self, metric: Metric, value: int | float, **labels: Label) -> None:
         """Do nothing."""
@@ -149,27 +178,36 @@ class Core:
     """What all tenants' views of one Telemetry share."""
 
     def __init__(self, resource: Resource, target: Target, *, enabled: bool, record: bool, level: int) -> None:
-        self.enabled = enabled
+        scope = InstrumentationScope("kit", schema_url=semconv.SCHEMA_URL)
         self.resource = resource
         self.store = Store()
-        self.recorder = Recorder(self.store.read)
-        self.pipeline = Pipeline(resource, self.store, self.recorder if record and enabled else None, target)
-        self.tracing = Tracing(resource, sampling_from_environment(), self.pipeline.span_takers)
-        self._level = level if enabled and self.pipeline.log_takers else level_number("OFF")
+        self.recorder = Recorder(self.read)
+        self.pipeline = Pipeline(resource, scope, self.read, self.recorder if record and enabled else None, target)
+        self.tracing = Tracing(resource, sampling_from_environment(), self.pipeline.span_takers, scope)
+        self._enabled = enabled
+        self._level = level if self.pipeline.log_takers else level_number("OFF")
         self._handler: Handler | None = None
         self._views: dict[str | None, Telemetry] = {}
         self._lock = threading.Lock()
-        self._ended = False
-        atexit.register(self._at_exit)
+        _alive.append(self)
 
     def view(self, tenant_id: str | None) -> Telemetry:
         """Return the telemetry of a tenant."""
         with self._lock:
             view = self._views.get(tenant_id)
             if view is None:
-                kind = Telemetry if self.enabled else Disabled
-                view = self._views[tenant_id] = kind(self, tenant_id)
+                view = Telemetry(self, tenant_id) if self._enabled else Disabled(self, tenant_id)
+                self._views[tenant_id] = view
             return view
+
+    def read(self) -> Reading:
+        """Return the totals of all metrics, drops included."""
+        reading = self.store.read()
+        dropped = self.pipeline.dropped()
+        for signal in SIGNALS:
+            if dropped[signal]:
+                reading.counters[Series(TELEMETRY_DROPPED, (("signal", signal),))] = dropped[signal]
+        return reading
 
     def log(self, record: ReadableLogRecord) -> None:
         """Pass a log record on; this neither waits nor raises."""
@@ -182,22 +220,39 @@ class Core:
 
     def capture_logging(self) -> None:
         """Hand the standard library's records over as well."""
-        self._handler = Handler(self.resource, self.log, self._level)
-        logging.getLogger().addHandler(self._handler)
+        if self.pipeline.log_takers:
+            self._handler = Handler(self.resource, self.log, self._level)
+            logging.getLogger().addHandler(self._handler)
 
     def shutdown(self, timeout: float) -> None:
         """End everything; a second call does nothing."""
-        with self._lock:
-            if self._ended:
-                return
-            self._ended = True
+        deadline = time.monotonic() + timeout
+        if self in _alive:
+            _alive.remove(self)
+            self.pipeline.stop()
+            self.end(deadline)
+
+    def end(self, deadline: float) -> None:
+        """Wait for the last exports until ``deadline``, and tell once what was lost."""
         if self._handler is not None:
             logging.getLogger().removeHandler(self._handler)
-        self.pipeline.close(timeout)
-        atexit.unregister(self._at_exit)
+        self.pipeline.close(deadline)
+        lost = [f"{count} {signal}" for signal, count in self.pipeline.dropped().items() if count]
+        if lost:
+            logger.warning("no endpoint took %s", ", ".join(lost))
 
-    def _at_exit(self) -> None:
-        self.shutdown(EXIT_SECONDS)
+
+# What has to end with the interpreter. One exit handler for all: those of the single ones would add their deadlines up.
+_alive: list[Core] = []
+
+
+@atexit.register
+def _end_all() -> None:
+    deadline = time.monotonic() + EXIT_SECONDS
+    for core in _alive:
+        core.pipeline.stop()
+    while _alive:
+        _alive.pop().end(deadline)
 
 
 def start_telemetry(
@@ -220,29 +275,27 @@ def start_telemetry(
         record: keep finished spans and logs in memory, bounded, for ``Telemetry.recorder``.
         endpoint: OTLP endpoint, e.g. ``http://localhost:4317``; None leaves it to OTEL_EXPORTER_OTLP_ENDPOINT, and
             without one nothing leaves the process.
-        protocol: ``grpc`` or ``http/protobuf``.
+        protocol: ``grpc`` or ``http/protobuf``; None leaves it to OTEL_EXPORTER_OTLP_PROTOCOL.
         headers: sent with every export.
         log_level: from which level on logs are recorded.
         capture_logging: take the standard library's log records too.
-        set_global: make the tracer provider OpenTelemetry's global one, so that other libraries' spans join in.
-
-    Raises:
-        ConfigurationError: an OTEL_* variable that cannot work.
+        set_global: make OpenTelemetry's global providers feed this one, so that other libraries' telemetry joins in;
+            they can be set once in a process.
     """
     enabled = os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() != "true"
-    target = Target(endpoint=endpoint, protocol=protocol, headers=headers) if enabled else Target()
+    target = Target(endpoint=endpoint, protocol=protocol, headers=headers, off=not enabled)
     core = Core(_resource(service_name), target, enabled=enabled, record=record, level=level_number(log_level))
-    if capture_logging and core.pipeline.log_takers:
+    if capture_logging:
         core.capture_logging()
     if set_global and enabled:
-        provider = TracerProvider(resource=core.resource, shutdown_on_exit=False)
-        provider.add_span_processor(ForeignSpans(core.pipeline.span_takers))
-        trace_api.set_tracer_provider(provider)
+        from kit.otel.foreign import set_global_providers
+
+        set_global_providers(core.resource, core.pipeline)
     return core.view(tenant_id)
 
 
 def _resource(service_name: str) -> Resource:
-    resource = Resource.create()
-    if resource.attributes.get(semconv.SERVICE_NAME) in (None, "unknown_service"):
+    resource = Resource.create()  # reads OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES
+    if str(resource.attributes.get(semconv.SERVICE_NAME, "unknown_service")).startswith("unknown_service"):
         resource = resource.merge(Resource({semconv.SERVICE_NAME: service_name}))
-    return resource
+    return resource.merge(Resource({}, semconv.SCHEMA_URL))

@@ -1,4 +1,4 @@
-"""Ways out of the process: one bounded worker per signal, whose end is bounded too.
+"""Ways out of the process: one bounded worker per signal and exporter, whose end is bounded too.
 
 The SDK's own batch processors cannot be used here: with a dead or hanging endpoint their ``force_flush(2000)`` took
 35 to 50 seconds, their ``shutdown()`` 30, and what they drop is only logged. A worker of this module never makes its
@@ -24,13 +24,29 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 
+def after_fork(method: Callable[[], None]) -> None:
+    """Call a bound method in every forked child, for as long as its object lives."""
+    if hasattr(os, "register_at_fork"):
+        reference = weakref.WeakMethod(method)
+
+        def call() -> None:
+            if (alive := reference()) is not None:
+                alive()
+
+        os.register_at_fork(after_in_child=call)
+
+
 class Worker:
-    """A daemon thread that exports when its interval has passed, when it is woken and when it is asked to flush.
+    """A daemon thread that exports when its interval has passed, when it is woken and when it is asked to.
 
     The thread starts with the first need of it, so that telemetry without a way out has none.
 
-    Attributes:
+    Args:
         signal: ``traces``, ``metrics`` or ``logs``.
+        interval: seconds between two exports.
+        shut: closes the exporter, cutting off a call in flight.
+
+    Attributes:
         exported: items that the endpoint took.
         dropped: items that no endpoint took.
     """
@@ -41,12 +57,10 @@ class Worker:
         self.dropped = 0
         self._interval = interval
         self._shut = shut
-        self._start_afresh()
-        if hasattr(os, "register_at_fork"):
-            reinit = weakref.WeakMethod(self._start_afresh)
-            os.register_at_fork(after_in_child=lambda: (method := reinit()) and method())
+        self._begin()
+        after_fork(self._begin)
 
-    def _start_afresh(self) -> None:
+    def _begin(self) -> None:
         """Set up the state of the thread: at first, and in a forked child, which has no thread of its parent."""
         self._lock = threading.Lock()
         self._finished = threading.Condition(self._lock)
@@ -56,26 +70,28 @@ class Worker:
         self._answered = 0
         self._succeeded = True
         self._closing = False
-        self._abandoned = False
+        self._gone = False
 
     def _work(self) -> bool:
         """Export what there is; say whether the endpoint took all of it."""
         raise NotImplementedError
 
-    def _abandon(self) -> None:
-        """Count as dropped whatever was not exported when time ran out."""
+    def _left(self) -> int:
+        """Return how many items are not exported when time has run out, and forget them; the lock is held."""
         raise NotImplementedError
 
     def start(self) -> None:
-        """Start the thread, unless it runs or the worker was closed."""
+        """Start the thread, unless it runs or the worker was stopped."""
         with self._lock:
             if self._thread is None and not self._closing:
                 self._thread = threading.Thread(target=self._run, name=f"kit-otel-{self.signal}", daemon=True)
                 self._thread.start()
 
     def _run(self) -> None:
+        # Instrumented HTTP and gRPC clients must not trace the export of traces.
         context_api.attach(context_api.set_value(_SUPPRESS_INSTRUMENTATION_KEY, True))
-        while True:
+        closing = False
+        while not closing:
             self._wake.wait(self._interval)
             self._wake.clear()
             with self._lock:
@@ -84,8 +100,6 @@ class Worker:
             with self._lock:
                 self._answered, self._succeeded = goal, succeeded
                 self._finished.notify_all()
-            if closing:
-                return
 
     def ask(self) -> None:
         """Ask for an export of what was recorded before this call; ``wait`` waits for it."""
@@ -98,8 +112,9 @@ class Worker:
         """Wait for what was asked for, until ``deadline`` (monotonic clock); True when the endpoint took all."""
         with self._lock:
             goal = self._asked
-            done = self._finished.wait_for(lambda: self._answered >= goal, max(0.0, deadline - time.monotonic()))
-            return done and self._succeeded
+            remaining = max(0.0, deadline - time.monotonic())
+            self._finished.wait_for(lambda: self._gone or self._answered >= goal, remaining)
+            return self._answered >= goal and self._succeeded
 
     def stop(self) -> None:
         """Begin the last export; what is handed over from now on is dropped."""
@@ -109,18 +124,25 @@ class Worker:
 
     def close(self, deadline: float) -> None:
         """Wait for the last export until ``deadline``, then cut the connection and count the rest as dropped."""
-        if self._thread is not None:
-            self._thread.join(max(0.0, deadline - time.monotonic()))
+        thread = self._thread
+        if thread is not None:
+            thread.join(max(0.0, deadline - time.monotonic()))
         with self._lock:
-            self._abandoned = True
-        self._abandon()
+            if self._gone:
+                return
+            self._gone = True
+            self.dropped += self._left()
+            self._finished.notify_all()
         self._shut()
 
-    def _count(self, taken: int, lost: int) -> None:
+    def _count(self, items: int, taken: bool) -> None:
         with self._lock:
-            if not self._abandoned:
-                self.exported += taken
-                self.dropped += lost
+            if self._gone:
+                return  # counted as dropped already, whatever became of the call that was cut off
+            if taken:
+                self.exported += items
+            else:
+                self.dropped += items
 
 
 class Queue(Worker, Generic[T]):
@@ -128,7 +150,6 @@ class Queue(Worker, Generic[T]):
 
     Args:
         export: takes a batch, says whether the endpoint took it.
-        shut: closes the exporter, cutting off a call in flight.
         size: items kept while the endpoint is slow; one more is dropped, and counted.
         batch: most items in one call.
         interval: seconds between two calls while fewer than ``batch`` items wait.
@@ -144,20 +165,18 @@ class Queue(Worker, Generic[T]):
         batch: int,
         interval: float,
     ) -> None:
-        self._items: deque[T] = deque()
-        self._in_flight = 0
         self._export = export
         self._size = size
         self._batch = min(batch, size)
         super().__init__(signal, interval=interval, shut=shut)
 
-    def _start_afresh(self) -> None:
-        super()._start_afresh()
-        self._items.clear()  # a forked child does not send what its parent recorded
+    def _begin(self) -> None:
+        super()._begin()
+        self._items: deque[T] = deque()  # a forked child does not send what its parent recorded
         self._in_flight = 0
 
     def put(self, item: T) -> None:
-        """Hand over an item: never waits, never raises."""
+        """Hand over an item: never waits for an endpoint, never raises."""
         waiting = len(self._items)
         if waiting >= self._size or self._closing:
             with self._lock:
@@ -171,53 +190,68 @@ class Queue(Worker, Generic[T]):
 
     def _work(self) -> bool:
         succeeded = True
-        for _ in range(0, len(self._items), self._batch):
+        due = len(self._items)
+        while due > 0:
             with self._lock:
-                if self._abandoned:
+                if self._gone:
                     return False
-                batch = [self._items.popleft() for _ in range(min(self._batch, len(self._items)))]
+                batch = [self._items.popleft() for _ in range(min(self._batch, due))]
                 self._in_flight = len(batch)
             taken = _attempt(self._export, batch)
-            self._count(len(batch) if taken else 0, 0 if taken else len(batch))
+            self._count(len(batch), taken)
             self._in_flight = 0
+            due -= len(batch)
             succeeded = succeeded and taken
         return succeeded
 
-    def _abandon(self) -> None:
-        with self._lock:
-            self.dropped += self._in_flight + len(self._items)
-            self._items.clear()
+    def _left(self) -> int:
+        left = self._in_flight + len(self._items)
+        self._items.clear()
+        return left
 
 
-class Ticker(Worker):
-    """Collects and exports the state of the metrics at an interval.
+class Ticker(Worker, Generic[T]):
+    """Reads the metrics at an interval and exports the reading.
 
     Args:
-        collect: exports one reading; returns how many points the endpoint took, and how many it did not.
+        read: returns a reading and the number of its points.
+        export: takes a reading, says whether the endpoint took it.
     """
 
-    def __init__(self, collect: Callable[[], tuple[int, int]], shut: Callable[[], None], *, interval: float) -> None:
-        self._collect = collect
+    def __init__(
+        self,
+        read: Callable[[], tuple[T, int]],
+        export: Callable[[T], bool],
+        shut: Callable[[], None],
+        *,
+        interval: float,
+    ) -> None:
+        self._read = read
+        self._export = export
         super().__init__("metrics", interval=interval, shut=shut)
+        self.start()
+
+    def _begin(self) -> None:
+        super()._begin()
+        self._in_flight = 0
 
     def _work(self) -> bool:
-        try:
-            taken, lost = self._collect()
-        except Exception:
-            logger.debug("reading or exporting the metrics failed", exc_info=True)
-            taken, lost = 0, 1
-        self._count(taken, lost)
-        return not lost
+        reading, points = self._read()
+        if points == 0:
+            return True
+        self._in_flight = points
+        taken = _attempt(self._export, reading)
+        self._count(points, taken)
+        self._in_flight = 0
+        return taken
 
-    def _abandon(self) -> None:
-        with self._lock:
-            if self._answered < self._asked or (self._thread is not None and self._thread.is_alive()):
-                self.dropped += 1
+    def _left(self) -> int:
+        return self._in_flight
 
 
-def _attempt(export: Callable[[Sequence[T]], bool], batch: Sequence[T]) -> bool:
+def _attempt(export: Callable[[T], bool], what: T) -> bool:
     try:
-        return export(batch)
+        return export(what)
     except Exception:
-        logger.debug("an exporter raised", exc_info=True)
+        logger.warning("an exporter raised", exc_info=True)
         return False

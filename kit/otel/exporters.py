@@ -1,20 +1,21 @@
 """Exporters as the standard OTEL_* variables ask for them; imported only when there is one to make.
 
-Source: OpenTelemetry's specification of environment variables. Two points where the kit decides:
-without OTEL_*_EXPORTER, OTLP is used only when an endpoint is named (a notebook needs no collector), and without
-OTEL_EXPORTER_OTLP_PROTOCOL, port 4318 means http/protobuf and anything else grpc.
+What a variable says and nobody understands is told and ignored, as the standard asks. In two points it leaves the
+choice, and the kit decides: without OTEL_*_EXPORTER, OTLP is used only when an endpoint is named (a notebook needs no
+collector); without OTEL_EXPORTER_OTLP_PROTOCOL, port 4318 means http/protobuf and any other grpc.
+
+Source: OpenTelemetry's specification of environment variables.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
-
-from kit.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from opentelemetry.sdk._logs.export import LogRecordExporter
@@ -25,46 +26,45 @@ Signal = Literal["traces", "metrics", "logs"]
 SIGNALS: tuple[Signal, ...] = ("traces", "metrics", "logs")
 GRPC = "grpc"
 HTTP = "http/protobuf"
+_HTTP_PORT = 4318
 _NAMES = ("none", "otlp", "console")
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """Where telemetry goes when arguments say so; None leaves it to the variables."""
+    """Where telemetry goes when arguments say so; None leaves it to the variables, ``off`` sends it nowhere."""
 
     endpoint: str | None = None
     protocol: str | None = None
     headers: Mapping[str, str] | None = None
+    off: bool = False
 
     def exporters(self, signal: Signal) -> list[str]:
-        """Return the names of a signal's exporters.
-
-        Raises:
-            ConfigurationError: a name other than none, otlp and console.
-        """
+        """Return the names of a signal's exporters: ``otlp``, ``console``, both or none."""
+        if self.off:
+            return []
         variable = f"OTEL_{signal.upper()}_EXPORTER"
         asked = os.environ.get(variable, "").strip().lower()
         if not asked:
-            return ["otlp"] if self.endpoint or _variable(signal, "ENDPOINT") else []
-        names = [name.strip() for name in asked.split(",") if name.strip()]
+            return ["otlp"] if self.endpoint or setting(signal, "ENDPOINT") else []
+        names = list(dict.fromkeys(name.strip() for name in asked.split(",") if name.strip()))
         for name in names:
             if name not in _NAMES:
-                raise ConfigurationError(f"{variable}={asked!r}: {name!r} is not one of {', '.join(_NAMES)}")
-        return [name for name in names if name != "none"]
+                logger.warning("%s: %r is none of %s and is left out", variable, name, ", ".join(_NAMES))
+        return [name for name in names if name in _NAMES and name != "none"]
 
     def speaks(self, signal: Signal) -> str:
-        """Return the OTLP protocol of a signal.
-
-        Raises:
-            ConfigurationError: a protocol other than grpc and http/protobuf.
-        """
-        protocol = self.protocol or _variable(signal, "PROTOCOL")
-        if not protocol:
-            endpoint = self.endpoint or _variable(signal, "ENDPOINT") or ""
-            return HTTP if urlsplit(endpoint).port == 4318 else GRPC
-        if protocol not in (GRPC, HTTP):
-            raise ConfigurationError(f"OTLP protocol {protocol!r} is not one of {GRPC}, {HTTP}")
-        return protocol
+        """Return the OTLP protocol of a signal."""
+        protocol = self.protocol or setting(signal, "PROTOCOL")
+        if protocol in (GRPC, HTTP):
+            return protocol
+        endpoint = self.endpoint or setting(signal, "ENDPOINT") or ""
+        chosen = HTTP if _port(endpoint) == _HTTP_PORT else GRPC
+        if protocol:
+            logger.warning("OTLP protocol %r is neither %s nor %s; %s is spoken instead", protocol, GRPC, HTTP, chosen)
+        return chosen
 
     def arguments(self, signal: Signal) -> dict[str, Any]:
         """Return the arguments of a signal's OTLP exporter; what is missing it reads from the variables itself."""
@@ -73,41 +73,36 @@ class Target:
             base = self.endpoint.rstrip("/")
             arguments["endpoint"] = f"{base}/v1/{signal}" if self.speaks(signal) == HTTP else base
         if self.headers is not None:
-            arguments["headers"] = dict(self.headers)
+            arguments["headers"] = {name.lower(): value for name, value in self.headers.items()}  # gRPC wants it so
         return arguments
 
 
-def _variable(signal: Signal, name: str) -> str | None:
+def setting(signal: Signal, name: str) -> str | None:
+    """Return a signal's own OTEL_EXPORTER_OTLP_* variable, or the one for all signals."""
     own = os.environ.get(f"OTEL_EXPORTER_OTLP_{signal.upper()}_{name}", "").strip()
     return own or os.environ.get(f"OTEL_EXPORTER_OTLP_{name}", "").strip() or None
 
 
-def milliseconds(variable: str, default: float) -> float:
-    """Return a duration variable in seconds.
-
-    Raises:
-        ConfigurationError: its value is not a positive number of milliseconds.
-    """
-    value = os.environ.get(variable, "").strip()
+def _port(endpoint: str) -> int | None:
     try:
-        parsed = float(value) if value else default
+        return urlsplit(endpoint if "//" in endpoint else f"//{endpoint}").port
     except ValueError:
-        parsed = 0.0
-    if parsed <= 0:
-        raise ConfigurationError(f"{variable}={value!r} is not a positive number of milliseconds")
-    return parsed / 1000.0
+        return None
+
+
+def milliseconds(variable: str, default: int) -> float:
+    """Return a duration variable in seconds; ``default`` is in milliseconds."""
+    return number(variable, default) / 1000.0
 
 
 def number(variable: str, default: int) -> int:
-    """Return a size variable.
-
-    Raises:
-        ConfigurationError: its value is not a positive integer.
-    """
+    """Return a variable that is a positive integer."""
     value = os.environ.get(variable, "").strip()
-    if value and not (value.isdecimal() and int(value) > 0):
-        raise ConfigurationError(f"{variable}={value!r} is not a positive integer")
-    return int(value) if value else default
+    if value.isdecimal() and int(value) > 0:
+        return int(value)
+    if value:
+        logger.warning("%s=%r is not a positive integer; %d is used instead", variable, value, default)
+    return default
 
 
 def span_exporters(target: Target) -> list[SpanExporter]:

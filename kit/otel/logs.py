@@ -12,7 +12,9 @@ from typing import Any
 
 from opentelemetry import context as context_api
 from opentelemetry._logs import LogRecord, SeverityNumber
-from opentelemetry.sdk._logs import ReadableLogRecord
+from opentelemetry.attributes import BoundedAttributes
+from opentelemetry.context import Context
+from opentelemetry.sdk._logs import LogRecordLimits, ReadableLogRecord
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
@@ -21,6 +23,7 @@ from kit.otel.span import exception_attributes
 
 Sink = Callable[[ReadableLogRecord], None]
 
+_NO_CONTEXT = Context()
 _OFF = logging.CRITICAL + 1
 _SEVERITIES: dict[int, tuple[str, SeverityNumber]] = {
     logging.DEBUG: ("DEBUG", SeverityNumber.DEBUG),
@@ -38,7 +41,7 @@ class Log:
     Arguments are merged into the message only when the level is enabled; keywords become attributes.
     """
 
-    __slots__ = ("_level", "_resource", "_scope", "_sink", "name")
+    __slots__ = ("_level", "_limits", "_resource", "_scope", "_sink", "name")
 
     def __init__(self, name: str, resource: Resource, sink: Sink, level: int) -> None:
         self.name = name
@@ -46,6 +49,7 @@ class Log:
         self._resource = resource
         self._sink = sink
         self._level = level
+        self._limits = LogRecordLimits()
 
     def set_level(self, level: int | str) -> None:
         """Record from this level on: a number or a name of the standard library's ``logging``."""
@@ -82,9 +86,10 @@ class Log:
             context=context_api.get_current(),
             severity_text=text,
             severity_number=severity,
-            body=message % args if args else message,
-            attributes=attributes,
+            body=_merged(message, args),
+            attributes=_bounded(attributes, self._limits),
         )
+        record.context = _NO_CONTEXT  # the ids are taken; the rest would be kept alive by whoever keeps the record
         self._sink(ReadableLogRecord(record, self._resource, self._scope))
 
 
@@ -98,6 +103,7 @@ class Handler(logging.Handler):
         super().__init__(level)
         self._resource = resource
         self._sink = sink
+        self._limits = LogRecordLimits()
         self._scopes: dict[str, InstrumentationScope] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -113,9 +119,10 @@ class Handler(logging.Handler):
             context=context_api.get_current(),
             severity_text=text,
             severity_number=severity,
-            body=record.getMessage(),
-            attributes=_attributes(record),
+            body=_merged(record.msg, record.args) if isinstance(record.msg, str) else str(record.msg),
+            attributes=_bounded(_attributes(record), self._limits),
         )
+        translated.context = _NO_CONTEXT
         self._sink(ReadableLogRecord(translated, self._resource, scope))
         self._last_resort(record)
 
@@ -125,6 +132,18 @@ class Handler(logging.Handler):
         alone = root.handlers[:1] == [self] and all(isinstance(handler, Handler) for handler in root.handlers)
         if alone and resort is not None and record.levelno >= resort.level:
             resort.handle(record)
+
+
+def _merged(message: str, args: Any) -> str:
+    """Merge as ``logging`` does; arguments that do not fit must not stop what logs them."""
+    try:
+        return message % args if args else message
+    except (TypeError, ValueError, KeyError):
+        return f"{message} {args!r}"
+
+
+def _bounded(attributes: Mapping[str, Any], limits: LogRecordLimits) -> BoundedAttributes:
+    return BoundedAttributes(limits.max_log_record_attributes, attributes, True, limits.max_log_record_attribute_length)
 
 
 def _attributes(record: logging.LogRecord) -> dict[str, Any]:

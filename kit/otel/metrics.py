@@ -44,6 +44,11 @@ def bounds(metric: Metric) -> tuple[float, ...]:
     return _BOUNDS.get(metric.unit, _OTHER_BOUNDS)
 
 
+def key_of(metric: Metric, labels: dict[str, Label]) -> object:
+    """Return what a thread's cell is looked up by."""
+    return (metric.name, *labels.items()) if labels else metric.name
+
+
 class Series(NamedTuple):
     """One metric with one set of labels."""
 
@@ -94,6 +99,38 @@ class HistogramCell:
     def count(self) -> int:
         """Number of recorded values."""
         return sum(self.counts)
+
+
+class Counter:
+    """A counter with its labels, for where even looking them up costs too much: ``counter.add()`` in a hot loop."""
+
+    __slots__ = ("_key", "_labels", "_metric", "_shard")
+
+    def __init__(self, shard: Shard, metric: Metric, labels: dict[str, Label]) -> None:
+        self._shard = shard
+        self._metric = metric
+        self._labels = labels
+        self._key = key_of(metric, labels)
+        shard.counter(metric, labels)  # refuses a label that is an id here, not in the loop
+
+    def add(self, value: int | float = 1) -> None:
+        """Add to the counter."""
+        try:
+            self._shard.mine.counters[self._key].value += value
+        except KeyError:
+            self._shard.counter(self._metric, self._labels).value += value
+
+
+class Idle(Counter):
+    """The counter of disabled telemetry."""
+
+    __slots__ = ()
+
+    def __init__(self) -> None:
+        """Count nothing."""
+
+    def add(self, value: int | float = 1) -> None:
+        """Do nothing."""
 
 
 class Reading(NamedTuple):
@@ -148,7 +185,7 @@ class Shard:
 
     def counter(self, metric: Metric, labels: dict[str, Label]) -> CounterCell:
         """Return the current thread's cell for a counter, made when it is missing."""
-        key = (metric.name, *labels.items()) if labels else metric.name
+        key = key_of(metric, labels)
         cell = self.mine.counters.get(key)
         if cell is None:
             series, overflow = self._store.series(metric, self._base, labels)
@@ -158,7 +195,7 @@ class Shard:
 
     def histogram(self, metric: Metric, labels: dict[str, Label]) -> HistogramCell:
         """Return the current thread's cell for a histogram, made when it is missing."""
-        key = (metric.name, *labels.items()) if labels else metric.name
+        key = key_of(metric, labels)
         cell = self.mine.histograms.get(key)
         if cell is None:
             series, overflow = self._store.series(metric, self._base, labels)

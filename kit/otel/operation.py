@@ -101,6 +101,7 @@ class Operation:
 
     __slots__ = (
         "_attributes",
+        "_context",
         "_error",
         "_kind",
         "_labels",
@@ -112,6 +113,7 @@ class Operation:
         "span",
     )
 
+    _context: Context
     _token: Token[Context]
     _started: float
 
@@ -140,8 +142,13 @@ class Operation:
             parent = _ROOT if kind == "server" or kind == "consumer" else context_api.get_current()
         attributes = {**plan.attributes, **self._attributes} if self._attributes else plan.attributes.copy()
         links = _linked(self._links) if self._links else ()
-        self.span = span = plan.tracing.start(plan.name, parent, _KINDS[kind], attributes, links)
-        self._token = context_api.attach(trace_api.set_span_in_context(span, parent))
+        span = plan.tracing.start(plan.name, parent, _KINDS[kind], attributes, links)
+        if span is None:
+            self.span, context = trace_api.get_current_span(parent), parent
+        else:
+            self.span, context = span, trace_api.set_span_in_context(span, parent)
+        self._context = context
+        self._token = context_api.attach(context)
         self._started = perf_counter()
         return self
 
@@ -187,7 +194,7 @@ class Operation:
 
     def headers(self, headers: dict[str, str] | None = None) -> dict[str, str] | None:
         """Return headers that make whoever reads them a child of this operation; None when there is nothing to tell."""
-        return propagation.inject(headers)
+        return propagation.inject(headers, self._context)
 
     @property
     def trace_id(self) -> str:
@@ -225,6 +232,7 @@ class Untold(Operation):
     def __enter__(self) -> Self:
         if self._parent is not None:
             self._token = context_api.attach(self._parent)
+        self._context = context_api.get_current()
         self.span = trace_api.get_current_span()
         return self
 

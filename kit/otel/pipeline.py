@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
-
-from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
+from typing import TYPE_CHECKING, TypeAlias
 
 from kit.otel import exporters
 from kit.otel.export import Queue, Ticker, Worker
-from kit.otel.points import metrics_data
+from kit.otel.points import Reader, wants_delta
 from kit.otel.span import LiveSpan, readable
 
 if TYPE_CHECKING:
     from opentelemetry.sdk._logs import ReadableLogRecord
     from opentelemetry.sdk._logs.export import LogRecordExporter
-    from opentelemetry.sdk.metrics.export import MetricExporter
+    from opentelemetry.sdk.metrics.export import MetricExporter, MetricsData
     from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import ReadableSpan
     from opentelemetry.sdk.trace.export import SpanExporter
+    from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
     from kit.otel.exporters import Target
-    from kit.otel.metrics import Store
+    from kit.otel.metrics import Reading
     from kit.otel.recorder import Recorder
 
-AnySpan = LiveSpan | ReadableSpan
+SpanTaker: TypeAlias = "Callable[[LiveSpan | ReadableSpan], None]"
+LogTaker: TypeAlias = "Callable[[ReadableLogRecord], None]"
 
 
 class Pipeline:
@@ -34,20 +35,34 @@ class Pipeline:
         workers: the ways out of the process; none without an exporter.
         span_takers: each is handed every finished span; none of them waits or raises.
         log_takers: each is handed every log record.
+        readers: read the metrics, one for each exporter of them.
     """
 
-    def __init__(self, resource: Resource, store: Store, recorder: Recorder | None, target: Target) -> None:
-        span_queues = [_span_queue(exporter) for exporter in exporters.span_exporters(target)]
-        log_queues = [_log_queue(exporter) for exporter in exporters.log_exporters(target)]
-        tickers = [_ticker(exporter, resource, store) for exporter in exporters.metric_exporters(target)]
-        self.workers: list[Worker] = [*span_queues, *log_queues, *tickers]
-        self.span_takers: list[Callable[[AnySpan], None]] = [queue.put for queue in span_queues]
-        self.log_takers: list[Callable[[ReadableLogRecord], None]] = [queue.put for queue in log_queues]
+    def __init__(
+        self,
+        resource: Resource,
+        scope: InstrumentationScope,
+        read: Callable[[], Reading],
+        recorder: Recorder | None,
+        target: Target,
+    ) -> None:
+        self.span_takers: list[SpanTaker] = []
+        self.log_takers: list[LogTaker] = []
+        self.readers: list[Reader] = []
+        self.workers: list[Worker] = []
         if recorder is not None:
-            self.span_takers.insert(0, recorder.keep_span)
-            self.log_takers.insert(0, recorder.keep_log)
-        for ticker in tickers:
-            ticker.start()
+            self.span_takers.append(recorder.keep_span)
+            self.log_takers.append(recorder.keep_log)
+        for spans in map(_span_queue, exporters.span_exporters(target)):
+            self.workers.append(spans)
+            self.span_takers.append(spans.put)
+        for logs in map(_log_queue, exporters.log_exporters(target)):
+            self.workers.append(logs)
+            self.log_takers.append(logs.put)
+        for exporter in exporters.metric_exporters(target):
+            reader = Reader(read, resource, scope, delta=wants_delta())
+            self.readers.append(reader)
+            self.workers.append(_ticker(exporter, reader))
 
     def dropped(self) -> dict[str, int]:
         """Return how many items no endpoint took, by signal."""
@@ -65,30 +80,19 @@ class Pipeline:
         answers = [worker.wait(deadline) for worker in self.workers]
         return all(answers)
 
-    def close(self, timeout: float) -> None:
-        """Export what is left, then cut every connection; return within ``timeout`` seconds."""
-        deadline = time.monotonic() + timeout
+    def stop(self) -> None:
+        """Begin the last exports."""
         for worker in self.workers:
             worker.stop()
+
+    def close(self, deadline: float) -> None:
+        """Wait for the last exports until ``deadline`` (monotonic clock), then cut every connection."""
         for worker in self.workers:
             worker.close(deadline)
 
 
-class ForeignSpans(SpanProcessor):
-    """Hands spans that other libraries make with the SDK's tracer to the same takers."""
-
-    def __init__(self, takers: Sequence[Callable[[AnySpan], None]]) -> None:
-        self._takers = tuple(takers)
-
-    def on_end(self, span: ReadableSpan) -> None:
-        """Pass a sampled span on."""
-        if span.context is not None and span.context.trace_flags.sampled:
-            for take in self._takers:
-                take(span)
-
-
-def _span_queue(exporter: SpanExporter) -> Queue[AnySpan]:
-    def export(batch: Sequence[AnySpan]) -> bool:
+def _span_queue(exporter: SpanExporter) -> Queue[LiveSpan | ReadableSpan]:
+    def export(batch: Sequence[LiveSpan | ReadableSpan]) -> bool:
         return exporter.export([readable(span) for span in batch]).name == "SUCCESS"
 
     return Queue(
@@ -115,12 +119,12 @@ def _log_queue(exporter: LogRecordExporter) -> Queue[ReadableLogRecord]:
     )
 
 
-def _ticker(exporter: MetricExporter, resource: Resource, store: Store) -> Ticker:
-    def collect() -> tuple[int, int]:
-        data, points = metrics_data(store.read(), resource)
-        if not points:
-            return 0, 0
-        taken = exporter.export(data).name == "SUCCESS"
-        return (points, 0) if taken else (0, points)
+def _ticker(exporter: MetricExporter, reader: Reader) -> Ticker[MetricsData]:
+    def export(data: MetricsData) -> bool:
+        if exporter.export(data).name != "SUCCESS":
+            return False
+        reader.taken()
+        return True
 
-    return Ticker(collect, exporter.shutdown, interval=exporters.milliseconds("OTEL_METRIC_EXPORT_INTERVAL", 60000))
+    interval = exporters.milliseconds("OTEL_METRIC_EXPORT_INTERVAL", 60000)
+    return Ticker(reader.read, export, exporter.shutdown, interval=interval)

@@ -7,10 +7,8 @@ the exporting thread, or when the recorder is looked at. What leaves the process
 
 from __future__ import annotations
 
-import os
 import random
 import traceback
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from time import perf_counter_ns, time_ns
 from typing import TYPE_CHECKING, Any
@@ -18,14 +16,15 @@ from typing import TYPE_CHECKING, Any
 from opentelemetry import trace as trace_api
 from opentelemetry.attributes import BoundedAttributes
 from opentelemetry.sdk.trace import Event, ReadableSpan, SpanLimits
-from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
 from kit.otel import semconv
+from kit.otel.export import after_fork
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
     from kit.otel.sampling import Sampling
 
@@ -170,19 +169,16 @@ class Tracing:
         resource: Resource,
         sampling: Sampling,
         takers: Sequence[Callable[[LiveSpan], None]],
-        *,
-        scope: str = "kit",
+        scope: InstrumentationScope,
     ) -> None:
         self.resource = resource
-        self.scope = InstrumentationScope(scope)
+        self.scope = scope
         self.limits = SpanLimits()
         self.takers = tuple(takers)
         self._sampling = sampling
         # Not the shared generator: a notebook that seeds it would give two processes the same ids.
         self._random = random.Random()
-        if hasattr(os, "register_at_fork"):
-            reseed = weakref.WeakMethod(self._reseed)
-            os.register_at_fork(after_in_child=lambda: (method := reseed()) and method())
+        after_fork(self._reseed)
 
     def _reseed(self) -> None:
         self._random.seed()
@@ -194,13 +190,13 @@ class Tracing:
         kind: SpanKind = SpanKind.INTERNAL,
         attributes: dict[str, Any] | None = None,
         links: Sequence[Link] = (),
-    ) -> trace_api.Span:
+    ) -> trace_api.Span | None:
         """Start a span below the span of ``parent``, or a trace; an unsampled one records nothing.
 
+        Returns None when the span above stays the current one: nobody records it, so nothing below it is told apart.
         ``attributes`` belongs to the span from now on.
         """
-        above = trace_api.get_current_span(parent)
-        context: SpanContext | None = above.get_span_context()
+        context: SpanContext | None = trace_api.get_current_span(parent).get_span_context()
         draw = self._random.getrandbits
         if context is None or not context.is_valid:
             context = None
@@ -210,7 +206,7 @@ class Tracing:
             trace_id, flags, state = context.trace_id, context.trace_flags & _RANDOM, context.trace_state
             sampled = self._sampling.decide(context.trace_flags & 0x01, trace_id)
             if not sampled and not context.trace_flags & 0x01:
-                return above  # nothing to tell apart below a span that nobody records
+                return None
         own = SpanContext(trace_id, draw(64) or 1, False, _FLAGS[flags | sampled], state)
         if not sampled:
             return NonRecordingSpan(own)
