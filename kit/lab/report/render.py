@@ -6,10 +6,13 @@ not what we hope for.
 
 from __future__ import annotations
 
+import mimetypes
 import re
+from base64 import b64encode
 from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from kit.lab.quantities import elapsed, quantity
 from kit.lab.records import MIME
@@ -28,7 +31,6 @@ def write_page(outcome: Outcome) -> None:
     notebook = notebooks.read(outcome.executed)
     failed_anchor = _mark(notebook, outcome)
     exporter = HTMLExporter(template_name="kit", extra_template_basedirs=[str(TEMPLATES)])
-    exporter.embed_images = True
     exporter.anchor_link_text = "#"
     pictures = iter(range(10**6))
     resources = {
@@ -47,7 +49,7 @@ def write_page(outcome: Outcome) -> None:
         },
     }
     page, _ = exporter.from_notebook_node(notebook, resources=resources)
-    outcome.html.write_text(_with_contents(_local_links(page)))
+    outcome.html.write_text(_with_contents(_local_links(_embedded(page, outcome.source.parent))))
 
 
 def _mark(notebook: Any, outcome: Outcome) -> str:
@@ -75,6 +77,22 @@ def _failed(cell: Any, outcome: Outcome) -> bool:
         return False
     stopped = any(output.output_type == "error" for output in cell.outputs)
     return stopped or (failure.number is not None and cell.execution_count == failure.number)
+
+
+def _embedded(page: str, folder: Path) -> str:
+    """Put the image files that the prose shows into the page.
+
+    nbconvert's own ``embed_images`` would close a ``<details>`` before what it is to fold away.
+    """
+
+    def embed(match: re.Match[str]) -> str:
+        path = folder / unquote(match[2])
+        if not path.is_file():
+            return match[0]
+        kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
+        return f"{match[1]}data:{kind};base64,{b64encode(path.read_bytes()).decode()}{match[3]}"
+
+    return re.sub(r'(<img\b[^>]*\bsrc=")(?!\w+:|/)([^"]+)(")', embed, page)
 
 
 def _local_links(page: str) -> str:
