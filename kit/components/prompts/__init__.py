@@ -1,0 +1,1 @@
+"""Prompts: immutable versions, labels that move, rendering within bounds, contexts within a token budget."""
