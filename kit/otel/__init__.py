@@ -4,8 +4,18 @@ The only room that imports ``opentelemetry``.
 """
 
 from kit.otel.bootstrap import Telemetry, start_telemetry
+from kit.otel.genai import captures_content, gen_ai_attributes
 from kit.otel.operation import Operation
 from kit.otel.propagation import extract, inject
 from kit.otel.recorder import Recorder
 
-__all__ = ["Operation", "Recorder", "Telemetry", "extract", "inject", "start_telemetry"]
+__all__ = [
+    "Operation",
+    "Recorder",
+    "Telemetry",
+    "captures_content",
+    "extract",
+    "gen_ai_attributes",
+    "inject",
+    "start_telemetry",
+]

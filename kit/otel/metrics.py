@@ -33,7 +33,7 @@ _OTHER_BOUNDS: tuple[float, ...] = (0, 5, 10, 25, 50, 75, 100, 250, 500, 750, 10
 MOST_TENANTS = 100  # distinct values of the tenant label; further tenants share the value "other"
 MOST_SERIES = 1000  # distinct label sets of one metric; further ones share the point otel.metric.overflow=true
 OTHER_TENANT = "other"
-_OVERFLOW: Labels = (("otel.metric.overflow", True),)
+_OVERFLOW: Labels = ((semconv.OTEL_METRIC_OVERFLOW, True),)
 
 # Keyword arguments cannot contain a dot; these labels have a standard name that does.
 _LABEL_NAMES = {"tenant_id": semconv.TENANT_ID}

@@ -176,6 +176,10 @@ class Operation:
         """Set an attribute of the span."""
         self.span.set_attribute(key, value)
 
+    def update(self, attributes: Mapping[str, Value]) -> None:
+        """Set several attributes of the span."""
+        self.span.set_attributes(attributes)
+
     def label(self, key: str, value: Label) -> None:
         """Add a label to the counter and the duration that end with this operation; never an id."""
         if self._labels is None:
