@@ -10,10 +10,11 @@
     │   └── MigrationError          a step between versions that is missing or would lose something
     ├── BusError                    a message that could not be sent, or was not answered
     │   ├── ConnectError            no server, or a server that refuses
-    │   ├── Disconnected            the connection is down; nothing was sent
+    │   ├── Disconnected            the connection is down; nothing was sent, or nobody knows whether it arrived
     │   ├── PayloadTooLarge         headers and body together exceed the server's limit
     │   ├── NoResponders            nobody serves this subject
     │   ├── DeadlineExceeded        no answer within the deadline
+    │   ├── Conflict                a stored value is not the one that was expected
     │   └── RemoteError             the other side failed; carries its type and message
     ├── JobError                    a job that was not stored, or that ended dead
     │   ├── NotStored               the stream gave no acknowledgement
@@ -89,11 +90,18 @@ class ConnectError(BusError):
 
 
 class Disconnected(BusError):
-    """The connection is down or closed; the message was not sent."""
+    """The connection is down or closed.
 
-    def __init__(self, subject: str, *, reason: str = "the connection to the server is down") -> None:
-        self.subject = subject
-        super().__init__(f"nothing was sent to {subject}: {reason}")
+    Attributes:
+        sent: False when the message was not sent; True when it was, and nobody knows whether it arrived.
+    """
+
+    def __init__(
+        self, subject: str, *, reason: str = "the connection to the server is down", sent: bool = False
+    ) -> None:
+        self.subject, self.sent = subject, sent
+        what = f"what was sent to {subject} may be lost" if sent else f"nothing was sent to {subject}"
+        super().__init__(f"{what}: {reason}")
 
 
 class PayloadTooLarge(BusError):
@@ -121,6 +129,15 @@ class DeadlineExceeded(BusError):
     def __init__(self, subject: str, *, seconds: float) -> None:
         self.subject, self.seconds = subject, seconds
         super().__init__(f"no answer on {subject} within {seconds:g} s")
+
+
+class Conflict(BusError):
+    """A stored value is not the one that was expected: somebody else wrote it meanwhile."""
+
+    def __init__(self, bucket: str, key: str, *, expected: int) -> None:
+        self.bucket, self.key, self.expected = bucket, key, expected
+        what = f"is no longer at revision {expected}" if expected else "exists already"
+        super().__init__(f"{key} in {bucket} {what}: read it again")
 
 
 class RemoteError(BusError):

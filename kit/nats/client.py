@@ -78,6 +78,11 @@ class Client(NatsClient):
             self.refused += 1
             raise PayloadTooLarge(subject, size=size, limit=self._max_payload)
 
+    @property
+    def server_id(self) -> str:
+        """The id by which the system account addresses the server that this client is connected to."""
+        return str(self._server_info.get("server_id", ""))
+
     def why_down(self) -> str:
         """Say why nothing can be sent."""
         if self.is_closed:
@@ -91,7 +96,9 @@ class Client(NatsClient):
         """Fail the round trips that were under way when the connection broke: their PONG never comes."""
         for future in tuple(self._waiters):
             if not future.done():
-                future.set_exception(Disconnected("the server", reason="the connection broke before it answered"))
+                future.set_exception(
+                    Disconnected("the server", reason="the connection broke before it answered", sent=True)
+                )
 
     def abort(self) -> None:
         """Drop the socket, unsent bytes included."""

@@ -65,6 +65,11 @@ class Secrets:
         self.tenants, self.system = tenants, system
 
     @classmethod
+    def new(cls) -> Secrets:
+        """Make the secrets of a server that nobody has run yet."""
+        return cls({}, _password())
+
+    @classmethod
     def load(cls, path: Path) -> Secrets:
         """Read what an earlier server on this store has written, or begin anew.
 
@@ -72,7 +77,7 @@ class Secrets:
             ServerError: the file is there and cannot be read.
         """
         if not path.exists():
-            return cls({}, _password())
+            return cls.new()
         try:
             fields = json.loads(path.read_text())
             return cls(

@@ -205,8 +205,10 @@ class Connection:
             await self.client.flush(cast(int, timeout))  # it says int and takes seconds
         except nats.errors.TimeoutError:
             raise DeadlineExceeded(subject, seconds=timeout) from None
+        except Disconnected:
+            raise Disconnected(subject, reason="the connection broke before it was confirmed", sent=True) from None
         except nats.errors.Error:
-            raise Disconnected(subject, reason=self.client.why_down()) from None
+            raise Disconnected(subject, reason=self.client.why_down(), sent=True) from None
 
     # --- receiving ----------------------------------------------------------------------------------------------
 
@@ -373,7 +375,7 @@ class Connection:
         return failure
 
 
-class _AttemptFailed(Exception):  # noqa: N818 - ends nats-py's connect(), which would go on for ever
+class _AttemptFailed(Exception):  # ends nats-py's connect(), which would go on for ever
     """No server was reached in one round."""
 
 

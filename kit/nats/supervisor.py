@@ -2,9 +2,10 @@
 
 This file runs as a process of its own (``python -I -S supervisor.py``), between the owner (a notebook's kernel, a
 worker) and nats-server. It imports the standard library only, and little of it, because its start is part of the
-server's start. The owner writes one line of JSON, the order, and then commands (``stop``) to its standard input; the
-supervisor answers with one line of JSON for each event on its standard output. The end of that pipe, or another parent
-process, means that the owner is gone, however it died.
+server's start. The owner writes one line of JSON, the order, and then commands to its standard input: ``stop``,
+``halt`` (stop, but keep a temporary store) or ``kill`` (the same, as a power cut would). The supervisor answers with
+one line of JSON for each event on its standard output. The end of that pipe, or another parent process, means that the
+owner is gone, however it died.
 
 Why a process: PR_SET_PDEATHSIG fires when the *thread* that forked dies, and a kernel starts servers from worker
 threads; macOS has nothing of the kind. Here a single thread forks, so the signal is sound, and it covers the one case
@@ -13,7 +14,7 @@ that the pipe does not: the supervisor itself being killed.
 
 from __future__ import annotations
 
-# ruff: noqa: PTH108, PTH118, PTH119, PTH123
+# ruff: noqa: PTH108, PTH110, PTH118, PTH119, PTH123
 # pathlib would add a third to the start of this process
 import json
 import os
@@ -31,6 +32,7 @@ _START = 10.0  # s; to wait for the server to listen
 _ORPHAN_GRACE = 1.0  # s; between SIGTERM and SIGKILL when the owner is gone: nothing may be left after 2 s
 _BACKOFF = (0.05, 0.1, 0.2, 0.5, 1.0)  # s; before restart 1, 2, …; one crash more within the window gives up
 _WINDOW = 60.0  # s; crashes older than this are forgotten
+_TAIL = 15  # lines of what the server said last
 _PR_SET_PDEATHSIG = 1  # Source: linux/prctl.h
 
 
@@ -41,7 +43,8 @@ class Order:
         fields = json.loads(line)
         self.argv: list[str] = fields["argv"]
         self.ports_dir: str = fields["ports_dir"]
-        self.console: str = fields["console"]
+        self.console: str = fields["console"]  # file for what the server writes before it has a log
+        self.log: str = fields["log"]
         self.grace: float = fields["grace"]  # s; between SIGTERM and SIGKILL on `stop`
         self.remove: str | None = fields["remove"]  # temporary store to remove at the end
 
@@ -56,31 +59,33 @@ class Supervisor:
         self._exit_fd = -1
         self._port: int | None = None
         self._crashes: list[float] = []
-        self._stop_grace: float | None = None  # set once the end is wanted
+        self._grace: float | None = None  # s; set once the end is wanted
 
     def run(self) -> int:
         """Run the server until the owner stops it or is gone; return the exit status of this process."""
         try:
             if not self._start():
-                self._tell(event="failed")
+                if self._grace is None:
+                    self._tell(event="failed", tail=self._tail())
                 return 1
-            while self._stop_grace is None:
-                code = self._watch()
-                if code is not None and not self._restart(code):
+            while self._grace is None:
+                self._listen(_POLL)
+                code = self._reap()
+                if code is not None and self._grace is None and not self._restart(code):
                     return 1
             return 0
         finally:
             self._end()
 
     def stop(self) -> None:
-        """Ask for the end, as the `stop` command does; a signal handler may call it."""
-        self._stop_grace = self._order.grace
+        """Ask for the end, as the `stop` command does."""
+        self._grace = self._order.grace
 
     def _start(self) -> bool:
         """Start the server and wait until it listens; tell the owner when it does."""
         self._spawn()
         deadline = time.monotonic() + _START
-        while True:
+        while self._grace is None:
             port = self._read_port()
             if port is not None:
                 self._port = port
@@ -89,40 +94,40 @@ class Supervisor:
             if self._reap() is not None or time.monotonic() > deadline:
                 return False
             self._listen(0.002)
-            if self._stop_grace is not None:
-                return False
-
-    def _restart(self, code: int) -> bool:
-        """Start a crashed server again, on the port that its clients know."""
-        now = time.monotonic()
-        self._crashes = [when for when in self._crashes if now - when < _WINDOW] + [now]
-        self._tell(event="crashed", code=code)
-        while self._stop_grace is None and len(self._crashes) <= len(_BACKOFF):
-            self._listen(_BACKOFF[len(self._crashes) - 1])
-            if self._stop_grace is None and self._start():
-                return True
-            self._kill(0.0)  # it never listened
-            self._crashes.append(time.monotonic())
-        if self._stop_grace is None:
-            self._tell(event="gave_up", code=code)
         return False
 
-    def _watch(self) -> int | None:
-        """Wait until the server exits (its code), or something else happens (None)."""
-        self._listen(_POLL)
-        return self._reap()
+    def _restart(self, code: int) -> bool:
+        """Start a crashed server again, on the port that its clients know; give up when it crashes too often."""
+        self._tell(event="crashed", code=code)
+        while self._grace is None:
+            now = time.monotonic()
+            self._crashes = [when for when in self._crashes if now - when < _WINDOW] + [now]
+            if len(self._crashes) > len(_BACKOFF):
+                self._tell(event="gave_up", code=code, tail=self._tail())
+                return False
+            self._listen(_BACKOFF[len(self._crashes) - 1])
+            if self._grace is None and self._start():
+                return True
+            self._kill(0.0)  # it never listened
+        return False
 
     def _listen(self, seconds: float) -> None:
         """Wait for a command, for the end of the owner, or for the end of the server."""
         watched = [self._commands] + ([self._exit_fd] if self._exit_fd >= 0 else [])
         if self._commands in select.select(watched, [], [], seconds)[0]:
-            line = os.read(self._commands, 4096)
-            if not line:
-                self._stop_grace = _ORPHAN_GRACE
-            elif b"stop" in line:
-                self.stop()
+            self._obey(os.read(self._commands, 4096))
         if os.getppid() != self._parent:
-            self._stop_grace = _ORPHAN_GRACE
+            self._grace = _ORPHAN_GRACE
+
+    def _obey(self, line: bytes) -> None:
+        if not line:
+            self._grace = _ORPHAN_GRACE
+            return
+        self.stop()
+        if line.startswith((b"halt", b"kill")):
+            self._order.remove = None
+        if line.startswith(b"kill"):
+            self._grace = 0.0
 
     def _spawn(self) -> None:
         """Fork and execute nats-server; it dies with this process."""
@@ -133,10 +138,9 @@ class Supervisor:
         supervisor = os.getpid()
         console = os.open(self._order.console, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         self._pid = os.fork()
-        if self._pid == 0:  # pragma: no cover - runs in the child
+        if self._pid == 0:  # pragma: no cover - the child, on its way to be another program
             try:
-                null = os.open(os.devnull, os.O_RDONLY)
-                os.dup2(null, 0)
+                os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
                 os.dup2(console, 1)
                 os.dup2(console, 2)
                 for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGPIPE):
@@ -157,14 +161,12 @@ class Supervisor:
         pid, status = os.waitpid(self._pid, os.WNOHANG)
         if not pid:
             return None
-        self._forget()
-        return os.waitstatus_to_exitcode(status)
-
-    def _forget(self) -> None:
         if self._exit_fd >= 0:
             os.close(self._exit_fd)
-        _unlink(self._ports_file())
+        if os.path.exists(self._ports_file()):
+            os.unlink(self._ports_file())
         self._pid, self._exit_fd = 0, -1
+        return os.waitstatus_to_exitcode(status)
 
     def _kill(self, grace: float) -> None:
         """End the server: politely, then for certain."""
@@ -182,7 +184,7 @@ class Supervisor:
                 time.sleep(0.005)
 
     def _end(self) -> None:
-        self._kill(self._order.grace if self._stop_grace is None else self._stop_grace)
+        self._kill(self._order.grace if self._grace is None else self._grace)
         if self._order.remove is not None:
             import shutil
 
@@ -200,11 +202,21 @@ class Supervisor:
         except (OSError, ValueError, LookupError):  # not there yet, or half written
             return None
 
+    def _tail(self) -> str:
+        """The last lines of what the server said, in its log and on its console."""
+        text = ""
+        for path in (self._order.log, self._order.console):
+            if os.path.exists(path):
+                with open(path, encoding="utf-8", errors="replace") as file:
+                    text += file.read()[-8192:]
+        return "\n".join(text.splitlines()[-_TAIL:]) or "(nothing)"
+
     def _tell(self, **event: object) -> None:
         try:
             os.write(self._events, json.dumps(event).encode() + b"\n")
         except OSError:
-            self._stop_grace = self._stop_grace or _ORPHAN_GRACE  # nobody reads: the owner is gone
+            if self._grace is None:
+                self._grace = _ORPHAN_GRACE  # nobody reads: the owner is gone
 
 
 def _prctl() -> Any:  # a ctypes function pointer
@@ -215,27 +227,18 @@ def _prctl() -> Any:  # a ctypes function pointer
     return ctypes.CDLL(None, use_errno=True).prctl
 
 
-def _unlink(path: str) -> None:
-    try:
-        os.unlink(path)
-    except FileNotFoundError:
-        return
-
-
-def main() -> int:
-    """Read the order from standard input and supervise."""
-    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
-        signal.signal(number, signal.SIG_IGN)
+def main(commands: int = 0, events: int = 1) -> int:
+    """Read the order and supervise; return the exit status."""
     line = b""
     while not line.endswith(b"\n"):
-        byte = os.read(0, 1)
+        byte = os.read(commands, 1)
         if not byte:
             return 1
         line += byte
-    supervisor = Supervisor(Order(line), 0, 1)
-    signal.signal(signal.SIGTERM, lambda *_: supervisor.stop())
-    return supervisor.run()
+    return Supervisor(Order(line), commands, events).run()
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # pragma: no cover - in a process of its own
+    for _number in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
+        signal.signal(_number, signal.SIG_IGN)
     sys.exit(main())
