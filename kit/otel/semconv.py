@@ -178,6 +178,24 @@ MODEL_VERSION: Final = "model.version"
 MODEL_SCORE: Final = "model.score"
 TRAINING_ROWS: Final = "training.rows"
 PREDICTION_ROWS: Final = "prediction.rows"
+PROMPT_CHARACTERS: Final = "prompt.characters"
+PROMPT_TOKENS: Final = "prompt.tokens"
+PROMPT_TOKEN_BUDGET: Final = "prompt.token_budget"
+PROMPT_TOKEN_ESTIMATOR: Final = "prompt.token_estimator"
+PROMPT_ITEMS_INCLUDED: Final = "prompt.items.included"
+PROMPT_ITEMS_TRUNCATED: Final = "prompt.items.truncated"
+PROMPT_ITEMS_LEFT_OUT: Final = "prompt.items.left_out"
+COST_AMOUNT: Final = "cost.amount"
+OPERATION_TYPE: Final = "operation.type"
+OPERATION_REPEATED: Final = "operation.repeated"
+ALERTS_RAISED: Final = "alerts.raised"
+MODEL_NAME: Final = "model.name"
+MODEL_TYPE: Final = "model.type"
+TRAINING_DATA: Final = "training.data"
+TRAINING_RUN_ID: Final = "training.run.id"
+TRAINING_STAGE: Final = "training.stage"
+TRAINING_PROGRESS: Final = "training.progress"
+DEPLOYMENT_REVISION: Final = "deployment.revision"
 
 # Attributes that hold what people and models wrote: never set unless asked for (``kit.otel.genai``).
 CONTENT: Final = frozenset(
@@ -193,36 +211,3 @@ CONTENT: Final = frozenset(
         QUERY,
     }
 )
-
-# --- prompts ----------------------------------------------------------------------------------------------------
-PROMPT_TEMPLATE_ID: Final = "prompt.template.id"
-PROMPT_TEMPLATE_LABEL: Final = "prompt.template.label"
-PROMPT_TEMPLATE_VERSION: Final = "llm.prompt_template.version"  # OpenInference
-PROMPT_TEMPLATE_VARIABLES: Final = "llm.prompt_template.variables"  # OpenInference; content
-PROMPT_RENDERED: Final = "prompt.rendered"  # content
-PROMPT_CHARACTERS: Final = "prompt.characters"
-PROMPT_TOKENS: Final = "prompt.tokens"
-PROMPT_TOKEN_BUDGET: Final = "prompt.token_budget"
-PROMPT_TOKEN_ESTIMATOR: Final = "prompt.token_estimator"
-PROMPT_ITEMS_INCLUDED: Final = "prompt.items.included"
-PROMPT_ITEMS_TRUNCATED: Final = "prompt.items.truncated"
-PROMPT_ITEMS_LEFT_OUT: Final = "prompt.items.left_out"
-
-# --- LLMOps -----------------------------------------------------------------------------------------------------
-LLMOPS_OPERATION_MODEL: Final = "llmops.operation.model"
-LLMOPS_OPERATION_COST: Final = "llmops.operation.cost"
-LLMOPS_OPERATION_CURRENCY: Final = "llmops.operation.currency"
-LLMOPS_OPERATION_REPEATED: Final = "llmops.operation.repeated"
-LLMOPS_ALERTS_RAISED: Final = "llmops.alerts.raised"
-LLMOPS_REPORT_ROWS: Final = "llmops.report.rows"
-
-# --- MLOps ------------------------------------------------------------------------------------------------------
-ML_MODEL_NAME: Final = "ml.model.name"
-ML_MODEL_TYPE: Final = "ml.model.type"
-ML_MODEL_VERSION: Final = "ml.model.version"
-ML_DATA: Final = "ml.data"
-ML_RUN_ID: Final = "ml.run.id"
-ML_ROWS: Final = "ml.rows"
-ML_PROGRESS: Final = "ml.progress"
-ML_STAGE: Final = "ml.stage"
-ML_DEPLOYMENT_REVISION: Final = "ml.deployment.revision"
