@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from opentelemetry.trace import get_current_span
 
 from kit.catalogue import TELEMETRY_DROPPED, Span
 from kit.otel import semconv
@@ -95,6 +96,14 @@ class Telemetry:
         if plan is None:
             plan = self._plans[row.name] = Plan(row, self._core.tracing, self._shard, self.tenant_id)
         return Operation(plan, attributes, kind, parent, links, labels)
+
+    def annotate(self, attributes: Mapping[str, Value]) -> None:
+        """Set attributes of the span that is current here: how a handler adds to the one that the bus opened for it."""
+        get_current_span().set_attributes(attributes)
+
+    def event(self, name: str, attributes: Mapping[str, Value] | None = None) -> None:
+        """Add an event to the span that is current here."""
+        get_current_span().add_event(name, attributes)
 
     def count(self, metric: Metric, value: int | float = 1, **labels: Label) -> None:
         """Add to a counter.
