@@ -100,6 +100,17 @@ class HistogramCell:
         """Number of recorded values."""
         return sum(self.counts)
 
+    def quantile(self, share: float) -> float:
+        """Return about the value below which ``share`` of the values are, from 0 to 1: exact to its bucket."""
+        rank, below = share * self.count, 0
+        for number, count in enumerate(self.counts):
+            if count and below + count >= rank:
+                low = max(self.low, self.bounds[number - 1] if number else self.low)
+                high = min(self.high, self.bounds[number] if number < len(self.bounds) else self.high)
+                return low + (high - low) * (rank - below) / count
+            below += count
+        return self.high
+
 
 class Counter:
     """A counter with its labels, for where even looking them up costs too much: ``counter.add()`` in a hot loop."""
