@@ -185,4 +185,3 @@ def _hoisted(schema: Any, name: str) -> Any:
         part = schema["$ref"].removeprefix("#/$defs/")
         return {**schema, "$ref": f"#/components/schemas/{name}.{part}"}
     return {key: _hoisted(value, name) for key, value in schema.items()}
-

@@ -264,7 +264,8 @@ class _Plan:
 
 
 def _time(plan: _Plan, contender: str, samples: int, inner: int) -> list[float]:
-    function, clock, taken, again = plan.contenders[contender], time.perf_counter_ns, [], range(inner - 1)
+    function, clock, again = plan.contenders[contender], time.perf_counter_ns, range(inner - 1)
+    taken: list[float] = []
     for _ in range(samples):
         start = clock()
         for _ in again:
@@ -276,7 +277,8 @@ def _time(plan: _Plan, contender: str, samples: int, inner: int) -> list[float]:
 
 
 async def _time_async(plan: _Plan, contender: str, samples: int) -> list[float]:
-    function, clock, taken = plan.contenders[contender], time.perf_counter_ns, []
+    function, clock = plan.contenders[contender], time.perf_counter_ns
+    taken: list[float] = []
     for _ in range(samples):
         start = clock()
         answer = await function()

@@ -84,10 +84,14 @@ def _cut(line: str, width: int) -> str:
 def as_markdown() -> str:
     """Return the operations as a Markdown table, as the README holds it."""
     rows = [
-        (f"`{subject_pattern(row)}`", mode_text(row), f"`{message_text(row)}`", row.purpose, "" if row.served else "later")
+        (f"`{subject_pattern(row)}`", mode_text(row), f"`{message_text(row)}`", row.purpose, _served(row))
         for row in OPERATIONS
     ]
     return _markdown(("subject", "mode", "message", "purpose", "served"), rows)
+
+
+def _served(row: Operation) -> str:
+    return "✓" if row.served else "later"
 
 
 def _markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

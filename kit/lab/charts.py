@@ -27,7 +27,7 @@ DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))
 HATCHES = ("", "///", "\\\\\\", "--", "xx", "||")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "kit",
     "font.family": "sans-serif",
@@ -109,11 +109,11 @@ def latency(
         target: limit for the percentile, in seconds.
     """
     with _axes() as (drawn, axes):
-        scale, unit = _time_unit([float(np.percentile(np.asarray(values), 50)) for values in seconds.values()])
+        scale, unit = _time_unit([float(np.median(np.asarray(values, dtype=float))) for values in seconds.values()])
         for number, (name, values) in enumerate(seconds.items()):
             share = np.linspace(0, 100, 401)
             ordered = np.percentile(np.asarray(values, dtype=float), share) / scale
-            color, mark = _color(number), float(np.percentile(values, percent)) / scale
+            color, mark = _color(number), float(np.percentile(np.asarray(values, dtype=float), percent)) / scale
             label = f"{name}: p{percent:g} {quantity(mark * scale, 's')}"
             axes.plot(ordered, share, color=color, linestyle=DASHES[number % len(DASHES)], label=label)
             axes.plot([mark], [percent], marker=MARKERS[number % len(MARKERS)], color=color, markersize=6)
@@ -157,7 +157,8 @@ def bars(
             end = value
             if intervals and name in intervals:
                 low, high = intervals[name]
-                axes.plot([low / scale, high / scale], [number, number], color=INK, linewidth=1.2, marker="|", markersize=8)
+                whisker = [low / scale, high / scale]
+                axes.plot(whisker, [number, number], color=INK, linewidth=1.2, marker="|", markersize=8)
                 end = max(value, high)
             axes.annotate(
                 quantity(value, unit),

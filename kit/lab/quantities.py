@@ -10,7 +10,7 @@ _SECONDS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
 def quantity(value: float | None, unit: str = "") -> str:
     """Return a value with its unit; seconds choose between s, ms, µs and ns.
 
-    A unit of ``×`` or ``%`` is read as it stands: ``quantity(1.2, "×")`` is ``1.20 ×``, ``quantity(3, "%")`` ``3.00 %``.
+    Any other unit is put behind the number as it stands: ``quantity(1.2, "×")`` is ``1.20 ×``.
     """
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return "–"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -105,9 +104,6 @@ class Verdicts(tuple[Verdict, ...]):
 
     __slots__ = ()
 
-    def __new__(cls, rows: Iterable[Verdict]) -> Verdicts:
-        return super().__new__(cls, rows)
-
     def table(self) -> pd.DataFrame:
         """Return the rows as a DataFrame of texts with units."""
         import pandas as pd
@@ -143,8 +139,7 @@ class Verdicts(tuple[Verdict, ...]):
             return "<p>no targets</p>"
         head = "".join(f"<th>{html.escape(column)}</th>" for column in self[0].cells())
         body = "".join(
-            "<tr>" + "".join(f"<td>{html.escape(text)}</td>" for text in row.cells().values()) + "</tr>"
-            for row in self
+            "<tr>" + "".join(f"<td>{html.escape(text)}</td>" for text in row.cells().values()) + "</tr>" for row in self
         )
         return f'<table class="verdicts"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
 

@@ -1,9 +1,9 @@
 """The main job: run the notebooks once, compare what came out with what is committed, render it.
 
-    papermill   executes each notebook, with parameters
-    nbval       compares *those* outputs with the committed reference (a replayed kernel: nothing runs twice)
-    nbconvert   renders *that* file as a page that opens offline
-    index.html  says what ran, how long, and with what verdict
+papermill   executes each notebook, with parameters
+nbval       compares *those* outputs with the committed reference (a replayed kernel: nothing runs twice)
+nbconvert   renders *that* file as a page that opens offline
+index.html  says what ran, how long, and with what verdict
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ def _execute(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
         )
     except PapermillExecutionError as fault:
         failure = {"error": fault.ename, "message": fault.evalue, "number": fault.exec_count, "source": fault.source}
-    except Exception as fault:  # noqa: BLE001: a dead kernel, a cell past its time, a broken file: each is reported
+    except Exception as fault:  # noqa: BLE001 (a dead kernel, a cell past its time, a broken file: reported)
         failure = {"error": type(fault).__name__, "message": _first_lines(str(fault)), "number": None, "source": ""}
     if failure is not None:
         failure["cell"] = progress["cell"]

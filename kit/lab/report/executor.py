@@ -34,7 +34,8 @@ class Executor:
         A process that dies takes only its own notebook with it: the next one gets a new process.
         """
         process = await self._started()
-        assert process.stdin is not None and process.stdout is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
         process.stdin.write(json.dumps(job).encode() + b"\n")
         async for line in process.stdout:
             event = json.loads(line)
@@ -47,7 +48,7 @@ class Executor:
 
     async def _started(self) -> asyncio.subprocess.Process:
         if self._process is None:
-            with self._log.open("ab") as log:  # noqa: ASYNC230: opened once, and handed to the process
+            with self._log.open("ab") as log:
                 self._process = await asyncio.create_subprocess_exec(
                     sys.executable,
                     "-m",

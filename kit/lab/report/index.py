@@ -155,8 +155,8 @@ def _timeline(outcomes: list[Outcome]) -> str:
     left, width, height = 170, 1000, 20
     scale = (width - left - 80) / end
     parts = []
-    for number, outcome in enumerate(rows):
-        y, x, long = number * height, left + outcome.started * scale, max(outcome.seconds * scale, 2.0)
+    for place, outcome in enumerate(rows):
+        y, x, long = place * height, left + outcome.started * scale, max(outcome.seconds * scale, 2.0)
         fill = "var(--bad)" if outcome.failure else "var(--link)"
         parts.append(
             f'<text x="0" y="{y + 14}" fill="currentColor">{escape(outcome.name)}</text>'
@@ -167,7 +167,7 @@ def _timeline(outcomes: list[Outcome]) -> str:
         )
     label = f"Timeline of {len(rows)} notebooks over {elapsed(end)}"
     return (
-        f'<div class="scroll"><svg class="timeline" style="min-width: 34rem" viewBox="0 0 {width} {len(rows) * height}" '
+        f'<div class="scroll"><svg class="timeline" viewBox="0 0 {width} {len(rows) * height}" '
         f'role="img" aria-label="{label}">{"".join(parts)}</svg></div>'
     )
 

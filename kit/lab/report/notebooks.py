@@ -45,7 +45,7 @@ def read(path: Path) -> NotebookNode:
         ReportError: the file is not one.
     """
     try:
-        notebook = nbformat.read(path, as_version=4)
+        notebook: NotebookNode = nbformat.read(path, as_version=4)
     except (nbformat.reader.NotJSONError, nbformat.ValidationError, AttributeError, KeyError) as fault:
         raise ReportError(f"{path} is not a notebook: {fault}") from fault
     return notebook

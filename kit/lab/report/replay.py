@@ -100,7 +100,7 @@ class ReplayFile(IPyNbFile):  # type: ignore[misc]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.skip_compare = (*self.skip_compare, RECORD)
+        self.skip_compare: tuple[str, ...] = (*self.skip_compare, RECORD)
 
     def setup(self) -> None:
         """Load the executed notebook instead of starting a kernel."""

@@ -162,9 +162,7 @@ async def _tick(progress: Progress) -> None:
         progress.tick()
 
 
-async def _drain(
-    queue: list[Outcome], executor: Executor, options: Options, progress: Progress, began: float
-) -> None:
+async def _drain(queue: list[Outcome], executor: Executor, options: Options, progress: Progress, began: float) -> None:
     """Let one executor take notebooks until there are none left."""
     while queue:
         outcome = queue.pop()

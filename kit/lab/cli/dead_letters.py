@@ -1,0 +1,75 @@
+"""``kit dead-letters``: jobs that failed for good, and another try for them."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+from typing import Any
+
+from kit.lab.cli.console import Commands, command, say
+
+_DETAILS = """\
+  kit dead-letters RAG_INGEST                   what died, and why
+  kit dead-letters RAG_INGEST --replay          all of them once more
+  kit dead-letters RAG_INGEST --replay ID ID    these
+
+The operation is a row of `kit catalogue --json` with mode job; the server is NATS_URL's.
+"""
+
+
+def configure(commands: Commands) -> None:
+    """Add the command."""
+    summary = "list jobs that failed for good, and replay them"
+    parser = command(commands, "dead-letters", _run, summary=summary, details=_DETAILS)
+    parser.add_argument("operation", metavar="OPERATION", help="a job's row of the catalogue, e.g. RAG_INGEST")
+    parser.add_argument("--replay", nargs="*", metavar="ID", help="enqueue again: these, or all")
+    parser.add_argument("--tenant", default="acme", metavar="ID", help="whose jobs (acme)")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+
+
+def _run(chosen: argparse.Namespace) -> int:
+    return asyncio.run(_handle(chosen))
+
+
+async def _handle(chosen: argparse.Namespace) -> int:
+    import os
+
+    from kit.lab.session import start
+
+    row = _row(chosen.operation)
+    url = os.environ.get("NATS_URL") or "nats://127.0.0.1:4222"
+    async with start(chosen.tenant, url=url) as lab:
+        if chosen.replay is not None:
+            count = await lab.bus.replay(row, chosen.replay or None)
+            say(f"{count} job(s) enqueued again")
+            return 0
+        letters = await lab.bus.dead_letters(row)
+        for letter in letters:
+            say(json.dumps(_plain(letter)) if chosen.json else _line(letter))
+        if not chosen.json:
+            say(f"{len(letters)} dead letter(s) of {row.name} for {chosen.tenant}")
+    return 0
+
+
+def _row(name: str) -> Any:
+    from kit.catalogue import OPERATIONS, Mode
+    from kit.errors import ConfigurationError
+
+    jobs = {row.name: row for row in OPERATIONS if row.mode is Mode.JOB}
+    if name.upper() not in jobs:
+        raise ConfigurationError(f"{name!r} is no job; jobs are {', '.join(jobs)}")
+    return jobs[name.upper()]
+
+
+def _plain(letter: Any) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from kit.lab.records import plain
+
+    body: dict[str, Any] = plain(asdict(letter), "dead letter")
+    return body
+
+
+def _line(letter: Any) -> str:
+    return f"{letter.message_id}  {letter.attempts} attempt(s)  {letter.error_type}: {letter.detail}"

@@ -1,0 +1,46 @@
+"""``kit server``: the embedded server on its own, for workers and notebooks in other processes."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from pathlib import Path
+
+from kit.lab.cli.console import Commands, command, say
+
+_DETAILS = """\
+Each tenant has an account of its own; the lines it prints are what a client of that tenant needs:
+
+  kit server --store .kit/nats --tenants acme,globex
+  export NATS_URL=… NATS_USER=acme NATS_PASSWORD=…      (as printed)
+  kit worker gateway rag document_qa
+
+It listens on loopback only. For more than one machine run nats-server itself and set NATS_URL to it.
+"""
+
+
+def configure(commands: Commands) -> None:
+    """Add the command."""
+    parser = command(commands, "server", _run, summary="run a NATS server until interrupted", details=_DETAILS)
+    parser.add_argument("--store", type=Path, metavar="FOLDER", help="keep streams there (a temporary folder)")
+    parser.add_argument("--port", type=int, default=4222, help="0 takes a free one (4222)")
+    parser.add_argument("--tenants", default="acme", metavar="ID[,ID…]", help="accounts to make (acme)")
+
+
+def _run(chosen: argparse.Namespace) -> int:
+    asyncio.run(_serve(chosen.store, [tenant for tenant in chosen.tenants.split(",") if tenant], chosen.port))
+    return 0
+
+
+async def _serve(store: Path | None, tenants: list[str], port: int) -> None:
+    from kit.lab.cli.signals import until_signalled
+    from kit.nats.server import Server
+
+    async with Server(store, tenants=tenants, port=port) as server:
+        say(f"nats-server at {server.url}, streams in {server.store}")
+        for tenant in server.tenants:
+            who = server.credentials(tenant)
+            say(f"export NATS_URL={server.url} NATS_USER={who.user} NATS_PASSWORD={who.password}")
+        say("Ctrl-C stops it")
+        await until_signalled()
+    say("stopped")

@@ -1,0 +1,50 @@
+"""``kit worker``: components as a process of their own, any number of them on any number of machines."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from typing import Any
+
+from kit.lab import components
+from kit.lab.cli.console import Commands, command, literal, pairs, say
+
+_DETAILS = """\
+The server is NATS_URL's (nats://127.0.0.1:4222), the credentials are those of the environment: NATS_USER and
+NATS_PASSWORD, NATS_TOKEN, NATS_CREDS or NATS_NKEY_SEED. SIGTERM or Ctrl-C drains: what was begun is finished,
+nothing new is taken.
+
+  kit worker gateway rag --tenant acme --setting concurrency=4
+"""
+
+
+def configure(commands: Commands) -> None:
+    """Add the command."""
+    listed = "".join(f"  {name:<12} {components.summary(name)}\n" for name in components.names())
+    details = f"components:\n{listed}\n{_DETAILS}"
+    parser = command(commands, "worker", _run, summary="serve components until interrupted", details=details)
+    parser.add_argument("components", nargs="+", metavar="COMPONENT", help="what to serve")
+    parser.add_argument("--tenant", default="acme", metavar="ID", help="whose messages (acme)")
+    parser.add_argument(
+        "--setting", action="append", default=[], metavar="NAME=VALUE", help="a setting of a component; repeatable"
+    )
+
+
+def _run(chosen: argparse.Namespace) -> int:
+    settings = {name: literal(value) for name, value in pairs(chosen.setting, option="--setting").items()}
+    asyncio.run(_serve(chosen.components, chosen.tenant, settings))
+    return 0
+
+
+async def _serve(names: list[str], tenant_id: str, settings: dict[str, Any]) -> None:
+    import os
+
+    from kit.lab.cli.signals import until_signalled
+    from kit.lab.session import start
+
+    url = os.environ.get("NATS_URL") or "nats://127.0.0.1:4222"
+    async with start(tenant_id, url=url, service_name=f"kit-{'-'.join(names)}") as lab:
+        await lab.serve(*names, **settings)
+        say(f"serving {', '.join(names)} for {tenant_id}; Ctrl-C drains and stops")
+        await until_signalled()
+    say("stopped")

@@ -1,0 +1,85 @@
+"""Which components there are, what each takes, and starting them: for notebooks and for ``kit worker`` alike."""
+
+from __future__ import annotations
+
+import inspect
+import pkgutil
+import re
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import kit
+from kit.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from kit.components import Service
+    from kit.nats.bus import Bus
+
+_DOCSTRING = re.compile(r'"""(.*?)("""|$)', re.MULTILINE)
+_SERVES = re.compile(r"^async def serve\(", re.MULTILINE)
+
+
+def names() -> tuple[str, ...]:
+    """Return the components of this kit that can be served, without loading any."""
+    return tuple(sorted(name for name, paths in _files().items() if any(_SERVES.search(p.read_text()) for p in paths)))
+
+
+def summary(name: str) -> str:
+    """Return the first sentence of a component's docstring, without loading it."""
+    found = _DOCSTRING.match(_files()[name][0].read_text())
+    return found[1].strip() if found else ""
+
+
+async def serve(bus: Bus, components: Sequence[str], settings: Mapping[str, Any]) -> dict[str, Service]:
+    """Serve components on a bus; if one does not start, those before it are stopped again.
+
+    A setting goes to every component that takes one of its name.
+
+    Raises:
+        ConfigurationError: a component that does not exist, or a setting that none of them takes.
+    """
+    modules = {name: _load(name) for name in components}
+    taken = {name: _accepted(module) for name, module in modules.items()}
+    if refused := [name for name in settings if not any(name in accepted for accepted in taken.values())]:
+        offers = "; ".join(f"{name}: {', '.join(sorted(accepted)) or 'none'}" for name, accepted in taken.items())
+        raise ConfigurationError(f"no setting {', '.join(map(repr, refused))}; there are: {offers}")
+    services: dict[str, Service] = {}
+    try:
+        for name, module in modules.items():
+            chosen = {key: value for key, value in settings.items() if key in taken[name]}
+            services[name] = await module.serve(bus, **chosen)
+    except BaseException:
+        for service in reversed(services.values()):
+            await service.stop()
+        raise
+    return services
+
+
+def parameters(name: str) -> dict[str, inspect.Parameter]:
+    """Return the settings of a component; this loads it."""
+    return _accepted(_load(name))
+
+
+def _load(name: str) -> ModuleType:
+    if name not in names():
+        raise ConfigurationError(f"no component {name!r}; there are {', '.join(names()) or 'none'}")
+    return import_module(f"kit.components.{name}")
+
+
+def _accepted(module: ModuleType) -> dict[str, inspect.Parameter]:
+    """The keyword arguments of a component's ``serve`` after its bus."""
+    found = list(inspect.signature(module.serve, eval_str=False).parameters.values())[1:]
+    return {parameter.name: parameter for parameter in found if parameter.kind is not parameter.VAR_KEYWORD}
+
+
+def _files() -> dict[str, list[Path]]:
+    """The source files of every component, the one with its docstring first."""
+    folder = Path(kit.__file__).parent / "components"
+    found = {}
+    for module in pkgutil.iter_modules([str(folder)]):
+        package = folder / module.name
+        found[module.name] = sorted(package.glob("*.py")) if module.ispkg else [folder / f"{module.name}.py"]
+    return found

@@ -1,0 +1,272 @@
+"""``kit.start``: a server, a bus, telemetry and components, for as long as a notebook or a script wants them.
+
+    lab = await kit.start(tenant_id="acme")          # in a notebook: stays until `await lab.stop()`
+    async with kit.start(tenant_id="acme") as lab:   # in a script
+
+Everything it starts ends with it, within a deadline, even when a cell is interrupted in the middle.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import time
+import weakref
+from collections.abc import Awaitable, Callable, Generator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from kit.catalogue import check_id
+from kit.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from kit.components import Service
+    from kit.nats.bus import Bus
+    from kit.nats.connection import Connection
+    from kit.nats.server import Server
+    from kit.otel import Telemetry
+
+STOP_SECONDS = 15.0  # for everything together; each part is bounded by itself as well
+
+_labs: weakref.WeakSet[Lab] = weakref.WeakSet()  # only to find the one that the same notebook cell started before
+
+
+class Lab:
+    """What ``kit.start`` started.
+
+    Attributes:
+        bus: the tenant's bus.
+        telemetry: traces, metrics and logs of everything in this process.
+        server: the embedded server, or None when ``NATS_URL`` or ``url`` replaced it.
+        services: what runs here, by component.
+    """
+
+    def __init__(self, *, tenant_id: str, telemetry: Telemetry, server: Server | None, url: str) -> None:
+        self.tenant_id, self.telemetry, self.server, self.url = tenant_id, telemetry, server, url
+        self.bus: Bus
+        self.services: dict[str, list[Service]] = {}
+        self._buses: dict[str, Bus] = {}
+        self._ends: list[tuple[str, Callable[[], Awaitable[Any]]]] = []
+        self._stopping: asyncio.Task[None] | None = None
+        self._cell: _Cell | None = None
+
+    def __repr__(self) -> str:
+        if self.stopped:
+            return f"Lab of {self.tenant_id}, stopped"
+        where = "embedded server" if self.server is not None else "given server"
+        serving = f", serving {', '.join(self.services)}" if self.services else ""
+        return f"Lab of {self.tenant_id}, {where}{serving}"
+
+    @property
+    def stopped(self) -> bool:
+        """Return whether ``stop`` was called."""
+        return self._stopping is not None
+
+    async def serve(self, *components: str, tenant_id: str | None = None, **settings: Any) -> None:
+        """Serve components in this process, for this lab's tenant or another one.
+
+        A setting goes to every component that takes one of its name.
+
+        Raises:
+            ConfigurationError: a component that does not exist, or a setting that none of them takes.
+        """
+        from kit.lab import components as rooms
+
+        bus = self.bus if tenant_id is None else await self.tenant(tenant_id)
+        for name, service in (await rooms.serve(bus, components, settings)).items():
+            self.services.setdefault(name, []).append(service)
+            self._ends.append((name, service.stop))
+
+    async def tenant(self, tenant_id: str, **access: Any) -> Bus:
+        """Return the bus of another tenant, its account made where the server is the embedded one.
+
+        Args:
+            access: credentials as ``kit.nats.connection.connect`` takes them, where the server is not the embedded
+                one and the environment's credentials are another account's.
+        """
+        if tenant_id not in self._buses:
+            if self.server is not None and tenant_id not in self.server.tenants:
+                await self.server.add_tenant(check_id(tenant_id))
+            self._buses[tenant_id] = await self._connect(tenant_id, access)
+        return self._buses[tenant_id]
+
+    async def _connect(self, tenant_id: str, access: dict[str, Any]) -> Bus:
+        from kit.nats.bus import Bus
+        from kit.nats.connection import connect
+
+        if self.server is not None:
+            access = {"credentials": self.server.credentials(tenant_id), **access}
+        connection: Connection = await connect(self.url, tenant_id=tenant_id, name=f"lab-{tenant_id}", **access)
+        self._ends.append((f"connection of {tenant_id}", connection.close))
+        return Bus(connection, tenant_id, self.telemetry.for_tenant(tenant_id))
+
+    def spans(self) -> pd.DataFrame:
+        """Return the finished spans, a row a span."""
+        return self.telemetry.recorder.spans()
+
+    def metrics(self) -> pd.DataFrame:
+        """Return the totals of all metrics, a row a metric and its labels."""
+        return self.telemetry.recorder.metrics()
+
+    def logs(self) -> pd.DataFrame:
+        """Return the log records, a row a record, with their trace."""
+        return self.telemetry.recorder.logs()
+
+    def trace(self, trace_id: str | None = None) -> Any:
+        """Return one trace as a tree, the last one by default; it shows itself in a notebook."""
+        return self.telemetry.recorder.trace(trace_id)
+
+    def waterfall(self, trace_id: str | None = None) -> Any:
+        """Return one trace as a picture: its spans over time, the last one by default."""
+        return self.telemetry.recorder.waterfall(trace_id)
+
+    async def stop(self, timeout: float = STOP_SECONDS) -> None:
+        """End everything, the last started first, within ``timeout`` seconds; a second call waits for the first.
+
+        What was recorded stays readable. An interrupt of the cell that waits does not keep the rest from ending.
+
+        Raises:
+            ExceptionGroup: parts that failed or took too long to end; all others ended all the same.
+        """
+        if self._stopping is None:
+            self._stopping = asyncio.ensure_future(self._stop(time.monotonic() + timeout))
+        await asyncio.shield(self._stopping)
+
+    async def _stop(self, deadline: float) -> None:
+        faults: list[Exception] = []
+        while self._ends:
+            name, end = self._ends.pop()
+            left = max(1.0, deadline - time.monotonic())
+            try:
+                await asyncio.wait_for(end(), left)
+            except TimeoutError:
+                faults.append(TimeoutError(f"{name} did not end within {left:.0f} s"))
+            except Exception as fault:  # noqa: BLE001 (the rest has to end too; raised together below)
+                faults.append(fault)
+        self.services.clear()
+        if faults:
+            raise ExceptionGroup(f"{self!r}: not everything ended well", faults)
+
+    async def __aenter__(self) -> Lab:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+
+class Starting:
+    """A lab that has not started yet: ``await`` it, or enter it by ``async with``."""
+
+    def __init__(self, begin: Callable[[], Awaitable[Lab]]) -> None:
+        self._begin = begin
+        self._lab: Lab | None = None
+
+    def __repr__(self) -> str:
+        return "a lab that has not started: write `lab = await kit.start(…)`"
+
+    def __await__(self) -> Generator[Any, None, Lab]:
+        return self._begin().__await__()
+
+    async def __aenter__(self) -> Lab:
+        self._lab = await self._begin()
+        return self._lab
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._lab is not None
+        await self._lab.stop()
+
+
+def start(
+    tenant_id: str = "acme",
+    *,
+    tenants: Sequence[str] = (),
+    store: str | Path | None = None,
+    url: str | None = None,
+    service_name: str = "kit",
+) -> Starting:
+    """Start a lab: ``lab = await kit.start()``, or ``async with kit.start() as lab``.
+
+    Without a URL it starts a server of its own, in a temporary folder. Several labs may run in one kernel. Running
+    the same notebook cell again first stops the lab that the cell started before.
+
+    Args:
+        tenant_id: whose bus ``lab.bus`` is.
+        tenants: accounts to make beside it on the embedded server; ``lab.tenant`` makes more later.
+        store: folder that keeps the embedded server's streams; it is made when missing.
+        url: a server to use instead; the default is ``NATS_URL``, with the credentials of the environment.
+        service_name: ``service.name`` of the telemetry.
+
+    Raises:
+        ConfigurationError: an id that is none, or a store together with a URL.
+        StoreInUse: another server owns the store.
+        ConnectError: no server answers at the URL, or it refuses.
+    """
+    check_id(tenant_id)
+    if store is not None and url is not None:
+        raise ConfigurationError("a store belongs to the embedded server: give `store` or `url`, not both")
+    elsewhere = url or (os.environ.get("NATS_URL") if store is None else None)
+    accounts = tuple(dict.fromkeys((tenant_id, *tenants)))
+    return Starting(lambda: _begin(accounts, store, elsewhere, service_name))
+
+
+async def _begin(tenants: tuple[str, ...], store: str | Path | None, url: str | None, service_name: str) -> Lab:
+    cell = _current_cell()
+    await _stop_previous(cell)
+    from kit.nats.server import Server
+    from kit.otel import start_telemetry
+
+    telemetry = start_telemetry(service_name, tenant_id=tenants[0])
+    server = Server(store, tenants=tenants) if url is None else None
+    lab = Lab(tenant_id=tenants[0], telemetry=telemetry, server=server, url=url or "")
+    lab._cell = cell
+    lab._ends.append(("telemetry", lambda: asyncio.to_thread(telemetry.shutdown, 3.0)))
+    try:
+        if server is not None:
+            lab._ends.append(("server", server.stop))
+            await server.start()
+            lab.url = server.url
+        lab.bus = await lab.tenant(lab.tenant_id)
+    except BaseException:  # an interrupt too: what has begun must not stay behind
+        await lab.stop()
+        raise
+    _labs.add(lab)
+    return lab
+
+
+class _Cell:
+    """Which notebook cell is being executed, and which execution of it this is."""
+
+    def __init__(self, key: str, execution: str) -> None:
+        self.key, self.execution = key, execution
+
+    def ran_before(self, other: _Cell | None) -> bool:
+        return other is not None and other.key == self.key and other.execution != self.execution
+
+
+def _current_cell() -> _Cell | None:
+    """The cell of the request that the kernel is executing; None outside a kernel.
+
+    Source: https://jupyter-client.readthedocs.io/en/stable/messaging.html#execute (front ends add ``cellId``)
+    """
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    parent: dict[str, Any] = getattr(shell, "get_parent", dict)()
+    execution = parent.get("header", {}).get("msg_id")
+    if not execution:
+        return None
+    return _Cell(parent.get("metadata", {}).get("cellId") or parent["content"].get("code", ""), execution)
+
+
+async def _stop_previous(cell: _Cell | None) -> None:
+    """Stop what an earlier execution of this cell started: its name is about to be bound anew."""
+    if cell is not None:
+        for lab in [lab for lab in _labs if not lab.stopped and cell.ran_before(lab._cell)]:
+            await lab.stop()
