@@ -10,7 +10,6 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from opentelemetry import trace as trace_api
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import get_current_span
@@ -105,10 +104,6 @@ class Telemetry:
     def event(self, name: str, attributes: Mapping[str, Value] | None = None) -> None:
         """Add an event to the span that is current here."""
         get_current_span().add_event(name, attributes)
-
-    def annotate(self, attributes: Mapping[str, Value]) -> None:
-        """Set attributes of the current operation's span: what a handler knows and the bus that called it does not."""
-        trace_api.get_current_span().set_attributes(attributes)
 
     def count(self, metric: Metric, value: int | float = 1, **labels: Label) -> None:
         """Add to a counter.
