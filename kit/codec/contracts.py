@@ -15,6 +15,7 @@ import jsonschema_rs
 from kit.errors import CodecError, ContractViolation, UnknownContract
 
 from . import exact, tensors
+from .shapes import Shape, compile_shape
 
 _VERSION = re.compile(r"(0|[1-9][0-9]{0,5})\.(0|[1-9][0-9]{0,5})")
 _MASK = "the value"
@@ -61,6 +62,8 @@ class Contract:
         schema: the parsed file.
         tensors: path and rank of each tensor field.
         is_opened: whether unknown fields pass (for a newer minor than any known).
+        shape: the fast way through it, where there is one.
+        prefix: the envelope's bytes before its data.
     """
 
     message_type: str
@@ -69,6 +72,8 @@ class Contract:
     validator: jsonschema_rs.Draft202012Validator
     tensors: dict[tensors.Path, int]
     is_opened: bool
+    shape: Shape | None
+    prefix: bytes
 
     def check(self, data: Any) -> None:
         """Validate data in which tensors are described.
@@ -101,6 +106,7 @@ def _explain(error: jsonschema_rs.ValidationError) -> tuple[str, str]:
 
 
 def _compile(message_type: str, version: str, schema: dict[str, Any], *, is_opened: bool = False) -> Contract:
+    prefix = b'{"schema_version":"%b","message_type":"%b","data":' % (version.encode(), message_type.encode())
     return Contract(
         message_type=message_type,
         version=version,
@@ -108,6 +114,8 @@ def _compile(message_type: str, version: str, schema: dict[str, Any], *, is_open
         validator=compile_schema(opened(schema) if is_opened else schema),
         tensors=tensors.find(schema),
         is_opened=is_opened,
+        shape=None if is_opened else compile_shape(schema, prefix),
+        prefix=prefix,
     )
 
 

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Any
+
+import msgspec
 
 from kit.errors import ContractViolation, MalformedEnvelope
 
 from . import exact
 from .contracts import Contract, parse_version, registry
+from .shapes import UNSURE, Shape
 from .tensors import Attacher, Detacher
 
+_HEAD = 56  # bytes that tell one contract's envelopes from another's, as this kit writes them
+_Reader = tuple[Callable[[bytes], dict[str, Any] | None], str, str]
+_READERS: dict[bytes, _Reader] = {}  # by head; filled as contracts are met
+_WRITERS: dict[str | tuple[str, str], Callable[[Any], bytes | None]] = {}  # by type, or type and version; likewise
 _FIELDS = frozenset({"schema_version", "message_type", "data"})
 
 
-class Envelope(NamedTuple):
+class Envelope(msgspec.Struct, frozen=True):
     """A decoded message: frozen.
 
     Attributes:
@@ -45,13 +53,47 @@ def encode(message_type: str, data: dict[str, Any], version: str | None = None) 
         ContractViolation: the data break the schema, or cannot be carried exactly; the path says where.
         UnknownContract: nobody here knows the message type or the version.
     """
+    try:
+        payload = _WRITERS[message_type if version is None else (message_type, version)](data)
+        if payload is not None:
+            return payload
+    except UNSURE:
+        pass  # The long way says whether, and what, is wrong.
+    return _encode(message_type, data, version)
+
+
+def _encode(message_type: str, data: Any, version: str | None) -> bytes:
+    """Encode whatever can be encoded, and say what is wrong with the rest."""
     known = registry()
-    contract = known.contract(message_type, version if version is not None else known.latest(message_type))
+    contract = known.contract(message_type, known.latest(message_type) if version is None else version)
+    if contract.shape is not None:
+        _WRITERS[message_type if version is None else (message_type, version)] = _writer(contract, contract.shape)
+    tail = None
     if contract.tensors:
+        data, tail = _detach(contract, data)
+    try:
+        # Written before it is looked at: orjson bounds the depth, and the validator would recurse.
+        text = exact.render(data, None, exact.OPTIONS)
+    except TypeError:
+        raise _inexact(contract, data) from None
+    contract.check(data)
+    if not exact.keeps(data):
+        raise _inexact(contract, data)
+    text = b"".join((contract.prefix, text, b"}"))
+    return text if tail is None else b"".join((text, b"\0", tail))
+
+
+def _writer(contract: Contract, shape: Shape) -> Callable[[Any], bytes | None]:
+    """Return the fast way to write."""
+    if not contract.tensors:
+        return shape.write
+
+    def write(data: Any) -> bytes | None:
         described, tail = _detach(contract, data)
-        text = _write(contract, described)
-        return text if tail is None else b"%b\0%b" % (text, tail)
-    return _write(contract, data)
+        text = shape.write(described)
+        return text if tail is None or text is None else b"".join((text, b"\0", tail))
+
+    return write
 
 
 def _detach(contract: Contract, data: Any) -> tuple[Any, bytes | None]:
@@ -60,18 +102,6 @@ def _detach(contract: Contract, data: Any) -> tuple[Any, bytes | None]:
     for path, rank in contract.tensors.items():
         data = detacher.detach(data, path, rank)
     return data, detacher.tail() if detacher.parts else None
-
-
-def _write(contract: Contract, data: Any) -> bytes:
-    try:
-        # Written before it is validated: orjson bounds the depth, on which the validator would recurse.
-        text = exact.write({"schema_version": contract.version, "message_type": contract.message_type, "data": data})
-    except TypeError:
-        raise _inexact(contract, data) from None
-    contract.check(data)
-    if not exact.is_exact(data) or not exact.finite(data):
-        raise _inexact(contract, data)
-    return text
 
 
 def _inexact(contract: Contract, data: Any) -> ContractViolation:
@@ -100,8 +130,35 @@ def decode(payload: bytes | bytearray | memoryview) -> Envelope:
         ContractViolation: the data break the schema of their version.
         UnknownContract: an unknown message type, or a newer major version: to be put aside, not guessed at.
     """
-    if type(payload) is not bytes:
+    if payload.__class__ is not bytes:
         payload = _to_bytes(payload)
+    found = _READERS.get(payload[:_HEAD])
+    if found is not None:
+        read, message_type, version = found
+        try:
+            data = read(payload)
+            if data is not None:
+                return Envelope(message_type, version, data)
+        except UNSURE:
+            pass  # The long way says whether, and what, is wrong.
+    return _decode(payload)
+
+
+def _reader(contract: Contract, shape: Shape) -> _Reader:
+    """Return the fast way to read, with the message type and the version that it is for."""
+
+    def read(payload: bytes) -> dict[str, Any] | None:
+        nul = payload.find(b"\0")
+        data = shape.read(payload if nul < 0 else payload[:nul])
+        if data is not None:
+            _attach(contract, data, None if nul < 0 else memoryview(payload)[nul + 1 :])
+        return data
+
+    return read if contract.tensors else shape.read, contract.message_type, contract.version
+
+
+def _decode(payload: bytes) -> Envelope:
+    """Decode any layout, and say what is wrong with it."""
     nul = payload.find(b"\0")
     document = exact.parse(payload if nul < 0 else payload[:nul])
     message_type, version, data = _open(document)
@@ -109,6 +166,8 @@ def decode(payload: bytes | bytearray | memoryview) -> Envelope:
     contract.check(data)
     if nul >= 0 or contract.tensors:
         _attach(contract, data, None if nul < 0 else memoryview(payload)[nul + 1 :])
+    if contract.shape is not None:
+        _READERS[(contract.prefix + b'{"')[:_HEAD]] = _reader(contract, contract.shape)
     return Envelope(message_type, version, data)
 
 

@@ -13,17 +13,22 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable
+from enum import Enum
 from typing import Any
 
 import orjson
+from orjson import dumps as render
 
 from kit.errors import CodecError, MalformedEnvelope
 
 MAX_DEPTH = 254
 """Levels of nesting that can be written. Source: orjson's limit for serialisation."""
 
-_WRITE = orjson.OPT_PASSTHROUGH_SUBCLASS | orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_PASSTHROUGH_DATACLASS
-_SCALARS = frozenset({str, int, float, bool, type(None)})
+__all__ = ["MAX_DEPTH", "OPTIONS", "PLAIN", "dumps", "fault", "keeps", "loads", "parse", "pointer", "render", "shorten"]
+
+OPTIONS = orjson.OPT_PASSTHROUGH_SUBCLASS | orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_PASSTHROUGH_DATACLASS
+PLAIN = frozenset({str, int, bool, type(None)})
+_EQUAL = (str, int)  # what of it orjson writes is an Enum that equals its value
 _LEAST, _GREATEST = -(2**63), 2**64 - 1
 _SHOWN = 120
 
@@ -68,7 +73,7 @@ def _scalar_fault(value: Any) -> str | None:
         except UnicodeEncodeError:
             return "the text has a lone surrogate"
         return None
-    if kind is bool or value is None:
+    if kind is bool or value is None or (isinstance(value, Enum) and isinstance(value, _EQUAL)):
         return None
     return f"{kind.__module__}.{kind.__qualname__} is no JSON type; convert it first".replace("builtins.", "")
 
@@ -91,7 +96,7 @@ def fault(value: Any) -> tuple[str, str] | None:
         if kind is _Doubled:
             return pointer((*path, shorten(item.key))), "the key stands twice"
         if kind is dict or kind is list:
-            if len(path) > MAX_DEPTH:
+            if len(path) > MAX_DEPTH + 1:
                 return pointer(path[:8]), f"nested deeper than {MAX_DEPTH} levels"
             if kind is list:
                 stack.extend((child, (*path, index)) for index, child in enumerate(item))
@@ -105,45 +110,20 @@ def fault(value: Any) -> tuple[str, str] | None:
     return None
 
 
-def is_exact(value: Any) -> bool:
-    """Whether every part of a value has exactly a JSON type: no tuple, no Enum, no subclass.
+def keeps(value: Any) -> bool:
+    """Whether a value that orjson could write is read back as an equal one: no tuple, no NaN, no plain Enum.
 
-    Numbers are not looked at, and depth is the caller's to bound (orjson has done so already).
+    Depth is not looked at: orjson has bounded it.
     """
-    if value.__class__ is dict:
+    kind = value.__class__
+    if kind is dict:
         value = value.values()
-    for item in value:
-        kind = item.__class__
-        if kind not in _SCALARS and not ((kind is dict or kind is list) and is_exact(item)):
+    elif kind is not list:
+        return kind in PLAIN or (math.isfinite(value) if kind is float else isinstance(value, _EQUAL))
+    for item in value:  # noqa: SIM110 - all() costs a generator
+        if item.__class__ not in PLAIN and not keeps(item):
             return False
     return True
-
-
-def finite(value: Any) -> bool:
-    """Whether no number in a value is NaN or infinite."""
-    stack = [value]
-    while stack:
-        item = stack.pop()
-        kind = item.__class__
-        if kind is float:
-            if not math.isfinite(item):
-                return False
-        elif kind is dict:
-            stack.extend(item.values())
-        elif kind is list:
-            stack.extend(item)
-    return True
-
-
-def write(value: Any) -> bytes:
-    """Return JSON text for a value, as orjson writes it.
-
-    The caller looks after what orjson would change silently (see ``is_exact``; NaN).
-
-    Raises:
-        TypeError: a type that JSON has not.
-    """
-    return orjson.dumps(value, None, _WRITE)
 
 
 def dumps(value: Any, *, indent: bool = False) -> bytes:
@@ -153,8 +133,8 @@ def dumps(value: Any, *, indent: bool = False) -> bytes:
         CodecError: a part that JSON cannot carry exactly, with its path.
     """
     try:
-        text = orjson.dumps(value, None, _WRITE | (orjson.OPT_INDENT_2 if indent else 0))
-        if is_exact((value,)) and finite(value):
+        text = render(value, None, OPTIONS | (orjson.OPT_INDENT_2 if indent else 0))
+        if keeps(value):
             return text
     except TypeError:
         pass  # The walk below says where.
@@ -188,10 +168,10 @@ def parse(text: bytes) -> Any:
         # `from None`, because the error carries the whole document.
         raise MalformedEnvelope(f"not JSON: {error.msg} at byte {error.pos}") from None
     try:
-        if orjson.dumps(value) == text:
+        if render(value) == text:
             return value
     except TypeError:
-        raise MalformedEnvelope(f"nested deeper than {MAX_DEPTH} levels") from None
+        pass  # Nested too deep to be written again; what is wrong with it is said below.
     prove(text)
     return value
 

@@ -38,7 +38,7 @@ def migrate(envelope: Envelope, target_version: str) -> Envelope:
         UnknownContract: nobody here knows the target version.
         ContractViolation: what came out breaks the target's schema.
     """
-    message_type, version, data = envelope
+    message_type, version, data = envelope.message_type, envelope.schema_version, envelope.data
     if version == target_version:
         return envelope
     known = registry().versions(message_type)
