@@ -6,6 +6,7 @@ import argparse
 import json
 import shutil
 import sys
+from pathlib import Path
 
 from kit.lab.cli.console import Commands, command, say
 
@@ -16,7 +17,9 @@ def configure(commands: Commands) -> None:
     shape = parser.add_mutually_exclusive_group()
     shape.add_argument("--json", action="store_true", help="every row: operations, spans, metrics")
     shape.add_argument("--asyncapi", action="store_true", help="an AsyncAPI 3.0 document, schemas included")
-    shape.add_argument("--markdown", action="store_true", help="the table that the README holds")
+    shape.add_argument(
+        "--markdown", nargs="?", const="-", metavar="FILE", help="the table that the README holds; put into FILE"
+    )
 
 
 def _run(chosen: argparse.Namespace) -> int:
@@ -29,8 +32,23 @@ def _run(chosen: argparse.Namespace) -> int:
 
         say(json.dumps(asyncapi.document(), indent=2, ensure_ascii=False))
     elif chosen.markdown:
-        sys.stdout.write(catalogue_export.as_markdown())
+        _markdown(chosen.markdown)
     else:
         width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 1000
         sys.stdout.write(catalogue_export.as_table(width))
     return 0
+
+
+def _markdown(target: str) -> None:
+    """Print the table, or put it between the marks of a file."""
+    from kit.errors import ConfigurationError
+    from kit.lab import catalogue_export
+
+    if target == "-":
+        sys.stdout.write(catalogue_export.as_markdown())
+        return
+    path = Path(target)
+    text = path.read_text()
+    if catalogue_export.MARK_BEGIN not in text:
+        raise ConfigurationError(f"{target} has no place for the table: a line {catalogue_export.MARK_BEGIN}")
+    path.write_text(catalogue_export.with_markdown(text))
