@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from kit.catalogue import Metric
 
-EXIT_SECONDS = 2.5  # for the last exports at the interpreter's exit, which has to be over within 3
+EXIT_SECONDS = 2.0  # for the last exports at the interpreter's exit, which has to be over within 3
 _NOTHING = Span(name="disabled", component="", purpose="what disabled telemetry opens instead")
 
 logger = logging.getLogger(__name__)
@@ -230,7 +230,7 @@ class Core:
     def capture_logging(self) -> None:
         """Hand the standard library's records over as well."""
         if self.pipeline.log_takers:
-            self._handler = Handler(self.resource, self.log, self._level)
+            self._handler = Handler(self.resource, self.log, self._level, self.tracing)
             logging.getLogger().addHandler(self._handler)
 
     def shutdown(self, timeout: float) -> None:
@@ -290,6 +290,9 @@ def start_telemetry(
         capture_logging: take the standard library's log records too.
         set_global: make OpenTelemetry's global providers feed this one, so that other libraries' telemetry joins in;
             they can be set once in a process.
+
+    Raises:
+        ConfigurationError: no level has the name ``log_level``.
     """
     enabled = os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() != "true"
     target = Target(endpoint=endpoint, protocol=protocol, headers=headers, off=not enabled)

@@ -68,6 +68,7 @@ class Target:
 
     def arguments(self, signal: Signal) -> dict[str, Any]:
         """Return the arguments of a signal's OTLP exporter; what is missing it reads from the variables itself."""
+        _say_only_failures()
         arguments: dict[str, Any] = {}
         if self.endpoint is not None:
             base = self.endpoint.rstrip("/")
@@ -81,6 +82,13 @@ def setting(signal: Signal, name: str) -> str | None:
     """Return a signal's own OTEL_EXPORTER_OTLP_* variable, or the one for all signals."""
     own = os.environ.get(f"OTEL_EXPORTER_OTLP_{signal.upper()}_{name}", "").strip()
     return own or os.environ.get(f"OTEL_EXPORTER_OTLP_{name}", "").strip() or None
+
+
+def _say_only_failures() -> None:
+    """The exporters warn of each retry of each batch; a user who set the level of their logger is not overruled."""
+    theirs = logging.getLogger("opentelemetry.exporter")
+    if theirs.level == logging.NOTSET:
+        theirs.setLevel(logging.ERROR)
 
 
 def _port(endpoint: str) -> int | None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from opentelemetry import context as context_api
+from opentelemetry import trace as trace_api
 from opentelemetry._logs import LogRecord, SeverityNumber
 from opentelemetry.attributes import BoundedAttributes
 from opentelemetry.context import Context
@@ -18,12 +19,14 @@ from opentelemetry.sdk._logs import LogRecordLimits, ReadableLogRecord
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
+from kit.errors import ConfigurationError
 from kit.otel import semconv
-from kit.otel.span import exception_attributes
+from kit.otel.span import LiveSpan, Tracing, exception_attributes
 
 Sink = Callable[[ReadableLogRecord], None]
 
 _NO_CONTEXT = Context()
+_OWN = ("opentelemetry.", "kit.otel", "grpc.", "urllib3.")  # what the exporters themselves log
 _OFF = logging.CRITICAL + 1
 _SEVERITIES: dict[int, tuple[str, SeverityNumber]] = {
     logging.DEBUG: ("DEBUG", SeverityNumber.DEBUG),
@@ -99,8 +102,9 @@ class Handler(logging.Handler):
     Records of the exporters themselves are left out: telemetry about failing telemetry would never end.
     """
 
-    def __init__(self, resource: Resource, sink: Sink, level: int) -> None:
+    def __init__(self, resource: Resource, sink: Sink, level: int, tracing: Tracing) -> None:
         super().__init__(level)
+        self._tracing = tracing
         self._resource = resource
         self._sink = sink
         self._limits = LogRecordLimits()
@@ -108,9 +112,16 @@ class Handler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Translate a record and pass it on."""
-        if record.name.startswith(("opentelemetry", "kit.otel", "grpc", "urllib3")):
-            self._last_resort(record)
-            return
+        if not record.name.startswith(_OWN) and not self._belongs_elsewhere():
+            self._translate(record)
+        self._last_resort(record)
+
+    def _belongs_elsewhere(self) -> bool:
+        """Whether this happens in an operation of another Telemetry, which will record it."""
+        span = trace_api.get_current_span()
+        return isinstance(span, LiveSpan) and span.tracing is not self._tracing
+
+    def _translate(self, record: logging.LogRecord) -> None:
         scope = self._scopes.setdefault(record.name, InstrumentationScope(record.name))
         text, severity = severity_of(record.levelno)
         translated = LogRecord(
@@ -124,7 +135,6 @@ class Handler(logging.Handler):
         )
         translated.context = _NO_CONTEXT
         self._sink(ReadableLogRecord(translated, self._resource, scope))
-        self._last_resort(record)
 
     def _last_resort(self, record: logging.LogRecord) -> None:
         """Print what ``logging`` would print if no handler were configured: ours must not silence a warning."""
@@ -163,9 +173,14 @@ def severity_of(level: int) -> tuple[str, SeverityNumber]:
 
 
 def level_number(level: int | str) -> int:
-    """Return a level's number by its number or name; ``"OFF"`` is above all."""
+    """Return a level's number by its number or name; ``"OFF"`` is above all.
+
+    Raises:
+        ConfigurationError: no level has this name.
+    """
     if isinstance(level, int):
         return level
-    if level.upper() == "OFF":
-        return _OFF
-    return logging.getLevelNamesMapping()[level.upper()]
+    known = {**logging.getLevelNamesMapping(), "OFF": _OFF}
+    if level.upper() not in known:
+        raise ConfigurationError(f"log level {level!r} is none of {', '.join(known)}")
+    return known[level.upper()]

@@ -80,7 +80,9 @@ class HistogramCell:
         self.high = float("-inf")
 
     def add(self, value: int | float) -> None:
-        """Record one value."""
+        """Record one value; what is not finite would spoil the sum for good and is left out."""
+        if value - value:  # NaN for NaN and for both infinities, else 0
+            return
         self.counts[bisect_left(self.bounds, value)] += 1
         self.total += value
         if value < self.low:

@@ -163,8 +163,8 @@ class Operation:
                 self._plan.success(seconds)
             else:
                 self._plan.measure(seconds, self._outcome())
-            self.span.end()
         finally:
+            self.span.end()
             token = self._token
             try:
                 token.var.reset(token)

@@ -11,6 +11,7 @@ import random
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from time import perf_counter_ns, time_ns
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry import trace as trace_api
@@ -81,13 +82,28 @@ class LiveSpan(trace_api.Span):
         """Return trace id, span id and flags."""
         return self._context
 
+    @property
+    def name(self) -> str:
+        """The span's name."""
+        return self._name
+
+    @property
+    def attributes(self) -> Mapping[str, Any]:
+        """The attributes set so far."""
+        return MappingProxyType(self._attributes)
+
+    @property
+    def tracing(self) -> Tracing:
+        """What started this span."""
+        return self._tracing
+
     def is_recording(self) -> bool:
         """Say whether the span has not ended yet."""
         return self._ended is None
 
     def set_attribute(self, key: str, value: Any) -> None:
         """Set an attribute; of no effect when the span has ended."""
-        if self._ended is None:
+        if self._ended is None and value is not None:
             self._attributes[key] = value if value.__class__ in _PLAIN else _frozen(value)
 
     def set_attributes(self, attributes: Mapping[str, Any]) -> None:
@@ -211,9 +227,10 @@ class Tracing:
         if not sampled:
             return NonRecordingSpan(own)
         attributes = {} if attributes is None else attributes
-        for key, value in attributes.items():
+        for value in attributes.values():
             if value.__class__ not in _PLAIN:
-                attributes[key] = _frozen(value)
+                attributes = {key: _frozen(value) for key, value in attributes.items() if value is not None}
+                break
         return LiveSpan(self, name, own, context, kind, attributes, links)
 
 
@@ -233,5 +250,7 @@ def exception_attributes(error: BaseException) -> dict[str, str]:
 
 
 def _frozen(value: Any) -> Any:
-    """A value that its owner may change later must not change the span."""
+    """A value that its owner may change later must not change the span; numpy's become Python's."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
     return tuple(value) if isinstance(value, list) else value
