@@ -536,6 +536,11 @@ ERROR = "error"  # the typed answer of a handler that failed
 DEAD_LETTER = "dead_letter"  # a job that failed for good, with its evidence
 LLM_CHUNK = "llm_chunk"  # one piece of a streamed response, on the caller's inbox
 
+# Subjects of the bus's own, within a tenant's account; the tokens that follow are named beside each.
+RESULTS_PREFIX = "kit.results"  # .<stream of the job>.<caller>.<job>: a result, remembered; its caller listens there
+DEAD_LETTERS_PREFIX = "kit.dead"  # .<stream of the job>.<job>: evidence, and .payload beside it: the job, unchanged
+CHUNKS_PREFIX = "kit.chunks"  # .<caller>.<call>: the pieces of one streamed answer
+
 MESSAGE_TYPES: tuple[str, ...] = tuple(
     sorted(
         {row.message_type for row in OPERATIONS}

@@ -1,0 +1,441 @@
+"""The bus of one tenant: what components talk through, and the only thing they talk through.
+
+A component hands over a ``dict`` and a row of the catalogue. The row gives the subject, the contracts and the spans;
+codec checks and wraps; otel adds the trace context; nats sends. On the other side the same happens backwards, and the
+handler gets a ``Message``. What it returns goes back the same way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any, Self
+
+from nats.aio.msg import Msg
+
+from kit.catalogue import ERROR, Mode, Operation, check_id
+from kit.errors import BusError, ConfigurationError, ForeignLoopError
+from kit.nats.connection import Connection
+from kit.nats.dead import DeadLetter, Graveyard
+from kit.nats.faults import remote_error
+from kit.nats.ids import MESSAGE_ID, Serial, checked_id
+from kit.nats.jobs import Desk, Job
+from kit.nats.message import Handler, Message
+from kit.nats.objects import Objects
+from kit.nats.route import Route, check_mode
+from kit.nats.serving import CoreWorker
+from kit.nats.sink import tap
+from kit.nats.store import Store, open_store
+from kit.nats.streaming import Stream
+from kit.nats.streams import Streams
+from kit.nats.worker import Worker
+from kit.nats.working import PullWorker
+from kit.otel import Telemetry, semconv
+
+_BACKLOG = 4096  # messages that may wait for a worker on core NATS; JetStream keeps what is not pulled
+_MOST_ROUTES = 4096  # remembered; there is one for each receiver of an addressed operation
+
+
+class Bus:
+    """Everything that one tenant sends and receives, over a connection to the tenant's account.
+
+    Args:
+        connection: to the tenant's account; it stays the caller's to close.
+        tenant_id: whose messages these are.
+        telemetry: what records them.
+
+    Raises:
+        ConfigurationError: the tenant's id is not one.
+    """
+
+    def __init__(self, connection: Connection, tenant_id: str, telemetry: Telemetry) -> None:
+        self.connection = connection
+        self.tenant_id = check_id(tenant_id)
+        self.telemetry = telemetry.for_tenant(tenant_id)
+        self._loop = asyncio.get_running_loop()
+        self._routes: dict[tuple[str, str, str | None], Route] = {}
+        self._workers: set[Worker] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._serial = Serial()
+        self._streams = Streams(connection)
+        self._graveyard = Graveyard(self, self._streams)
+        self._desk = Desk(self, self._streams, self._graveyard)
+        self._objects = Objects(connection, self._streams)
+        self._gone: dict[str, Any] = {}
+        self._gone_serial = itertools.count(1)
+        self._gone_inbox = ""
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return f"<Bus of {self.tenant_id}, {len(self._workers)} workers>"
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.close()
+
+    async def close(self, timeout: float = 10.0) -> None:
+        """Stop every worker of this bus; what is under way may finish within ``timeout`` seconds."""
+        self._closed = True
+        await asyncio.gather(*(worker.stop(timeout) for worker in tuple(self._workers)))
+        for task in tuple(self._tasks):
+            task.cancel()
+        await self._graveyard.close()
+
+    # --- events -------------------------------------------------------------------------------------------------
+
+    async def publish(
+        self, operation: Operation, data: dict[str, Any], *, to: str | None = None, message_id: str | None = None,
+        timeout: float = 5.0,
+    ) -> None:  # fmt: skip
+        """Tell everybody who listens: an EVENT.
+
+        Args:
+            operation: the catalogue's row.
+            data: the content.
+            to: the one receiver, where the row is addressed; None tells all.
+            message_id: of a stored event: published again under it within two minutes, it is stored once.
+            timeout: seconds for the stream to acknowledge a stored event.
+
+        Raises:
+            CodecError: the data break their contract.
+            Disconnected, PayloadTooLarge: nothing was sent.
+            NotStored: the stream did not acknowledge a stored event.
+            ConfigurationError: the row is no EVENT, or has no single receiver.
+        """
+        route = self._route(operation, "publish", Mode.EVENT, to=to)
+        with self.telemetry.operation(operation.send_span, route.send_attributes, kind="producer") as recorded:
+            payload = route.encode(data)
+            if recorded.recording:
+                recorded.set(semconv.MESSAGING_MESSAGE_BODY_SIZE, len(payload))
+            if not operation.stored:
+                await self.connection.client.publish(route.subject, payload, headers=recorded.headers())
+                return
+            headers = {MESSAGE_ID: checked_id(message_id) if message_id is not None else self._serial.next()}
+            recorded.set(semconv.MESSAGING_MESSAGE_ID, headers[MESSAGE_ID])
+            await self._streams.event(operation)
+            await self._streams.store(route.subject, payload, recorded.headers(headers) or headers, timeout)
+
+    async def subscribe(
+        self,
+        operation: Operation,
+        handler: Handler,
+        *,
+        to: str | None = None,
+        queue: str | None = None,
+        durable: str | None = None,
+        replay: bool = False,
+        concurrency: int = 1,
+    ) -> Worker:
+        """Listen to an EVENT; on return the server knows it. With ``concurrency`` 1 events are handled in order.
+
+        Args:
+            operation: the catalogue's row.
+            handler: gets each event; what it returns is ignored.
+            to: listen as this one receiver, and not to what is for all.
+            queue: share the events with all subscribers of the same queue group.
+            durable: of a stored event: keep the place under this name, so that nothing is missed while away.
+            replay: of a stored event: begin with the oldest one kept.
+            concurrency: events handled at once.
+
+        Raises:
+            ConfigurationError: the row is no EVENT, has no single receiver, or is not stored.
+        """
+        route = self._route(operation, "subscribe", Mode.EVENT, to=to)
+        if durable is None and not replay:
+            return await self._serve(route, handler, concurrency, queue)
+        if not operation.stored:
+            raise ConfigurationError(f"{operation.name} is not stored: leave `durable` and `replay` out")
+        if durable is not None:
+            check_id(durable, what="durable")
+        await self._streams.event(operation)
+
+        async def bind(seen: int) -> str:
+            begin = seen + 1 if seen or replay else None
+            return await self._streams.subscriber(operation, route.subject, durable=durable, begin=begin)
+
+        return await self._pull(route, handler, concurrency, durable or queue, bind, once=False)
+
+    # --- requests -----------------------------------------------------------------------------------------------
+
+    async def request(self, operation: Operation, data: dict[str, Any], *, timeout: float = 5.0) -> Message:
+        """Ask, and wait at most ``timeout`` seconds for the answer: a REQUEST.
+
+        Raises:
+            CodecError: the data, or the answer, break their contract.
+            NoResponders: nobody serves it.
+            DeadlineExceeded: no answer in time.
+            RemoteError: the handler failed.
+            Disconnected, PayloadTooLarge: nothing was sent.
+            ConfigurationError: the row is no REQUEST.
+        """
+        return await self.ask(self._route(operation, "request", Mode.REQUEST), data, timeout)
+
+    async def serve(self, operation: Operation, handler: Handler, *, concurrency: int = 64) -> Worker:
+        """Answer a REQUEST, sharing the requests with all who serve it; on return the server knows it.
+
+        Args:
+            operation: the catalogue's row.
+            handler: its result is the answer; its exception is a typed error at the caller.
+            concurrency: requests handled at once; some thousands more wait, what comes then is refused.
+
+        Raises:
+            ConfigurationError: the row is no REQUEST.
+        """
+        route = self._route(operation, "serve", Mode.REQUEST)
+        return await self._serve(route, handler, concurrency, operation.queue)
+
+    # --- jobs ---------------------------------------------------------------------------------------------------
+
+    async def enqueue(
+        self, operation: Operation, data: dict[str, Any], *, message_id: str | None = None, timeout: float = 5.0
+    ) -> Job:
+        """Put a JOB into its queue; on return it is stored.
+
+        Args:
+            operation: the catalogue's row.
+            data: the content.
+            message_id: enqueued again under the same id, it is the same job and is done once.
+            timeout: seconds for the queue to acknowledge.
+
+        Raises:
+            CodecError: the data break their contract.
+            NotStored: the queue did not acknowledge; enqueue it again under the same id.
+            PayloadTooLarge: nothing was sent.
+            ConfigurationError: the row is no JOB, or the id cannot be one.
+        """
+        route = self._route(operation, "enqueue", Mode.JOB)
+        with self.telemetry.operation(operation.send_span, route.send_attributes, kind="producer") as recorded:
+            payload = route.encode(data)
+            job = await self._desk.enqueue(route, payload, message_id, timeout)
+            if recorded.recording:
+                recorded.set(semconv.MESSAGING_MESSAGE_BODY_SIZE, len(payload))
+                recorded.set(semconv.MESSAGING_MESSAGE_ID, job.message_id)
+            return job
+
+    async def run(
+        self, operation: Operation, data: dict[str, Any], *, timeout: float = 30.0, message_id: str | None = None
+    ) -> Message:
+        """Enqueue a JOB and wait for its result: one span over both.
+
+        Raises:
+            JobDead: every attempt failed.
+            DeadlineExceeded: no result within ``timeout`` seconds; the job goes on.
+            CodecError, NotStored, PayloadTooLarge, ConfigurationError: as ``enqueue``.
+        """
+        return await self.order(self._route(operation, "run", Mode.JOB), data, timeout, message_id)
+
+    async def work(self, operation: Operation, handler: Handler, *, concurrency: int = 1) -> Worker:
+        """Do a JOB, sharing the queue with all who work on it.
+
+        Args:
+            operation: the catalogue's row.
+            handler: its result goes to the caller; its exception means another attempt later, as the row's policy says.
+            concurrency: jobs handled at once.
+
+        Raises:
+            ConfigurationError: the row is no JOB.
+        """
+        route = self._route(operation, "work", Mode.JOB)
+
+        async def bind(_: int) -> str:
+            return await self._streams.job_consumer(operation, route.subject)
+
+        return await self._pull(route, handler, concurrency, operation.queue, bind, once=True)
+
+    async def dead_letters(self, operation: Operation) -> list[DeadLetter]:
+        """Return the jobs that failed for good, oldest first.
+
+        Raises:
+            ConfigurationError: the row is neither a JOB nor a stored EVENT.
+        """
+        self._check()
+        if operation.stream is None:
+            raise ConfigurationError(f"{operation.name} is not stored, so nothing of it is kept when it fails")
+        return await self._graveyard.letters(operation)
+
+    async def replay(self, operation: Operation, ids: list[str] | None = None) -> int:
+        """Enqueue dead letters again, all or those of these message ids, and return how many.
+
+        Raises:
+            NotStored: the queue did not acknowledge; the rest are still dead letters.
+            ConfigurationError: the row is no JOB.
+        """
+        self._route(operation, "replay", Mode.JOB)
+        letters = await self._graveyard.letters(operation)
+        chosen = [letter for letter in letters if ids is None or letter.message_id in ids]
+        for letter in chosen:
+            await self._graveyard.replay(letter)
+        return len(chosen)
+
+    # --- answers piece by piece ---------------------------------------------------------------------------------
+
+    async def stream(
+        self, operation: Operation, data: dict[str, Any], *, timeout: float = 60.0, message_id: str | None = None
+    ) -> AsyncIterator[Message]:
+        """Ask for an answer piece by piece: yield each ``llm_chunk`` as it comes, and the result at the end.
+
+        Leave the loop, and the handler on the other side is cancelled.
+
+        Args:
+            operation: a JOB or a REQUEST whose handler emits pieces.
+            data: the content.
+            timeout: seconds for the whole answer.
+            message_id: of a JOB; as for ``enqueue``.
+
+        Raises:
+            RemoteError, JobDead: the handler failed.
+            DeadlineExceeded: the answer was not complete in time.
+            CodecError, NoResponders, NotStored, Disconnected, PayloadTooLarge, ConfigurationError: as for ``request``.
+        """
+        route = self._route(operation, "stream", Mode.REQUEST, Mode.JOB)
+        stream = Stream(self, route, data, timeout=timeout, message_id=message_id)
+        try:
+            async for message in stream.messages():
+                yield message
+        finally:
+            await stream.close()
+
+    # --- stores -------------------------------------------------------------------------------------------------
+
+    async def store(self, bucket: str, ttl: float | None = None) -> Store:
+        """Return the key-value store of this name, made if need be.
+
+        Args:
+            bucket: its name.
+            ttl: seconds after which a value is forgotten; None keeps values.
+        """
+        self._check()
+        return await open_store(self._streams, self.connection, check_id(bucket, what="bucket"), ttl)
+
+    async def put_object(self, name: str, data: bytes, *, bucket: str = "objects") -> dict[str, Any]:
+        """Store what is too large for a message, and return the claim to send in its place.
+
+        The claim is ``{"bucket", "name", "size", "sha256"}``.
+        """
+        self._check()
+        return await self._objects.put(name, data, bucket)
+
+    async def get_object(self, claim: dict[str, Any]) -> bytes:
+        """Return what a claim stands for, checked against its size and SHA-256.
+
+        Raises:
+            BusError: it is not there, or is something else.
+        """
+        self._check()
+        return await self._objects.get(claim)
+
+    async def delete_object(self, claim: dict[str, Any]) -> None:
+        """Delete what a claim stands for; do nothing when it is gone."""
+        self._check()
+        await self._objects.delete(claim)
+
+    # --- for the modules of this room ---------------------------------------------------------------------------
+
+    async def ask(
+        self, route: Route, data: dict[str, Any], timeout: float, headers: dict[str, str] | None = None
+    ) -> Message:
+        """Send a request and return its answer."""
+        with self.telemetry.operation(route.operation.send_span, route.send_attributes, kind="client") as recorded:
+            payload = route.encode(data)
+            if recorded.recording:
+                recorded.set(semconv.MESSAGING_MESSAGE_BODY_SIZE, len(payload))
+            answer = await self.connection.request(
+                route.subject, payload, timeout=timeout, headers=recorded.headers(headers)
+            )
+            envelope = route.read_result(answer.data)
+            if envelope.message_type == ERROR:
+                raise remote_error(route.subject, envelope.data)
+            return route.message(envelope)
+
+    async def order(
+        self, route: Route, data: dict[str, Any], timeout: float, message_id: str | None,
+        headers: dict[str, str] | None = None,
+    ) -> Message:  # fmt: skip
+        """Enqueue a job and return its result."""
+        with self.telemetry.operation(route.operation.send_span, route.send_attributes, kind="client") as recorded:
+            deadline = self._loop.time() + timeout
+            job = await self._desk.enqueue(route, route.encode(data), message_id, timeout, headers)
+            recorded.set(semconv.MESSAGING_MESSAGE_ID, job.message_id)
+            return await job.result(max(deadline - self._loop.time(), 0.0))
+
+    def new_id(self) -> str:
+        """Return an id that nobody else has."""
+        return self._serial.next()
+
+    def background(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run something that nobody waits for, until the bus is closed."""
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def watch_reply(self, on_gone: Any) -> tuple[str, str]:
+        """Return a token and a reply subject; ``on_gone`` is called when the server answers there."""
+        token = str(next(self._gone_serial))
+        self._gone[token] = on_gone
+        return token, f"{self._gone_inbox}.{token}"
+
+    def forget_reply(self, token: str) -> None:
+        """Watch a reply subject no more."""
+        self._gone.pop(token, None)
+
+    async def _watch_replies(self) -> None:
+        if not self._gone_inbox:
+            self._gone_inbox = self.connection.client.new_inbox()
+            await tap(self.connection.client, f"{self._gone_inbox}.*", self._on_reply)
+
+    def _on_reply(self, message: Msg) -> None:
+        on_gone = self._gone.get(message.subject.rpartition(".")[2])
+        if on_gone is not None:
+            on_gone()
+
+    async def _serve(self, route: Route, handler: Handler, concurrency: int, queue: str | None) -> Worker:
+        worker = CoreWorker(self, route, handler, concurrency=_many(concurrency), backlog=_BACKLOG, queue=queue)
+        await self._watch_replies()
+        await worker.start()
+        self._workers.add(worker)
+        return worker
+
+    async def _pull(
+        self, route: Route, handler: Handler, concurrency: int, group: str | None, bind: Any, *, once: bool
+    ) -> Worker:
+        worker = PullWorker(
+            self,
+            route,
+            handler,
+            streams=self._streams,
+            graveyard=self._graveyard,
+            group=group,
+            concurrency=_many(concurrency),
+            bind=bind,
+            once=once,
+        )
+        await self._watch_replies()
+        await worker.start()
+        self._workers.add(worker)
+        return worker
+
+    def _route(self, operation: Operation, verb: str, *modes: Mode, to: str | None = None) -> Route:
+        self._check()
+        key = (operation.name, verb, to)
+        route = self._routes.get(key)
+        if route is None or route.operation is not operation:
+            check_mode(operation, verb, *modes)
+            if len(self._routes) >= _MOST_ROUTES:
+                self._routes.clear()
+            route = self._routes[key] = Route(operation, self.tenant_id, verb, to)
+        return route
+
+    def _check(self) -> None:
+        if asyncio.get_running_loop() is not self._loop:
+            raise ForeignLoopError(f"the bus of {self.tenant_id}")
+        if self._closed:
+            raise BusError(f"the bus of {self.tenant_id} was closed")
+
+
+def _many(concurrency: int) -> int:
+    if concurrency < 1:
+        raise ConfigurationError(f"concurrency {concurrency} is refused: at least 1")
+    return concurrency

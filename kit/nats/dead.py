@@ -1,0 +1,299 @@
+"""Dead letters: jobs that failed for good, kept with their evidence, listed, and sent again.
+
+Nothing dies unseen. A worker buries what it gives up itself. What it cannot bury, because it was killed at every
+attempt, the server gives up after ``policy.max_attempts`` deliveries, with nothing but an advisory; a stream keeps the
+advisories, and whoever is alive (a worker, a waiting caller, someone who lists dead letters) buries what they name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+
+from kit import codec
+from kit.catalogue import DEAD_LETTER, DEAD_LETTERS_PREFIX, JOBS_DEAD, OPERATIONS, RESULTS_PREFIX, Mode, Operation
+from kit.errors import BusError, CodecError, KitError, PayloadTooLarge, UnknownContract
+from kit.nats.faults import Fault
+from kit.nats.ids import MESSAGE_ID, REPLAYED, REPLY, job_id, token
+from kit.nats.sink import drain, tap
+from kit.nats.streams import DEAD_STREAM, EXHAUSTED, EXHAUSTED_STREAM, UNDERTAKER, results_stream
+
+if TYPE_CHECKING:
+    from kit.nats.bus import Bus
+    from kit.nats.streams import Streams
+
+_log = logging.getLogger("kit.nats")
+
+_BUCKET = "dead-letters"  # of payloads that fit no message any more
+_LONGEST_REPLY = 200  # characters, as the contract of dead letters says
+_SECONDS = 5.0  # for a dead letter to be stored, or sent again
+
+
+class WorkerLost(BusError):
+    """Every worker that took the job was lost (killed, or cut off) before it had finished."""
+
+    def __init__(self, subject: str, *, attempts: int) -> None:
+        self.subject, self.attempts = subject, attempts
+        super().__init__(f"the worker was lost at each of {attempts} attempts")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DeadLetter:
+    """A job that failed for good.
+
+    Attributes:
+        operation: the catalogue's row.
+        message_id: the job's id.
+        subject: where it was sent.
+        error_type: class name of the last error.
+        detail: its message, without content of the job.
+        reason: why it was given up: attempts_exhausted, not_retryable, contract_violation or unknown_contract.
+        attempts: deliveries it took.
+        first_seen: when it was enqueued: UTC, RFC 3339.
+        failed_at: when it was given up.
+        path: JSON pointer to the fault, when it broke its contract.
+        payload: what was sent, unchanged.
+        headers: of what was sent.
+        sequence: its place among the dead letters.
+    """
+
+    operation: Operation
+    message_id: str
+    subject: str
+    error_type: str
+    detail: str
+    reason: str
+    attempts: int
+    first_seen: str
+    failed_at: str
+    path: str | None
+    payload: bytes
+    headers: dict[str, str]
+    sequence: int
+
+    @property
+    def data(self) -> dict[str, Any] | None:
+        """What was sent, decoded; None when it cannot be."""
+        try:
+            return codec.decode(self.payload).data
+        except CodecError:
+            return None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Body:
+    """A job that is given up, as it lies in its stream."""
+
+    operation: Operation
+    subject: str
+    payload: bytes
+    headers: dict[str, str]
+    sequence: int
+    stored_at: str
+    attempts: int
+
+    @property
+    def message_id(self) -> str:
+        """The job's id."""
+        return job_id(self.headers, self.operation, self.sequence)
+
+
+class Graveyard:
+    """The dead letters of one tenant."""
+
+    def __init__(self, bus: Bus, streams: Streams) -> None:
+        self._bus, self._streams = bus, streams
+        self._watch: Subscription | None = None
+        self._sweeping = asyncio.Lock()
+
+    async def open(self) -> None:
+        """Make sure that what dies is kept, and hear of what the server gives up."""
+        await self._streams.dead()
+        if self._watch is None:
+            client = self._bus.connection.client
+            # A queue group: one of all that listen acts; should it be lost, the next sweep finds the advisory.
+            self._watch = await tap(client, f"{EXHAUSTED}.>", self._on_advisory, queue="undertakers")
+
+    async def close(self) -> None:
+        """Hear of nothing more."""
+        if self._watch is not None:
+            await drain(self._watch, self._bus.connection, _SECONDS)
+            self._watch = None
+
+    async def bury(self, body: Body, fault: Fault, reason: str) -> None:
+        """Keep a job as a dead letter and tell its caller; the caller of this takes it out of its queue.
+
+        Raises:
+            NotStored: the dead letter was not acknowledged; the job must stay where it is.
+        """
+        operation = body.operation
+        self._bus.telemetry.count(JOBS_DEAD, operation=operation.name, error_type=fault.error_type)
+        _log.error("%s %s died: %s (%s)", operation.name, body.message_id, fault.error_type, reason)
+        subject = f"{DEAD_LETTERS_PREFIX}.{operation.stream}.{token(body.message_id)}"
+        mark = f"{operation.stream}-{body.sequence}"
+        letter = _evidence(body, fault, reason, self._bus.tenant_id) | await self._keep(subject, mark, body)
+        await self._streams.store(subject, codec.encode(DEAD_LETTER, letter), {MESSAGE_ID: mark}, _SECONDS)
+        await self._tell(body, fault)
+
+    async def _keep(self, subject: str, mark: str, body: Body) -> dict[str, Any]:
+        """Keep the payload as it is, and return where."""
+        headers = _carried(body.headers) | {MESSAGE_ID: f"{mark}-payload"}
+        try:
+            kept = await self._streams.store(f"{subject}.payload", body.payload, headers, _SECONDS)
+        except PayloadTooLarge:  # it fitted its own headers and not these
+            return {"payload_claim": await self._bus.put_object(mark, body.payload, bucket=_BUCKET)}
+        return {"payload_stream": DEAD_STREAM, "payload_sequence": kept.sequence}
+
+    async def _tell(self, body: Body, fault: Fault) -> None:
+        if body.operation.mode is Mode.JOB:
+            answer = fault.encoded(body.operation, body.attempts)
+            for subject in result_subjects(body.operation, body.message_id, body.headers.get(REPLY)):
+                await self._bus.connection.client.publish(subject, answer)
+
+    async def letters(self, operation: Operation) -> list[DeadLetter]:
+        """Return the dead letters of an operation, oldest first."""
+        await self.open()
+        await self.sweep()
+        found: list[DeadLetter] = []
+        subject, sequence = f"{DEAD_LETTERS_PREFIX}.{operation.stream}.*", 0
+        while (kept := await self._streams.next(DEAD_STREAM, subject, sequence + 1)) is not None:
+            sequence = kept.sequence
+            said = codec.decode(kept.payload).data
+            found.append(_letter(operation, kept.sequence, said, await self._payload(said)))
+        return found
+
+    async def _payload(self, said: dict[str, Any]) -> bytes:
+        if "payload_claim" in said:
+            return await self._bus.get_object(said["payload_claim"])
+        kept = await self._streams.at(said["payload_stream"], said["payload_sequence"])
+        return b"" if kept is None else kept.payload
+
+    async def replay(self, letter: DeadLetter) -> None:
+        """Send a dead letter again, under its old id, and keep it no more.
+
+        Raises:
+            NotStored: the queue did not acknowledge it; the dead letter is still there.
+        """
+        operation = letter.operation
+        name = token(letter.message_id)
+        await self._streams.job(operation)
+        await self._streams.purge(results_stream(operation), f"{RESULTS_PREFIX}.{operation.stream}.*.{name}")
+        # Another mark than before, or the queue would take it for the job that it had; the same at every try.
+        headers = {**letter.headers, MESSAGE_ID: f"{letter.message_id}{REPLAYED}{letter.sequence}"}
+        await self._streams.store(letter.subject, letter.payload, headers, _SECONDS)
+        dead = f"{DEAD_LETTERS_PREFIX}.{operation.stream}.{name}"
+        await self._streams.purge(DEAD_STREAM, dead)
+        await self._streams.purge(DEAD_STREAM, f"{dead}.payload")
+
+    # --- what the server gave up --------------------------------------------------------------------------------
+
+    def _on_advisory(self, _: Msg) -> None:
+        self._bus.background(self.sweep_quietly())
+
+    async def sweep_quietly(self) -> None:
+        """Sweep; what fails is tried again by the next sweep."""
+        try:
+            await self.sweep()
+        except KitError as error:
+            _log.warning("dead letters were not swept: %s", error)
+
+    async def sweep(self) -> int:
+        """Bury what the server gave up since the last sweep, and return how many."""
+        buried = 0
+        async with self._sweeping:
+            while (advisory := await self._streams.pull_one(EXHAUSTED_STREAM, UNDERTAKER)) is not None:
+                buried += await self._bury_exhausted(codec.loads(advisory.data))
+                await self._bus.connection.client.publish(advisory.reply, b"+ACK")
+        return buried
+
+    async def _bury_exhausted(self, advisory: dict[str, Any]) -> int:
+        operation = next((row for row in OPERATIONS if row.stream == advisory.get("stream")), None)
+        if operation is None or operation.stream is None:
+            return 0
+        kept = await self._streams.at(operation.stream, advisory["stream_seq"])
+        if kept is None:
+            return 0
+        attempts = advisory["deliveries"]
+        body = Body(
+            operation=operation,
+            subject=kept.subject,
+            payload=kept.payload,
+            headers=kept.headers,
+            sequence=kept.sequence,
+            stored_at=kept.stored_at,
+            attempts=attempts,
+        )
+        await self.bury(body, Fault(WorkerLost(kept.subject, attempts=attempts)), "attempts_exhausted")
+        if operation.mode is Mode.JOB:
+            await self._streams.delete(operation.stream, kept.sequence)
+        return 1
+
+
+def result_subjects(operation: Operation, message_id: str, reply: str | None) -> tuple[str, ...]:
+    """Return where a result goes: to where it is remembered, and to the caller if that waits elsewhere."""
+    prefix = f"{RESULTS_PREFIX}.{operation.stream}."
+    if reply is not None and reply.startswith(prefix):
+        return (reply,)
+    remembered = f"{prefix}-.{token(message_id)}"
+    return (remembered,) if reply is None else (remembered, reply)
+
+
+def reason_of(fault: Fault) -> str:
+    """Return why a job was given up, in the words of the dead letter's contract."""
+    if fault.refused:
+        return "unknown_contract" if isinstance(fault.error, UnknownContract) else "contract_violation"
+    return "attempts_exhausted" if fault.retryable else "not_retryable"
+
+
+def _evidence(body: Body, fault: Fault, reason: str, tenant_id: str) -> dict[str, Any]:
+    evidence = {
+        "operation": body.operation.name,
+        "subject": body.subject,
+        "message_id": body.message_id,
+        "attempts": body.attempts,
+        "error_type": fault.error_type,
+        "detail": fault.detail,
+        "failed_at": codec.now(),
+        "first_seen": body.stored_at,
+        "reason": reason,
+        "path": fault.path,
+        "tenant_id": tenant_id,
+        "stream": body.operation.stream,
+        "stream_sequence": body.sequence,
+        "payload_size": len(body.payload),
+        "payload_sha256": hashlib.sha256(body.payload).hexdigest(),
+        "headers": _carried(body.headers),
+        "retryable": fault.retryable,
+    }
+    if (reply := body.headers.get(REPLY)) is not None and len(reply) <= _LONGEST_REPLY:
+        evidence["reply_to"] = reply
+    return evidence
+
+
+def _carried(headers: dict[str, str]) -> dict[str, str]:
+    """Return the headers that belong to a message for good: not what was said to the stream."""
+    return {str(name): value for name, value in headers.items() if not name.startswith("Nats-")}
+
+
+def _letter(operation: Operation, sequence: int, said: dict[str, Any], payload: bytes) -> DeadLetter:
+    return DeadLetter(
+        operation=operation,
+        message_id=said["message_id"],
+        subject=said["subject"],
+        error_type=said["error_type"],
+        detail=said["detail"],
+        reason=said["reason"],
+        attempts=said["attempts"],
+        first_seen=said["first_seen"],
+        failed_at=said["failed_at"],
+        path=said.get("path"),
+        payload=payload,
+        headers=said["headers"],
+        sequence=sequence,
+    )

@@ -1,0 +1,146 @@
+"""Errors on the wire: what of an exception leaves the process, and what it becomes on the other side."""
+
+from __future__ import annotations
+
+import re
+import traceback
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from kit.catalogue import ERROR, Operation
+from kit.codec import encode
+from kit.errors import CodecError, ConfigurationError, PayloadTooLarge, RemoteError
+from kit.otel import semconv
+
+if TYPE_CHECKING:
+    from kit.otel import Operation as Recorded
+
+_LONGEST = 500  # characters of an error's message
+_CUT = "…"
+_WHOLE = 8  # characters from which on a value of the data is cut out wherever it stands
+_PROSE = 16  # … and a common run of lower-case words; shorter ones are just language
+_QUOTED = re.compile(r"'([^']{3,})'|\"([^\"]{3,})\"|`([^`]{3,})`")
+_PLAIN = re.compile(r"[a-z ,.]*")
+_SEARCHED = 1 << 20  # characters of the data that are searched
+
+
+class Fault:
+    """What is told of an exception.
+
+    Attributes:
+        error_type: its class name.
+        detail: its message, without content of the message that was handled.
+        retryable: whether the same message may succeed later.
+        path: JSON pointer to the fault, when data broke their contract.
+        retry_after: seconds to wait before trying again, when the error says so.
+        refused: whether the message broke its contract, and no handler got to see it.
+    """
+
+    __slots__ = ("detail", "error", "error_type", "path", "refused", "retry_after", "retryable")
+
+    def __init__(self, error: BaseException, data: Any = None, *, refused: bool = False) -> None:
+        self.error = error
+        self.refused = refused
+        self.error_type = type(error).__name__[:200]
+        # The codec names paths and rules, never values.
+        self.detail = str(error)[:_LONGEST] if isinstance(error, CodecError) else without_content(str(error), data)
+        self.retryable = is_retryable(error)
+        self.path = error.path if isinstance(error, CodecError) else None
+        after = getattr(error, "retry_after", None)
+        self.retry_after = float(after) if isinstance(after, int | float) and 0 <= after < 1e9 else None
+
+    def encoded(self, operation: Operation, attempts: int | None = None) -> bytes:
+        """Return the "error" message that answers in place of a result."""
+        data: dict[str, Any] = {
+            "error_type": self.error_type,
+            "message": self.detail,
+            "retryable": self.retryable,
+            "operation": operation.name,
+            "component": operation.component,
+        }
+        if self.path is not None:
+            data["path"] = self.path
+        if attempts is not None:
+            data["attempts"] = max(attempts, 1)
+        if self.retry_after is not None:
+            data["retry_after"] = self.retry_after
+        return encode(ERROR, data)
+
+    def record(self, operation: Recorded) -> None:
+        """Mark the operation's span as failed; like the answer, without content."""
+        operation.fail(self.error_type, f"{self.error_type}: {self.detail}")
+        if operation.recording:
+            error = self.error
+            operation.event(
+                semconv.EXCEPTION,
+                {
+                    semconv.EXCEPTION_TYPE: f"{type(error).__module__}.{type(error).__qualname__}",
+                    semconv.EXCEPTION_MESSAGE: self.detail,
+                    semconv.EXCEPTION_STACKTRACE: "".join(traceback.format_tb(error.__traceback__)),
+                },
+            )
+
+
+def is_retryable(error: BaseException) -> bool:
+    """Say whether the same message may succeed later: what the error says of itself, else by its kind."""
+    said = getattr(error, "retryable", None)
+    if isinstance(said, bool):
+        return said
+    return not isinstance(error, CodecError | ConfigurationError | PayloadTooLarge)
+
+
+def remote_error(subject: str, data: dict[str, Any]) -> RemoteError:
+    """Return what an "error" message raises at the caller."""
+    return RemoteError(
+        subject, error_type=data["error_type"], detail=data["message"], retryable=bool(data["retryable"])
+    )
+
+
+def without_content(detail: str, data: Any) -> str:
+    """Return an error's message with every piece of the data cut out.
+
+    Cut out are the data's values, quoted pieces that stand in the data, and longer runs of characters that do.
+    """
+    detail = detail[:_LONGEST]
+    values = list(_texts(data))
+    if not values or not detail:
+        return detail
+    for value in sorted({value for value in values if len(value) >= _WHOLE}, key=len, reverse=True):
+        if value in detail:
+            detail = detail.replace(value, _CUT)
+    text = "\0".join(values)[:_SEARCHED]
+    detail = _QUOTED.sub(lambda found: f"'{_CUT}'" if _inside(found, text) else found[0], detail)
+    return _cut_runs(detail, text)
+
+
+def _inside(found: re.Match[str], text: str) -> bool:
+    quoted = next(group for group in found.groups() if group is not None)
+    return quoted in text
+
+
+def _texts(data: Any) -> Iterator[str]:
+    if isinstance(data, str):
+        yield data
+    elif isinstance(data, dict):
+        for value in data.values():
+            yield from _texts(value)
+    elif isinstance(data, list):
+        for value in data:
+            yield from _texts(value)
+
+
+def _cut_runs(detail: str, text: str) -> str:
+    kept: list[str] = []
+    start = 0
+    while start < len(detail):
+        end = start + _WHOLE
+        if end > len(detail) or detail[start:end] not in text:
+            kept.append(detail[start])
+            start += 1
+            continue
+        while end < len(detail) and detail[start : end + 1] in text:
+            end += 1
+        run = detail[start:end]
+        kept.append(run if len(run) < _PROSE and _PLAIN.fullmatch(run) else _CUT)
+        start = end
+    return "".join(kept)

@@ -1,0 +1,166 @@
+"""Jobs on the caller's side: enqueued for good, and their results, which come by themselves or are looked up.
+
+What is promised:
+
+- Once ``enqueue`` returns, the job is on the server's disk. It is worked on until its handler succeeds or it becomes a
+  dead letter; a worker that dies meanwhile costs time, never the job.
+- Its effect happens once for its message id: the queue takes an id once within ten minutes, and a worker that gets an
+  id again (its own acknowledgement was lost, a caller repeats itself) finds the remembered result and runs nothing.
+- What no queue can promise: a worker that dies *between* its effect and the note of it leaves an effect that nobody
+  knows of, and the job runs again. A handler whose effect must not double even then makes it under
+  ``message.message_id`` (an upsert, a conditional write).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from typing import TYPE_CHECKING
+
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+
+from kit.catalogue import ERROR, RESULTS_PREFIX, Operation
+from kit.errors import DeadlineExceeded, JobDead
+from kit.nats.dead import Graveyard
+from kit.nats.ids import AGAIN, MESSAGE_ID, REPLY, Serial, checked_id, token
+from kit.nats.message import Message
+from kit.nats.route import Route
+from kit.nats.sink import tap
+from kit.nats.streams import Streams, results_stream
+from kit.otel import inject
+
+if TYPE_CHECKING:
+    from kit.nats.bus import Bus
+
+_FIRST_LOOK = 2.0  # s; after which a result that has not come is looked up, in case it was missed
+_NEXT_LOOK = 0.05  # s; … when somebody else's job of this id is waited for
+_LONGEST_LOOK = 5.0
+
+
+class Job:
+    """A job that was enqueued.
+
+    Attributes:
+        operation: the catalogue's row.
+        message_id: its id: enqueue it again under this id, and nothing happens twice.
+        duplicate: whether a job of this id was there already.
+    """
+
+    def __init__(self, desk: Desk, route: Route, message_id: str, answer: asyncio.Future[bytes]) -> None:
+        self.operation = route.operation
+        self.message_id = message_id
+        self.duplicate = False
+        self.answer = answer
+        self._desk, self._route = desk, route
+
+    def __repr__(self) -> str:
+        return f"<Job {self.operation.name} {self.message_id} {'done' if self.done else 'under way'}>"
+
+    @property
+    def done(self) -> bool:
+        """Whether the result is here."""
+        return self.answer.done()
+
+    def put(self, payload: bytes) -> None:
+        """Take the result; the first one counts."""
+        if not self.answer.done():
+            self.answer.set_result(payload)
+
+    async def result(self, timeout: float = 30.0) -> Message:
+        """Wait for the result, at most ``timeout`` seconds; it may have come before.
+
+        Raises:
+            DeadlineExceeded: there is none yet; it may be waited for again.
+            JobDead: every attempt failed.
+            CodecError: the result breaks its contract.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        pause = _NEXT_LOOK if self.duplicate else _FIRST_LOOK
+        if self.duplicate and not self.done:
+            await self._desk.look_up(self, self._route)
+        while not self.done:
+            left = deadline - loop.time()
+            if left <= 0:
+                raise DeadlineExceeded(self._route.subject, seconds=timeout)
+            await asyncio.wait((self.answer,), timeout=min(pause, left))
+            if not self.done:
+                pause = min(pause * 2, _LONGEST_LOOK)
+                await self._desk.look_up(self, self._route)
+        return self._read(self.answer.result())
+
+    def _read(self, payload: bytes) -> Message:
+        envelope = self._route.read_result(payload)
+        if envelope.message_type == ERROR:
+            raise JobDead(
+                self._route.subject,
+                message_id=self.message_id,
+                attempts=envelope.data.get("attempts", 1),
+                error_type=envelope.data["error_type"],
+                detail=envelope.data["message"],
+            )
+        return self._route.message(envelope, message_id=self.message_id)
+
+
+class Desk:
+    """Where one bus enqueues its jobs and waits for their results."""
+
+    def __init__(self, bus: Bus, streams: Streams, graveyard: Graveyard) -> None:
+        self._bus, self._streams, self._graveyard = bus, streams, graveyard
+        self._serial = Serial()
+        # A job that nobody holds is waited for by nobody.
+        self._waiting: weakref.WeakValueDictionary[str, Job] = weakref.WeakValueDictionary()
+        self._subscription: Subscription | None = None
+        self._open: set[str] = set()
+
+    async def open(self, operation: Operation) -> None:
+        """Make sure that the queue exists and that its results are heard."""
+        await self._streams.job(operation)
+        if self._subscription is None:
+            self._subscription = await tap(
+                self._bus.connection.client, f"{RESULTS_PREFIX}.*.{self._serial.prefix}.*", self._take
+            )
+        self._open.add(operation.name)
+
+    async def enqueue(
+        self, route: Route, payload: bytes, message_id: str | None, timeout: float, more: dict[str, str] | None = None
+    ) -> Job:
+        """Store a job and return it.
+
+        Raises:
+            NotStored: the queue did not acknowledge it.
+            PayloadTooLarge: nothing was sent.
+        """
+        operation = route.operation
+        if operation.name not in self._open:
+            await self.open(operation)
+        name = self._serial.next() if message_id is None else token(checked_id(message_id))
+        reply = f"{RESULTS_PREFIX}.{operation.stream}.{self._serial.prefix}.{name}"
+        headers = {MESSAGE_ID: message_id or name, REPLY: reply}
+        if message_id is not None:
+            headers[AGAIN] = "1"
+        if more is not None:
+            headers.update(more)
+        twin = self._waiting.get(reply)
+        answer = asyncio.get_running_loop().create_future() if twin is None else twin.answer
+        job = self._waiting[reply] = Job(self, route, message_id or name, answer)
+        ack = await self._streams.store(route.subject, payload, inject(headers) or headers, timeout)
+        job.duplicate = ack.duplicate
+        return job
+
+    async def look_up(self, job: Job, route: Route) -> None:
+        """Look for a result that was given while nobody listened, and for jobs that died with their workers."""
+        operation = route.operation
+        name = token(job.message_id)
+        kept = await self._streams.last(results_stream(operation), f"{RESULTS_PREFIX}.{operation.stream}.*.{name}")
+        if kept is not None:
+            job.put(kept.payload)
+        else:
+            await self._graveyard.open()
+            await self._graveyard.sweep_quietly()
+
+    def _take(self, message: Msg) -> None:
+        job = self._waiting.get(message.subject)
+        if job is not None:
+            job.put(message.data)

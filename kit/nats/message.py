@@ -1,0 +1,62 @@
+"""What a handler gets."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeAlias
+
+from kit.catalogue import Operation
+
+
+class Chunks(Protocol):
+    """Where the pieces of a streamed answer go."""
+
+    async def send(self, data: dict[str, Any]) -> None:
+        """Send one piece."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Message:
+    """A checked message, in the latest version of its contract that is known here.
+
+    Attributes:
+        data: its content; embeddings are numpy float32 arrays.
+        message_type: name of its contract.
+        schema_version: version of ``data``: the latest one known here, or a newer minor one as its writer sent it.
+        operation: the catalogue's row.
+        tenant_id: the tenant whose bus it came over.
+        subject: where it was sent.
+        message_id: its id; for a job, the key under which its effect happens once. None where no id travels.
+        attempt: which delivery this is, from 1.
+    """
+
+    data: dict[str, Any]
+    message_type: str
+    schema_version: str
+    operation: Operation
+    tenant_id: str
+    subject: str
+    message_id: str | None = None
+    attempt: int = 1
+    chunks: Chunks | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def streaming(self) -> bool:
+        """Whether the caller wants the answer piece by piece."""
+        return self.chunks is not None
+
+    async def emit(self, data: dict[str, Any]) -> None:
+        """Send one piece of the answer (an ``llm_chunk``) to the caller; do nothing when it did not ask for pieces.
+
+        Once the caller is gone, the handler is cancelled.
+
+        Raises:
+            ContractViolation: the piece breaks its contract.
+            Disconnected, PayloadTooLarge: it was not sent.
+        """
+        if self.chunks is not None:
+            await self.chunks.send(data)
+
+
+Handler: TypeAlias = Callable[[Message], Awaitable[dict[str, Any] | None]]

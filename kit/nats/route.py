@@ -1,0 +1,158 @@
+"""What all messages of one operation have in common, worked out once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kit.catalogue import ERROR, LLM_CHUNK, Mode, Operation
+from kit.codec import Envelope, decode, encode, latest, migrate
+from kit.errors import ConfigurationError, ContractViolation
+from kit.nats.message import Chunks, Message
+from kit.otel import semconv
+
+_TYPES = {"process": "process"}  # messaging.operation.type; everything else sends
+_VERBS = {
+    Mode.EVENT: "publish and subscribe",
+    Mode.REQUEST: "request and serve",
+    Mode.JOB: "enqueue (or run) and work",
+}
+
+
+class Route:
+    """One operation over one subject: names, versions and attributes."""
+
+    __slots__ = (
+        "handle_attributes",
+        "latest",
+        "message_type",
+        "operation",
+        "result_latest",
+        "result_type",
+        "send_attributes",
+        "subject",
+        "tenant_id",
+    )
+
+    def __init__(self, operation: Operation, tenant_id: str, verb: str, to: str | None = None) -> None:
+        self.operation = operation
+        self.tenant_id = tenant_id
+        self.subject = operation.subject(tenant_id, to)
+        self.message_type = operation.message_type
+        self.latest = latest(operation.message_type)
+        self.result_type = operation.result_type
+        self.result_latest = None if operation.result_type is None else latest(operation.result_type)
+        self.send_attributes = self.attributes(verb)
+        self.handle_attributes = self.attributes("process")
+
+    def attributes(self, verb: str, **more: str) -> dict[str, Any]:
+        """Return the attributes of a span of this route."""
+        return {
+            semconv.MESSAGING_SYSTEM: semconv.MESSAGING_SYSTEM_NATS,
+            semconv.MESSAGING_OPERATION_NAME: verb,
+            semconv.MESSAGING_OPERATION_TYPE: _TYPES.get(verb, "send"),
+            semconv.MESSAGING_DESTINATION_NAME: self.subject,
+            semconv.MESSAGING_DESTINATION_TEMPLATE: f"{self.operation.prefix}.{{tenant_id}}",
+            **more,
+        }
+
+    def encode(self, data: dict[str, Any]) -> bytes:
+        """Return the message, checked.
+
+        Raises:
+            CodecError: the data break their contract.
+        """
+        return encode(self.message_type, data)
+
+    def encode_result(self, data: dict[str, Any] | None) -> bytes:
+        """Return the answer, checked; a handler that has nothing to say gives None, and no bytes go back.
+
+        Raises:
+            CodecError: the data break their contract, or there should be some.
+        """
+        if self.result_type is None:
+            return b""
+        if data is None:
+            if self.operation.mode is Mode.JOB:
+                return b""
+            raise ContractViolation("the handler returned None", message_type=self.result_type, path="")
+        return encode(self.result_type, data)
+
+    def read(self, payload: bytes) -> Envelope:
+        """Return what was sent, in the latest version known here.
+
+        Raises:
+            CodecError: it breaks its contract, or is another type of message.
+        """
+        return _read(payload, self.message_type, self.latest)
+
+    def read_result(self, payload: bytes) -> Envelope:
+        """Return an answer, in the latest version known here, or the "error" in its place.
+
+        No bytes are an answer without data.
+
+        Raises:
+            CodecError: it breaks its contract, or is another type of message.
+        """
+        if self.result_type is None or self.result_latest is None or not payload:
+            return Envelope(self.result_type or "", self.result_latest or "", {})
+        envelope = decode(payload)
+        if envelope.message_type == ERROR:
+            return envelope
+        return _latest(envelope, self.result_type, self.result_latest)
+
+    def read_chunk(self, payload: bytes) -> Envelope:
+        """Return a piece of a streamed answer.
+
+        Raises:
+            CodecError: it breaks its contract, or is another type of message.
+        """
+        return _read(payload, LLM_CHUNK, latest(LLM_CHUNK))
+
+    def message(
+        self,
+        envelope: Envelope,
+        *,
+        message_id: str | None = None,
+        attempt: int = 1,
+        chunks: Chunks | None = None,
+    ) -> Message:
+        """Return what a handler or a caller gets."""
+        return Message(
+            data=envelope.data,
+            message_type=envelope.message_type,
+            schema_version=envelope.schema_version,
+            operation=self.operation,
+            tenant_id=self.tenant_id,
+            subject=self.subject,
+            message_id=message_id,
+            attempt=attempt,
+            chunks=chunks,
+        )
+
+
+def check_mode(operation: Operation, verb: str, *modes: Mode) -> None:
+    """Refuse an operation that does not travel this way.
+
+    Raises:
+        ConfigurationError: it names the verbs that fit.
+    """
+    if operation.mode not in modes:
+        raise ConfigurationError(
+            f"{operation.name} is {_article(operation.mode)}, which cannot {verb}: use {_VERBS[operation.mode]}"
+        )
+
+
+def _article(mode: Mode) -> str:
+    return f"an {mode.name}" if mode is Mode.EVENT else f"a {mode.name}"
+
+
+def _read(payload: bytes, message_type: str, version: str) -> Envelope:
+    return _latest(decode(payload), message_type, version)
+
+
+def _latest(envelope: Envelope, message_type: str, version: str) -> Envelope:
+    if envelope.message_type != message_type:
+        raise ContractViolation(
+            f"a {message_type} belongs here", message_type=envelope.message_type, path="/message_type"
+        )
+    return envelope if envelope.schema_version == version else migrate(envelope, version)

@@ -1,0 +1,192 @@
+"""Key-value stores on JetStream: bytes by key, with revisions, expiry and changes to watch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import nats.js.errors
+from nats.aio.msg import Msg
+from nats.js import api
+from nats.js.kv import KV_DEL, KV_OP, KV_PURGE, KeyValue
+
+from kit import codec
+from kit.errors import BusError, ConfigurationError, Conflict
+from kit.nats.streams import DIRECT_GET, NAME_IN_USE, SEQUENCE, Streams, asked
+
+if TYPE_CHECKING:
+    from kit.nats.connection import Connection
+
+_KEY = re.compile(r"[-/_=a-zA-Z0-9]+(\.[-/_=a-zA-Z0-9]+)*")
+_SECONDS = 5.0
+_MARKER = "Nats-Marker-Reason"  # on what the server puts in place of an expired value
+_EXPECTED = "Nats-Expected-Last-Subject-Sequence"
+_TTL = "Nats-TTL"
+_WRONG_REVISION = (10071, 10164)  # Source: nats-server's errors.json
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Entry:
+    """A value as it is stored.
+
+    Attributes:
+        key: its key.
+        value: its bytes; None tells a watcher that it was deleted or has expired.
+        revision: of the whole store, growing; ``update`` expects it.
+    """
+
+    key: str
+    value: bytes | None
+    revision: int
+
+
+class Store:
+    """A key-value store of one tenant; ``Bus.store`` opens it. Keys are of letters, digits and ``-_=/.``."""
+
+    def __init__(self, connection: Connection, kv: KeyValue, bucket: str) -> None:
+        self.bucket = bucket
+        self._connection, self._kv = connection, kv
+        self._stream = f"KV_{bucket}"
+        self._prefix = f"$KV.{bucket}."
+
+    def __repr__(self) -> str:
+        return f"<Store {self.bucket}>"
+
+    async def get(self, key: str) -> Entry | None:
+        """Return the present value, or None.
+
+        Raises:
+            BusError: the store did not answer.
+            ConfigurationError: the key cannot be one.
+        """
+        found = await self._get(key)
+        return None if found is None or _is_deleted(found) else _entry(key, found)
+
+    async def put(self, key: str, value: bytes, *, ttl: float | None = None) -> int:
+        """Store a value, whatever was there, and return its revision.
+
+        Args:
+            key: its key.
+            value: its bytes.
+            ttl: seconds after which it is forgotten, at least 1; None leaves it to the store.
+
+        Raises:
+            BusError: it was not stored.
+        """
+        return await self._write(key, value, _expiring({}, ttl))
+
+    async def create(self, key: str, value: bytes, *, ttl: float | None = None) -> int:
+        """Store a value where there is none, and return its revision.
+
+        Raises:
+            Conflict: there is one.
+            BusError: it was not stored.
+        """
+        try:
+            return await self._write(key, value, _expiring({_EXPECTED: "0"}, ttl))
+        except Conflict:
+            found = await self._get(key)
+            if found is None or not _is_deleted(found):
+                raise
+            revision = (found.headers or {})[SEQUENCE]
+            return await self._write(key, value, _expiring({_EXPECTED: revision}, ttl))
+
+    async def update(self, key: str, value: bytes, revision: int, *, ttl: float | None = None) -> int:
+        """Store a value in place of this revision, and return the new one.
+
+        Raises:
+            Conflict: somebody else wrote it meanwhile.
+            BusError: it was not stored.
+        """
+        return await self._write(key, value, _expiring({_EXPECTED: str(revision)}, ttl))
+
+    async def delete(self, key: str) -> None:
+        """Delete a value; do nothing when there is none."""
+        await self._write(key, b"", {KV_OP: KV_DEL})
+
+    async def keys(self, prefix: str = "") -> list[str]:
+        """Return the keys that begin with ``prefix``, in order."""
+        found: list[str] = []
+        with asked(f"store {self.bucket}"):
+            watcher = await self._kv.watch(">", ignore_deletes=True, meta_only=True)
+            async for entry in watcher:
+                if entry is None:
+                    break
+                if entry.key.startswith(prefix):
+                    found.append(entry.key)
+            await watcher.stop()  # type: ignore[no-untyped-call]
+        return sorted(found)
+
+    async def watch(self, prefix: str = "") -> AsyncIterator[Entry]:
+        """Yield every present value whose key begins with ``prefix``, then each change as it happens."""
+        with asked(f"store {self.bucket}"):
+            watcher = await self._kv.watch(">")
+        try:
+            async for entry in watcher:
+                if entry is not None and entry.key.startswith(prefix):
+                    gone = entry.operation in (KV_DEL, KV_PURGE)
+                    yield Entry(key=entry.key, value=None if gone else entry.value, revision=entry.revision)
+        finally:
+            await watcher.stop()  # type: ignore[no-untyped-call]
+
+    async def _get(self, key: str) -> Msg | None:
+        subject = f"{DIRECT_GET}.{self._stream}.{self._prefix}{_checked(key)}"
+        answer = await self._connection.request(subject, b"", timeout=_SECONDS)
+        return answer if answer.headers and SEQUENCE in answer.headers else None
+
+    async def _write(self, key: str, value: bytes, headers: dict[str, str]) -> int:
+        answer = await self._connection.request(
+            self._prefix + _checked(key), value, timeout=_SECONDS, headers=headers or None
+        )
+        said = codec.loads(answer.data)
+        error = said.get("error")
+        if error is None:
+            return int(said["seq"])
+        if error.get("err_code") in _WRONG_REVISION:
+            raise Conflict(self.bucket, key, expected=int(headers[_EXPECTED]))
+        raise BusError(f"{key} was not stored in {self.bucket}: {error.get('description', 'refused')}")
+
+
+async def open_store(streams: Streams, connection: Connection, bucket: str, ttl: float | None) -> Store:
+    """Return the store of this name, made if need be, its values kept for ``ttl`` seconds.
+
+    Raises:
+        ConfigurationError: the server refuses it.
+    """
+    with asked(f"store {bucket}"):
+        config = api.KeyValueConfig(bucket=bucket, ttl=ttl, history=1, direct=True, replicas=streams.replicas())
+        try:
+            kv = await streams.context.create_key_value(config)
+        except nats.js.errors.APIError as error:
+            if error.err_code != NAME_IN_USE:
+                raise
+            kv = await streams.context.key_value(bucket)
+            known = (await streams.context.stream_info(f"KV_{bucket}")).config
+            if (known.max_age or None) != ttl:
+                known.max_age = ttl
+                known.duplicate_window = min(ttl or 120.0, 120.0)
+                await streams.context.update_stream(known)
+    return Store(connection, kv, bucket)
+
+
+def _checked(key: str) -> str:
+    if not _KEY.fullmatch(key):
+        raise ConfigurationError(f"key {key!r} is refused: letters, digits and -_=/, parted by single dots")
+    return key
+
+
+def _expiring(headers: dict[str, str], ttl: float | None) -> dict[str, str]:
+    if ttl is not None:
+        headers[_TTL] = str(max(round(ttl), 1))
+    return headers
+
+
+def _is_deleted(message: Msg) -> bool:
+    headers = message.headers or {}
+    return KV_OP in headers or _MARKER in headers
+
+
+def _entry(key: str, message: Msg) -> Entry:
+    return Entry(key=key, value=message.data, revision=int((message.headers or {})[SEQUENCE]))

@@ -1,0 +1,114 @@
+"""Answers piece by piece: each piece goes to a subject of the caller's own, the result where results always go.
+
+Nobody has to tell that a caller left. Each piece names a reply subject that a caller never uses; when nobody is
+subscribed to the pieces any more, the server itself answers there (503, no responders), and the handler is cancelled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import nats.errors
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+
+from kit.catalogue import CHUNKS_PREFIX, LLM_CHUNK, Mode
+from kit.codec import encode
+from kit.errors import BusError, Disconnected
+from kit.nats.message import Message
+from kit.nats.route import Route
+from kit.nats.sink import tap
+
+if TYPE_CHECKING:
+    from kit.nats.bus import Bus
+
+CHUNKS = "Kit-Chunks"  # header: the subject on which the caller wants the pieces
+
+
+class CallerGone(BusError):
+    """The caller of a streamed answer left; nobody wants the rest."""
+
+    retryable = False
+
+    def __init__(self, subject: str) -> None:
+        self.subject = subject
+        super().__init__(f"the caller left; nobody listens on {subject} any more")
+
+
+class ChunkSender:
+    """Sends the pieces of one answer, and cancels its handler once the caller is gone."""
+
+    def __init__(self, bus: Bus, subject: str) -> None:
+        self._bus, self.subject = bus, subject
+        self._task = asyncio.current_task()
+        self._token, self._reply = bus.watch_reply(self._on_gone)
+        self.gone = False
+
+    async def send(self, data: dict[str, Any]) -> None:
+        """Send one piece."""
+        await self._bus.connection.client.publish(self.subject, encode(LLM_CHUNK, data), self._reply)
+
+    def close(self) -> None:
+        """Watch for the caller no more."""
+        self._bus.forget_reply(self._token)
+
+    def survive(self) -> None:
+        """Let the task that was cancelled for the caller's sake go on: it still has to settle the message."""
+        if self._task is not None:
+            self._task.uncancel()
+
+    def _on_gone(self) -> None:
+        if not self.gone and self._task is not None:
+            self.gone = True
+            self._task.cancel()
+
+
+def chunks_for(bus: Bus, headers: dict[str, str]) -> ChunkSender | None:
+    """Return the sender of pieces, when the caller asked for them."""
+    subject = headers.get(CHUNKS)
+    return None if subject is None else ChunkSender(bus, subject)
+
+
+class Stream:
+    """One streamed answer on the caller's side.
+
+    The call runs in a task of its own: a span that stayed open in a generator would be the parent of whatever its
+    caller does between two pieces.
+    """
+
+    def __init__(self, bus: Bus, route: Route, data: dict[str, Any], *, timeout: float, message_id: str | None) -> None:
+        self._bus, self._route, self._data = bus, route, data
+        self._timeout, self._message_id = timeout, message_id
+        self._subject = f"{CHUNKS_PREFIX}.{bus.new_id().replace('-', '.')}"
+        self._pieces: asyncio.Queue[Msg | None] = asyncio.Queue()
+        self._subscription: Subscription | None = None
+        self._call: asyncio.Task[Message] | None = None
+
+    async def messages(self) -> AsyncIterator[Message]:
+        """Yield the pieces, then the result."""
+        self._subscription = await tap(self._bus.connection.client, self._subject, self._pieces.put_nowait)
+        self._call = asyncio.ensure_future(self._run())
+        while (piece := await self._pieces.get()) is not None:
+            yield self._route.message(self._route.read_chunk(piece.data), message_id=self._message_id)
+        yield await self._call
+
+    async def close(self) -> None:
+        """Stop listening, which the other side notices, and stop waiting."""
+        if self._subscription is not None:
+            with suppress(Disconnected, nats.errors.Error):
+                await self._subscription.unsubscribe()
+        if self._call is not None and not self._call.done():
+            self._call.cancel()
+            await asyncio.wait((self._call,))
+
+    async def _run(self) -> Message:
+        try:
+            headers = {CHUNKS: self._subject}
+            if self._route.operation.mode is Mode.REQUEST:
+                return await self._bus.ask(self._route, self._data, self._timeout, headers)
+            return await self._bus.order(self._route, self._data, self._timeout, self._message_id, headers)
+        finally:
+            self._pieces.put_nowait(None)

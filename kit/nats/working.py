@@ -1,0 +1,311 @@
+"""Workers on JetStream: jobs that are done once, stored events that are heard at least once."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+
+from nats.aio.msg import Msg
+
+from kit import codec
+from kit.catalogue import JOBS_DEDUPLICATED, JOBS_RETRIED, RESULTS_PREFIX, JobPolicy
+from kit.errors import BusError, Disconnected, KitError, NoResponders, NotStored
+from kit.nats.dead import Body, Graveyard, reason_of, result_subjects
+from kit.nats.faults import Fault
+from kit.nats.handling import Handling
+from kit.nats.ids import AGAIN, REPLY, Delivery, job_id, token
+from kit.nats.message import Handler
+from kit.nats.pulling import Puller
+from kit.nats.route import Route
+from kit.nats.streaming import CallerGone
+from kit.nats.streams import Streams, results_stream
+from kit.nats.worker import Tasks, Worker
+
+if TYPE_CHECKING:
+    from kit.nats.bus import Bus
+
+_log = logging.getLogger("kit.nats")
+
+_ACK = b"+ACK"  # Source: NATS JetStream, acknowledgements, as the next two
+_PROGRESS = b"+WPI"
+_NAK = b"-NAK "
+_HAND_BACK = 0.1  # s; before another worker gets what this one hands back on stop
+_BURY_AGAIN = 2.0  # s; before the next try, when a dead letter could not be stored
+_QUICK = 0.005  # s; handlers that take less get their next messages ahead of time
+_AHEAD = 16  # messages at most
+_CAREFUL = 64  # messages to go without any ahead, after one that was delivered before
+
+
+class LeaseLost(BusError):
+    """The server heard nothing of this worker for too long and gave the job to another."""
+
+    def __init__(self, subject: str, *, seconds: float) -> None:
+        self.subject, self.seconds = subject, seconds
+        super().__init__(f"the lease on a job of {subject} ran out: no heartbeat for {seconds:g} s")
+
+
+class _Held:
+    """A message that this worker has: until it is acknowledged, or its lease is lost."""
+
+    __slots__ = ("beat", "delivery", "lost", "message", "message_id", "settling", "task")
+
+    def __init__(self, message: Msg, given: Delivery, message_id: str, now: float) -> None:
+        self.message, self.delivery, self.message_id = message, given, message_id
+        self.beat = now  # when the server last heard that it is worked on
+        self.task: asyncio.Task[None] | None = None  # while its handler runs
+        self.lost = self.settling = False
+
+
+class PullWorker(Worker):
+    """A worker of a JetStream consumer.
+
+    Args:
+        bind: makes sure that the consumer exists and returns its name.
+        once: whether results are remembered by message id, so that an effect happens once.
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        route: Route,
+        handler: Handler,
+        *,
+        streams: Streams,
+        graveyard: Graveyard,
+        group: str | None,
+        concurrency: int,
+        bind: Callable[[int], Awaitable[str]],
+        once: bool,
+    ) -> None:
+        super().__init__(route.operation, route.subject)
+        assert route.operation.stream is not None
+        self._bus, self._streams, self._graveyard = bus, streams, graveyard
+        self._policy: JobPolicy = route.operation.policy
+        self._once = once
+        self._concurrency = concurrency
+        self._handling = Handling(bus, route, handler, kind="consumer", group=group)
+        self._loop = asyncio.get_running_loop()
+        self._held: set[_Held] = set()
+        self._tasks: Tasks[_Held] = Tasks(self._work, concurrency)
+        self._puller = Puller(bus.connection, route.operation.stream, bind=bind, take=self._take, wanted=self._wanted)
+        self._pulse: asyncio.Task[None] | None = None
+        self._careful = 0
+        self._seconds = _QUICK * 2  # of a handler, smoothed
+
+    async def start(self) -> None:
+        """Start to pull; on return the consumer exists."""
+        await self._graveyard.open()
+        await self._puller.start()
+        self._pulse = self._loop.create_task(self._beat())
+
+    @property
+    def in_flight(self) -> int:
+        """Messages that are here and not done yet."""
+        return len(self._held)
+
+    # --- what comes ---------------------------------------------------------------------------------------------
+
+    def _wanted(self) -> int:
+        quick = self._seconds < _QUICK and not self._careful
+        return self._concurrency + (max(_AHEAD, self._concurrency) if quick else 0) - len(self._held)
+
+    def _take(self, message: Msg, given: Delivery) -> None:
+        if given.attempt > 1:
+            self._careful = _CAREFUL  # what killed a worker shall not take unstarted jobs along once more
+        elif self._careful:
+            self._careful -= 1
+        held = _Held(message, given, job_id(message.headers, self.operation, given.sequence), self._loop.time())
+        self._held.add(held)
+        self._tasks.put(held)
+
+    async def _work(self, held: _Held) -> None:
+        try:
+            if not held.lost:
+                held.task = asyncio.current_task()
+                await self._handle(held)
+        except asyncio.CancelledError:
+            if not held.lost:  # on stop; shielded by nothing, so quick
+                await self._hand_back(held)
+            raise
+        except KitError as error:
+            # Not settled: the server gives it to somebody once the lease runs out.
+            _log.warning("%s %s was left unsettled: %s", self.operation.name, held.message_id, error)
+        finally:
+            self._held.discard(held)
+            self.handled += 1
+            if self._stopping is None:
+                await self._top_up()
+
+    async def _handle(self, held: _Held) -> None:
+        message, given = held.message, held.delivery
+        if (
+            self._once
+            and (given.attempt > 1 or (message.headers and AGAIN in message.headers))
+            and (await self._done_before(held))
+        ):
+            return
+        with self._handling.operation(message, held.message_id) as recorded:
+            started = self._loop.time()
+            try:
+                answer = await self._handling.run(message, recorded, message_id=held.message_id, attempt=given.attempt)
+            except asyncio.CancelledError:
+                if held.lost:
+                    Fault(LeaseLost(self.subject, seconds=self._policy.ack_wait)).record(recorded)
+                raise
+            held.task = None  # the effect has happened: from here on it must be told, lease or no lease
+            held.settling = True
+            self._seconds += 0.1 * (self._loop.time() - started - self._seconds)
+            if isinstance(answer, Fault):
+                await self._failed(held, answer)
+            else:
+                await self._succeeded(held, answer)
+
+    # --- how it ends --------------------------------------------------------------------------------------------
+
+    async def _succeeded(self, held: _Held, answer: bytes) -> None:
+        try:
+            if self._loop.time() - held.beat > self._policy.ack_wait:
+                await self._succeeded_late(held, answer)
+                return
+            publish = self._bus.connection.client.publish
+            if self._once:
+                # First the note, then the acknowledgement, on one connection: a worker that dies in between is one
+                # whose job is found done.
+                headers = held.message.headers
+                reply = headers.get(REPLY) if headers else None
+                for subject in result_subjects(self.operation, held.message_id, reply):
+                    await publish(subject, answer)
+            await publish(held.message.reply, _ACK)
+        except Disconnected:
+            await self._reconnected()
+            await self._succeeded_late(held, answer)
+
+    async def _succeeded_late(self, held: _Held, answer: bytes) -> None:
+        """Settle a job that may have been given to another meanwhile: the first result counts, and is confirmed."""
+        if self._once:
+            if await self._done_before(held):
+                return
+            headers = held.message.headers
+            for subject in result_subjects(self.operation, held.message_id, headers.get(REPLY) if headers else None):
+                await self._bus.connection.client.publish(subject, answer)
+        await self._confirm(held)
+
+    async def _done_before(self, held: _Held) -> bool:
+        """Answer with the remembered result, if there is one, and acknowledge."""
+        name = f"{RESULTS_PREFIX}.{self.operation.stream}.*.{token(held.message_id)}"
+        try:
+            kept = await self._streams.last(results_stream(self.operation), name)
+        except NoResponders:  # the memory is gone, and has to be made again
+            self._streams.forget(self.operation)
+            await self._streams.job(self.operation)
+            return False
+        if kept is None:
+            return False
+        self._bus.telemetry.count(JOBS_DEDUPLICATED, operation=self.operation.name)
+        reply = held.message.headers.get(REPLY) if held.message.headers else None
+        if reply is not None:
+            await self._bus.connection.client.publish(reply, kept.payload)
+        await self._confirm(held)
+        return True
+
+    async def _confirm(self, held: _Held) -> None:
+        """Acknowledge, and wait until the server has it: a plain acknowledgement may go unheard after a lost lease."""
+        await self._bus.connection.request(held.message.reply, _ACK, timeout=self._policy.ack_wait)
+
+    async def _failed(self, held: _Held, fault: Fault) -> None:
+        policy, attempt = self._policy, held.delivery.attempt
+        try:
+            if isinstance(fault.error, CallerGone):  # nobody wants it any more, so it is done
+                await self._succeeded(held, fault.encoded(self.operation, attempt))
+                return
+            if fault.retryable and not fault.refused and attempt < policy.max_attempts:
+                self._bus.telemetry.count(JOBS_RETRIED, operation=self.operation.name, error_type=fault.error_type)
+                after = policy.backoff[min(attempt, len(policy.backoff)) - 1] if policy.backoff else _HAND_BACK
+                await self._give_up_for(held, max(after, fault.retry_after or 0.0))
+                return
+            await self._bury(held, fault)
+        except Disconnected:
+            await self._reconnected()
+            await self._bury(held, fault) if attempt >= policy.max_attempts else await self._give_up_for(held, 0.0)
+
+    async def _bury(self, held: _Held, fault: Fault) -> None:
+        message, given = held.message, held.delivery
+        body = Body(
+            operation=self.operation,
+            subject=message.subject,
+            payload=message.data,
+            headers=dict(message.headers or {}),
+            sequence=given.sequence,
+            stored_at=given.stored_at,
+            attempts=given.attempt,
+        )
+        try:
+            await self._graveyard.bury(body, fault, reason_of(fault))
+        except NotStored as error:
+            _log.error("%s %s stays in its queue: %s", self.operation.name, held.message_id, error)
+            await self._give_up_for(held, _BURY_AGAIN)
+        else:
+            await self._bus.connection.client.publish(message.reply, _ACK)
+
+    async def _give_up_for(self, held: _Held, seconds: float) -> None:
+        """Have the server deliver the message again, but not at once: that would burn every attempt in no time."""
+        delay = codec.dumps({"delay": int(max(seconds, _HAND_BACK) * 1e9)})
+        await self._bus.connection.client.publish(held.message.reply, _NAK + delay)
+
+    async def _hand_back(self, held: _Held) -> None:
+        try:
+            await self._give_up_for(held, _HAND_BACK)
+        except Disconnected:
+            return  # the lease runs out by itself
+
+    async def _reconnected(self) -> None:
+        try:
+            await self._bus.connection.wait_connected(self._policy.ack_wait)
+        except TimeoutError:
+            return  # what is sent next says so
+
+    # --- the pulse ----------------------------------------------------------------------------------------------
+
+    async def _beat(self) -> None:
+        """Tell the server what is still worked on; give up what it must have given to another; pull what was lost."""
+        every = self._policy.ack_wait / 3
+        while True:
+            await asyncio.sleep(min(every, 1.0))
+            try:
+                await self._keep_leases(every)
+                if self._stopping is None:
+                    await self._puller.check()
+            except KitError as error:
+                _log.info("%r: %s", self, error)
+
+    async def _keep_leases(self, every: float) -> None:
+        client = self._bus.connection.client
+        for held in tuple(self._held):
+            silent = self._loop.time() - held.beat
+            if silent > self._policy.ack_wait and not held.lost and not held.settling:
+                held.lost = True
+                _log.warning("%s %s: its lease ran out", self.operation.name, held.message_id)
+                if held.task is not None:
+                    held.task.cancel()
+            elif silent >= every * 0.9 and client.is_connected:
+                await client.publish(held.message.reply, _PROGRESS)
+                held.beat = self._loop.time()
+
+    async def _top_up(self) -> None:
+        try:
+            await self._puller.top_up()
+        except Disconnected:
+            return  # the pulse pulls again once the connection is back
+
+    async def _stop(self, timeout: float) -> None:
+        deadline = self._loop.time() + timeout
+        await self._puller.stop(timeout)
+        await self._tasks.end(max(0.0, deadline - self._loop.time()))
+        if self._pulse is not None:
+            self._pulse.cancel()
+        for held in tuple(self._held):
+            await self._hand_back(held)
+        if self._bus.connection.client.is_connected:
+            await self._bus.connection.flush()
