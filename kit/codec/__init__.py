@@ -11,18 +11,24 @@ from __future__ import annotations
 
 from kit.errors import CodecError, ContractViolation, MalformedEnvelope, MigrationError, UnknownContract
 
+from .compatibility import Compatibility, Incompatibility, check_compatibility
 from .contracts import registry
 from .envelope import Envelope, decode, encode, now, validate
 from .exact import dumps, loads
 from .migrations import migrate
+from .released import check_released, release
 
 __all__ = [
     "CodecError",
+    "Compatibility",
     "ContractViolation",
     "Envelope",
+    "Incompatibility",
     "MalformedEnvelope",
     "MigrationError",
     "UnknownContract",
+    "check_compatibility",
+    "check_released",
     "decode",
     "dumps",
     "encode",
@@ -31,6 +37,7 @@ __all__ = [
     "message_types",
     "migrate",
     "now",
+    "release",
     "validate",
     "versions",
 ]

@@ -192,8 +192,8 @@ class _Types:
             raise Unsupported("a required field without a schema")
         fields = {name: self.of(child) for name, child in node["properties"].items()}
         if not self.structs:
-            entries = {n: Required[t] if n in required else NotRequired[t] for n, t in fields.items()}  # type: ignore[valid-type]
-            return TypedDict("Data", entries)
+            entries = {n: Required[t] if n in required else NotRequired[t] for n, t in fields.items()}
+            return TypedDict("Data", entries)  # type: ignore[operator]
         if not all(name.isidentifier() for name in fields):
             raise Unsupported("a field whose name is no identifier")
         rows: list[Any] = [(n, t) for n, t in fields.items() if n in required]
