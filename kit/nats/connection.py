@@ -307,7 +307,8 @@ class Connection:
             _log.warning("%s: slow consumer on %s: a message was dropped", self.name, error.subject)
             return
         self.counters.errors += 1
-        handled = self.client.is_connected  # then it comes out of a handler; else out of an attempt to reconnect
+        lost = isinstance(error, nats.errors.StaleConnectionError) or not self.client.is_connected
+        handled = not lost  # then it comes out of a handler; else it is why the connection breaks or does not come back
         _log.log(logging.ERROR if handled else logging.INFO, "%s: %r", self.name, error, exc_info=handled and error)
 
     async def on_disconnected(self) -> None:
