@@ -175,9 +175,10 @@ def compare(
         ConfigurationError: no contender, or a baseline that is none.
     """
     plan = _Plan(contenders, name=name, check=check, baseline=baseline, seed=seed, shape=(rounds, samples))
-    for turn, contender in plan.turns(warmup, rounds):
-        with _garbage(garbage):
-            plan.keep(turn, contender, _time(plan, contender, samples, inner))
+    with _frozen(garbage):
+        for turn, contender in plan.turns(warmup, rounds):
+            with _garbage(garbage):
+                plan.keep(turn, contender, _time(plan, contender, samples, inner))
     return plan.result(inner=inner, operations=operations, garbage=garbage, warmup=warmup)
 
 
@@ -203,9 +204,10 @@ async def compare_async(
         ConfigurationError: no contender, or a baseline that is none.
     """
     plan = _Plan(contenders, name=name, check=check, baseline=baseline, seed=seed, shape=(rounds, samples))
-    for turn, contender in plan.turns(warmup, rounds):
-        with _garbage(garbage):
-            plan.keep(turn, contender, await _time_async(plan, contender, samples))
+    with _frozen(garbage):
+        for turn, contender in plan.turns(warmup, rounds):
+            with _garbage(garbage):
+                plan.keep(turn, contender, await _time_async(plan, contender, samples))
     return plan.result(inner=1, operations=operations, garbage=garbage, warmup=warmup)
 
 
@@ -285,6 +287,21 @@ async def _time_async(plan: _Plan, contender: str, samples: int) -> list[float]:
         taken.append(clock() - start)
         plan.verify(contender, answer)
     return taken
+
+
+@contextmanager
+def _frozen(policy: GarbageCollection) -> Iterator[None]:
+    """Keep what is there before the measurement out of every collection during it: a kernel full of libraries makes
+    one collection cost more than a round."""
+    if policy == "on":
+        yield
+        return
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 @contextmanager
