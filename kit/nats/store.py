@@ -119,10 +119,13 @@ class Store:
             await watcher.stop()  # type: ignore[no-untyped-call]
         return sorted(found)
 
-    async def watch(self, prefix: str = "") -> AsyncIterator[Entry]:
-        """Yield every present value whose key begins with ``prefix``, then each change as it happens."""
+    async def watch(self, prefix: str = "", *, values: bool = True) -> AsyncIterator[Entry]:
+        """Yield every present value whose key begins with ``prefix``, then each change as it happens.
+
+        Without ``values`` only keys and revisions are sent: what is there has ``b""`` for its value.
+        """
         with asked(f"store {self.bucket}"):
-            watcher = await self._kv.watch(">")
+            watcher = await self._kv.watch(">", meta_only=not values)
         try:
             async for entry in watcher:
                 if entry is not None and entry.key.startswith(prefix):
