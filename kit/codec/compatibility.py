@@ -28,6 +28,7 @@ _ANNOTATIONS = {"title", "description", "default", "examples", "deprecated", "$s
 _TYPES = ("string", "integer", "number", "boolean", "null", "array", "object")
 _LOWER = {"minimum", "exclusiveMinimum", "minLength", "minItems", "minProperties"}
 _UPPER = {"maximum", "exclusiveMaximum", "maxLength", "maxItems", "maxProperties"}
+_IMPLIED = {"minLength": 0, "minItems": 0, "minProperties": 0}
 _HANDLED = {
     "type",
     "enum",
@@ -73,16 +74,17 @@ class Incompatibility:
 
     def __str__(self) -> str:
         shown = f" ({self.fixture})" if self.fixture else ""
-        return (
-            f"{self.message_type}: {self.reader} cannot read {self.writer} at {self.path or '/'}: {self.reason}{shown}"
-        )
+        where = f" at {self.path}" if self.path else ""
+        return f"{self.message_type}: {self.reader} cannot read {self.writer}{where}: {self.reason}{shown}"
 
 
 def declared(message_type: str, folder: Path | None = None) -> Compatibility:
     """Return what a message type promises: ``schemas/compatibility.json`` names the exceptions from its default."""
     file = (folder or registry().folder) / "compatibility.json"
-    rules = exact.loads(file.read_bytes()) if file.is_file() else {"default": Compatibility.FULL_TRANSITIVE}
-    exception = rules.get("exceptions", {}).get(message_type)
+    if not file.is_file():
+        return Compatibility.FULL_TRANSITIVE
+    rules = exact.loads(file.read_bytes())
+    exception = rules["exceptions"].get(message_type)
     return Compatibility(exception["mode"] if exception else rules["default"])
 
 
@@ -289,22 +291,16 @@ def _kinds(node: dict[str, Any]) -> tuple[str, ...]:
 def _bounds(reader: dict[str, Any], writer: dict[str, Any], path: str) -> Found:
     """Compare every keyword that is about the value itself; those that are not understood must be equal."""
     for keyword in sorted(set(reader) - _HANDLED):
-        limit, own = reader[keyword], writer.get(keyword)
+        limit, own = reader[keyword], writer.get(keyword, _IMPLIED.get(keyword))
         if keyword in _LOWER:
-            holds = limit <= (
-                own if own is not None else 0 if keyword.startswith("min") and keyword != "minimum" else limit - 1
-            )
+            holds = own is not None and limit <= own
         elif keyword in _UPPER:
             holds = own is not None and limit >= own
         else:
             holds = limit == own
         if not holds:
-            yield (
-                path,
-                f"{keyword} is {json.dumps(limit)}, and may be exceeded"
-                if own is None
-                else (f"{keyword} is {json.dumps(limit)}, and was {json.dumps(own)} when written"),
-            )
+            was = "not limited" if own is None else json.dumps(own)
+            yield path, f"{keyword} is {json.dumps(limit)}, and was {was} when written"
     if tensors.KEYWORD in writer and tensors.KEYWORD not in reader:
         yield path, "a tensor is not taken"
 
