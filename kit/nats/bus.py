@@ -8,11 +8,8 @@ handler gets a ``Message``. What it returns goes back the same way.
 from __future__ import annotations
 
 import asyncio
-import itertools
 from collections.abc import AsyncIterator, Coroutine
 from typing import Any, Self
-
-from nats.aio.msg import Msg
 
 from kit.catalogue import ERROR, Mode, Operation, check_id
 from kit.errors import BusError, ConfigurationError, ForeignLoopError
@@ -25,7 +22,6 @@ from kit.nats.message import Handler, Message
 from kit.nats.objects import Objects
 from kit.nats.route import Route, check_mode
 from kit.nats.serving import CoreWorker
-from kit.nats.sink import tap
 from kit.nats.store import Store, open_store
 from kit.nats.streaming import Stream
 from kit.nats.streams import Streams
@@ -62,9 +58,6 @@ class Bus:
         self._graveyard = Graveyard(self, self._streams)
         self._desk = Desk(self, self._streams, self._graveyard)
         self._objects = Objects(connection, self._streams)
-        self._gone: dict[str, Any] = {}
-        self._gone_serial = itertools.count(1)
-        self._gone_inbox = ""
         self._closed = False
 
     def __repr__(self) -> str:
@@ -371,29 +364,8 @@ class Bus:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def watch_reply(self, on_gone: Any) -> tuple[str, str]:
-        """Return a token and a reply subject; ``on_gone`` is called when the server answers there."""
-        token = str(next(self._gone_serial))
-        self._gone[token] = on_gone
-        return token, f"{self._gone_inbox}.{token}"
-
-    def forget_reply(self, token: str) -> None:
-        """Watch a reply subject no more."""
-        self._gone.pop(token, None)
-
-    async def _watch_replies(self) -> None:
-        if not self._gone_inbox:
-            self._gone_inbox = self.connection.client.new_inbox()
-            await tap(self.connection.client, f"{self._gone_inbox}.*", self._on_reply)
-
-    def _on_reply(self, message: Msg) -> None:
-        on_gone = self._gone.get(message.subject.rpartition(".")[2])
-        if on_gone is not None:
-            on_gone()
-
     async def _serve(self, route: Route, handler: Handler, concurrency: int, queue: str | None) -> Worker:
         worker = CoreWorker(self, route, handler, concurrency=_many(concurrency), backlog=_BACKLOG, queue=queue)
-        await self._watch_replies()
         await worker.start()
         self._workers.add(worker)
         return worker
@@ -412,7 +384,6 @@ class Bus:
             bind=bind,
             once=once,
         )
-        await self._watch_replies()
         await worker.start()
         self._workers.add(worker)
         return worker

@@ -21,8 +21,8 @@ from kit.catalogue import DEAD_LETTER, DEAD_LETTERS_PREFIX, JOBS_DEAD, OPERATION
 from kit.errors import BusError, CodecError, KitError, PayloadTooLarge, UnknownContract
 from kit.nats.faults import Fault
 from kit.nats.ids import MESSAGE_ID, REPLAYED, REPLY, job_id, token
-from kit.nats.sink import drain, tap
 from kit.nats.streams import DEAD_STREAM, EXHAUSTED, EXHAUSTED_STREAM, UNDERTAKER, results_stream
+from kit.nats.worker import drain
 
 if TYPE_CHECKING:
     from kit.nats.bus import Bus
@@ -116,9 +116,9 @@ class Graveyard:
         """Make sure that what dies is kept, and hear of what the server gives up."""
         await self._streams.dead()
         if self._watch is None:
-            client = self._bus.connection.client
             # A queue group: one of all that listen acts; should it be lost, the next sweep finds the advisory.
-            self._watch = await tap(client, f"{EXHAUSTED}.>", self._on_advisory, queue="undertakers")
+            subject = f"{EXHAUSTED}.>"
+            self._watch = await self._bus.connection.subscribe(subject, self._on_advisory, queue="undertakers")
 
     async def close(self) -> None:
         """Hear of nothing more."""

@@ -26,7 +26,6 @@ from kit.nats.dead import Graveyard
 from kit.nats.ids import AGAIN, MESSAGE_ID, REPLY, Serial, checked_id, token
 from kit.nats.message import Message
 from kit.nats.route import Route
-from kit.nats.sink import tap
 from kit.nats.streams import Streams, results_stream
 from kit.otel import inject
 
@@ -118,9 +117,8 @@ class Desk:
         """Make sure that the queue exists and that its results are heard."""
         await self._streams.job(operation)
         if self._subscription is None:
-            self._subscription = await tap(
-                self._bus.connection.client, f"{RESULTS_PREFIX}.*.{self._serial.prefix}.*", self._take
-            )
+            subject = f"{RESULTS_PREFIX}.*.{self._serial.prefix}.*"
+            self._subscription = await self._bus.connection.subscribe(subject, self._take)
         self._open.add(operation.name)
 
     async def enqueue(

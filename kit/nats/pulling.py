@@ -18,8 +18,8 @@ from nats.aio.subscription import Subscription
 from kit import codec
 from kit.errors import Disconnected, KitError
 from kit.nats.ids import Delivery, delivery
-from kit.nats.sink import drain, tap
 from kit.nats.streams import NEXT
+from kit.nats.worker import drain
 
 if TYPE_CHECKING:
     from kit.nats.connection import Connection
@@ -71,11 +71,9 @@ class Puller:
 
     async def start(self) -> None:
         """Bind to the consumer and request the first messages."""
-        client = self._connection.client
-        self._inbox = client.new_inbox()
-        self._subscription = await tap(client, f"{self._inbox}.*", self._take)
+        self._inbox = self._connection.client.new_inbox()
+        self._subscription = await self._connection.subscribe(f"{self._inbox}.*", self._take)
         await self._rebind()
-        await self._connection.flush()
 
     async def stop(self, timeout: float) -> None:
         """Request nothing more; what the server had sent already is still handed over."""

@@ -16,8 +16,7 @@ from kit.nats.handling import Handling, Overloaded, WorkerStopped
 from kit.nats.ids import MESSAGE_ID
 from kit.nats.message import Handler
 from kit.nats.route import Route
-from kit.nats.sink import drain, tap
-from kit.nats.worker import Tasks, Worker
+from kit.nats.worker import Tasks, Worker, drain
 
 if TYPE_CHECKING:
     from kit.nats.bus import Bus
@@ -41,9 +40,7 @@ class CoreWorker(Worker):
 
     async def start(self) -> None:
         """Subscribe; on return the server knows it."""
-        connection = self._bus.connection
-        self._subscription = await tap(connection.client, self.subject, self._take, queue=self._queue or "")
-        await connection.flush()
+        self._subscription = await self._bus.connection.subscribe(self.subject, self._take, queue=self._queue or "")
 
     @property
     def in_flight(self) -> int:

@@ -20,10 +20,10 @@ from kit.codec import encode
 from kit.errors import BusError, Disconnected
 from kit.nats.message import Message
 from kit.nats.route import Route
-from kit.nats.sink import tap
 
 if TYPE_CHECKING:
     from kit.nats.bus import Bus
+    from kit.nats.connection import Listener
 
 CHUNKS = "Kit-Chunks"  # header: the subject on which the caller wants the pieces
 
@@ -44,23 +44,27 @@ class ChunkSender:
     def __init__(self, bus: Bus, subject: str) -> None:
         self._bus, self.subject = bus, subject
         self._task = asyncio.current_task()
-        self._token, self._reply = bus.watch_reply(self._on_gone)
+        self._listener: Listener | None = None
         self.gone = False
 
     async def send(self, data: dict[str, Any]) -> None:
         """Send one piece."""
-        await self._bus.connection.client.publish(self.subject, encode(LLM_CHUNK, data), self._reply)
+        connection = self._bus.connection
+        if self._listener is None:
+            self._listener = await connection.listen(self._on_gone)
+        await connection.client.publish(self.subject, encode(LLM_CHUNK, data), self._listener.subject)
 
     def close(self) -> None:
         """Watch for the caller no more."""
-        self._bus.forget_reply(self._token)
+        if self._listener is not None:
+            self._listener.close()
 
     def survive(self) -> None:
         """Let the task that was cancelled for the caller's sake go on: it still has to settle the message."""
         if self._task is not None:
             self._task.uncancel()
 
-    def _on_gone(self) -> None:
+    def _on_gone(self, _: Msg) -> None:
         if not self.gone and self._task is not None:
             self.gone = True
             self._task.cancel()
@@ -89,7 +93,7 @@ class Stream:
 
     async def messages(self) -> AsyncIterator[Message]:
         """Yield the pieces, then the result."""
-        self._subscription = await tap(self._bus.connection.client, self._subject, self._pieces.put_nowait)
+        self._subscription = await self._bus.connection.subscribe(self._subject, self._pieces.put_nowait)
         self._call = asyncio.ensure_future(self._run())
         while (piece := await self._pieces.get()) is not None:
             yield self._route.message(self._route.read_chunk(piece.data), message_id=self._message_id)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import nats.errors
@@ -248,10 +248,8 @@ class Streams:
         raise NotStored(subject, message_id=headers.get(MESSAGE_ID, "-"), reason=reason)
 
     async def _reconnected(self, timeout: float) -> None:
-        try:
+        with suppress(Disconnected):  # what is sent next says so
             await self._connection.wait_connected(max(timeout, 0.0))
-        except TimeoutError:
-            return
 
     async def last(self, stream: str, subject: str) -> Stored | None:
         """Return the last message of a subject (wildcards allowed), or None.

@@ -8,9 +8,16 @@ import logging
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Generic, Self, TypeVar
+
+import nats.errors
+from nats.aio.subscription import Subscription
 
 from kit.catalogue import Operation
+from kit.errors import Disconnected
+
+if TYPE_CHECKING:
+    from kit.nats.connection import Connection
 
 T = TypeVar("T")
 _log = logging.getLogger("kit.nats")
@@ -124,3 +131,14 @@ def cancelled_from_outside() -> bool:
     """Say whether the CancelledError at hand came from outside (a stop), and not from the handler's own doing."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
+
+
+async def drain(subscription: Subscription, connection: Connection, timeout: float) -> None:
+    """Unsubscribe so that nothing on its way is lost: what the server had sent already is still taken."""
+    client = connection.client
+    if not client.is_connected or client.is_draining:
+        return
+    try:
+        await asyncio.wait_for(subscription.drain(), timeout)  # type: ignore[no-untyped-call]
+    except (TimeoutError, Disconnected, nats.errors.Error) as error:
+        _log.warning("left %s without a goodbye to the server: %s", subscription.subject, error)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from nats.aio.msg import Msg
@@ -255,16 +256,12 @@ class PullWorker(Worker):
         await self._bus.connection.client.publish(held.message.reply, _NAK + delay)
 
     async def _hand_back(self, held: _Held) -> None:
-        try:
+        with suppress(Disconnected):  # the lease runs out by itself
             await self._give_up_for(held, _HAND_BACK)
-        except Disconnected:
-            return  # the lease runs out by itself
 
     async def _reconnected(self) -> None:
-        try:
+        with suppress(Disconnected):  # what is sent next says so
             await self._bus.connection.wait_connected(self._policy.ack_wait)
-        except TimeoutError:
-            return  # what is sent next says so
 
     # --- the pulse ----------------------------------------------------------------------------------------------
 
@@ -294,10 +291,8 @@ class PullWorker(Worker):
                 held.beat = self._loop.time()
 
     async def _top_up(self) -> None:
-        try:
+        with suppress(Disconnected):  # the pulse pulls again once the connection is back
             await self._puller.top_up()
-        except Disconnected:
-            return  # the pulse pulls again once the connection is back
 
     async def _stop(self, timeout: float) -> None:
         deadline = self._loop.time() + timeout
