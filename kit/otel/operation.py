@@ -140,9 +140,8 @@ class Operation:
         if parent is None:
             # What is served or consumed came from elsewhere: never a child of whatever subscribed to it.
             parent = _ROOT if kind == "server" or kind == "consumer" else context_api.get_current()
-        attributes = {**plan.attributes, **self._attributes} if self._attributes else plan.attributes.copy()
         links = _linked(self._links) if self._links else ()
-        span = plan.tracing.start(plan.name, parent, _KINDS[kind], attributes, links)
+        span = plan.tracing.start(plan.name, parent, _KINDS[kind], plan.attributes, self._attributes, links)
         if span is None:
             self.span, context = trace_api.get_current_span(parent), parent
         else:

@@ -203,14 +203,15 @@ class Tracing:
         self,
         name: str,
         parent: Context,
-        kind: SpanKind = SpanKind.INTERNAL,
-        attributes: dict[str, Any] | None = None,
+        kind: SpanKind,
+        common: Mapping[str, Any],
+        attributes: Mapping[str, Any] | None,
         links: Sequence[Link] = (),
     ) -> trace_api.Span | None:
         """Start a span below the span of ``parent``, or a trace; an unsampled one records nothing.
 
         Returns None when the span above stays the current one: nobody records it, so nothing below it is told apart.
-        ``attributes`` belongs to the span from now on.
+        ``attributes`` come on top of the ``common`` ones.
         """
         context: SpanContext | None = trace_api.get_current_span(parent).get_span_context()
         draw = self._random.getrandbits
@@ -226,12 +227,12 @@ class Tracing:
         own = SpanContext(trace_id, draw(64) or 1, False, _FLAGS[flags | sampled], state)
         if not sampled:
             return NonRecordingSpan(own)
-        attributes = {} if attributes is None else attributes
-        for value in attributes.values():
+        merged = {**common, **attributes} if attributes else dict(common)
+        for value in merged.values():
             if value.__class__ not in _PLAIN:
-                attributes = {key: _frozen(value) for key, value in attributes.items() if value is not None}
+                merged = {key: _frozen(value) for key, value in merged.items() if value is not None}
                 break
-        return LiveSpan(self, name, own, context, kind, attributes, links)
+        return LiveSpan(self, name, own, context, kind, merged, links)
 
 
 def readable(span: LiveSpan | ReadableSpan) -> ReadableSpan:
