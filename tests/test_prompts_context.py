@@ -101,7 +101,7 @@ def test_a_required_item_that_does_not_fit_is_an_error() -> None:
 @pytest.mark.parametrize(
     ("text", "pieces"),
     [
-        ("Dr. No said e.g. this. Then (that!) Really? End", ["Dr. No said e.g. this.", "Then (that!)", "Really?", "End"]),
+        ("Dr. No said e.g. this. Then (that!) Really? E", ["Dr. No said e.g. this.", "Then (that!)", "Really?", "E"]),
         ("First paragraph\n\nSecond", ["First paragraph", "Second"]),
         ("List:\n- one\n- two", ["List:", "- one", "- two"]),
         ("これは文です。次の文です。", ["これは文です。", "次の文です。"]),
