@@ -77,7 +77,7 @@ def _encode(message_type: str, data: Any, version: str | None) -> bytes:
     except TypeError:
         raise _inexact(contract, data) from None
     contract.check(data)
-    if not exact.keeps(data):
+    if exact.fault(data) is not None:
         raise _inexact(contract, data)
     text = b"".join((contract.prefix, text, b"}"))
     return text if tail is None else b"".join((text, b"\0", tail))

@@ -96,7 +96,7 @@ def fault(value: Any) -> tuple[str, str] | None:
         if kind is _Doubled:
             return pointer((*path, shorten(item.key))), "the key stands twice"
         if kind is dict or kind is list:
-            if len(path) > MAX_DEPTH + 1:
+            if len(path) > MAX_DEPTH:  # one level is the envelope's
                 return pointer(path[:8]), f"nested deeper than {MAX_DEPTH} levels"
             if kind is list:
                 stack.extend((child, (*path, index)) for index, child in enumerate(item))

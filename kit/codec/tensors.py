@@ -121,14 +121,17 @@ class Attacher:
     def __init__(self, message_type: str, tail: bytes | memoryview, *, strict: bool) -> None:
         self.message_type = message_type
         self.strict = strict
-        if len(tail) % 4:
-            raise MalformedEnvelope(f"a tail of {len(tail)} bytes is not float32", message_type=message_type)
         # One copy: aligned, writable, and independent of the payload.
-        self.numbers = np.frombuffer(bytearray(tail), _DTYPE)
+        self.numbers = np.frombuffer(bytearray(tail[: len(tail) // 4 * 4]), _DTYPE)
         self.at = 0
         self.found = False
-        if not finite(self.numbers):
-            raise MalformedEnvelope("a tensor holds NaN or infinity", message_type=message_type)
+        if strict and len(tail) % 4:
+            raise self._refused(f"a tail of {len(tail)} bytes is not float32")
+        if strict and not finite(self.numbers):
+            raise self._refused("a tensor holds NaN or infinity")
+
+    def _refused(self, reason: str) -> MalformedEnvelope:
+        return MalformedEnvelope(reason, message_type=self.message_type, path="/data")
 
     def attach(self, node: Any, path: Path) -> Any:
         """Return the node with arrays in place of their descriptions.
@@ -137,7 +140,8 @@ class Attacher:
             MalformedEnvelope: descriptions and tail do not fit.
         """
         if not path:
-            return self._array(node["offset"], node["shape"])
+            # int(), because JSON Schema takes 4.0 for an integer.
+            return self._array(int(node["offset"]), [int(length) for length in node["shape"]])
         name, rest = path[0], path[1:]
         if name == EACH:
             for index, child in enumerate(node):
@@ -149,9 +153,12 @@ class Attacher:
     def _array(self, offset: int, shape: list[int]) -> np.ndarray[Any, Any]:
         begin, count = offset // 4, math.prod(shape)
         if offset % 4 or (self.strict and begin != self.at) or begin + count > len(self.numbers):
-            raise MalformedEnvelope("the tail does not hold the tensors described", message_type=self.message_type)
+            raise self._refused("the tail does not hold the tensors described")
         self.at, self.found = begin + count, True
-        return self.numbers[begin : begin + count].reshape(shape)
+        array = self.numbers[begin : begin + count].reshape(shape)
+        if not self.strict and not finite(array):
+            raise self._refused("a tensor holds NaN or infinity")
+        return array
 
     def finish(self, *, has_tail: bool) -> None:
         """Check that a tail and tensors came together, and that nothing of the tail is left over.
@@ -160,6 +167,6 @@ class Attacher:
             MalformedEnvelope: they did not, or something is.
         """
         if not has_tail and self.found:
-            raise MalformedEnvelope("tensors without a tail", message_type=self.message_type)
+            raise self._refused("tensors without a tail")
         if self.strict and (has_tail > self.found or self.at != len(self.numbers)):
-            raise MalformedEnvelope("the tail is longer than its tensors", message_type=self.message_type)
+            raise self._refused("the tail is longer than its tensors")
