@@ -1,0 +1,107 @@
+"""What the RAG component refuses, by name.
+
+    ComponentError
+    └── RagError
+        ├── DocumentRefused           a document that can never be indexed as it is
+        │   ├── UnsupportedType       no reader for its media type
+        │   ├── BadEncoding           its bytes are not the text they claim to be
+        │   ├── UnreadableDocument    the reader failed on it: damaged, encrypted, gone
+        │   └── EmptyDocument         nothing to index in it
+        ├── EmbeddingMismatch         vectors of another model or size than the collection has
+        ├── EmbeddingFailed           the gateway gave no embeddings; may pass
+        ├── IndexBusy                 rows moved under a search each time it was tried; may pass
+        ├── QueryRefused              a question or a parameter that cannot work
+        └── FilterRefused             a filter that is not one, or does not fit the metadata
+
+Messages name the document, never quote it. ``retryable`` tells the job queue whether another attempt can help.
+"""
+
+from __future__ import annotations
+
+from kit.errors import ComponentError
+
+
+class RagError(ComponentError):
+    """The RAG component refused or failed."""
+
+    retryable = False
+
+
+class DocumentRefused(RagError):
+    """A document cannot be indexed as it is.
+
+    Attributes:
+        document_id: which one.
+        reason: why not.
+    """
+
+    def __init__(self, document_id: str, reason: str) -> None:
+        self.document_id, self.reason = document_id, reason
+        super().__init__(f"document {document_id!r}: {reason}")
+
+
+class UnsupportedType(DocumentRefused):
+    """There is no reader for the document's media type."""
+
+
+class BadEncoding(DocumentRefused):
+    """The document's bytes are not text in the encoding they claim."""
+
+
+class UnreadableDocument(DocumentRefused):
+    """The document is damaged, encrypted, or cannot be opened."""
+
+
+class EmptyDocument(DocumentRefused):
+    """There is nothing to index in the document."""
+
+    def __init__(self, document_id: str, reason: str = "there is no text in it") -> None:
+        super().__init__(document_id, reason)
+
+
+class EmbeddingMismatch(RagError):
+    """The collection holds vectors of another model or another size."""
+
+    def __init__(self, collection: str, *, held: str, given: str) -> None:
+        self.collection, self.held, self.given = collection, held, given
+        super().__init__(
+            f"collection {collection!r} holds vectors of {held}, not of {given}: "
+            "use that model, or ingest the documents into another collection"
+        )
+
+
+class EmbeddingFailed(RagError):
+    """The gateway answered without embeddings."""
+
+    retryable = True
+
+    def __init__(self, model: str, *, error_type: str, detail: str, retryable: bool = True) -> None:
+        self.model, self.error_type, self.detail = model, error_type, detail
+        self.retryable = retryable
+        super().__init__(f"no embeddings by {model}: {error_type}: {detail}")
+
+
+class IndexBusy(RagError):
+    """Writes moved rows under a search, each time it was tried."""
+
+    retryable = True
+
+    def __init__(self, collection: str) -> None:
+        self.collection = collection
+        super().__init__(f"collection {collection!r} was written to under each attempt of a search: try again")
+
+
+class QueryRefused(RagError):
+    """A question or one of its parameters cannot work."""
+
+    def __init__(self, reason: str, *, parameter: str | None = None) -> None:
+        self.reason, self.parameter = reason, parameter
+        super().__init__(f"{parameter}: {reason}" if parameter else reason)
+
+
+class FilterRefused(RagError):
+    """A filter is not built of the kit's conditions, or does not fit the metadata it looks at."""
+
+    def __init__(self, reason: str, *, field: str | None = None) -> None:
+        self.reason, self.field = reason, field
+        super().__init__(f"filter on {field!r}: {reason}" if field else f"filter: {reason}")

@@ -1,0 +1,437 @@
+"""The tenant's index: a LanceDB table of passages with vectors, two full-text indices, and filters.
+
+Each tenant has a database of its own, ``<uri>/<tenant>``; each collection is one table in it. Writing a document is
+one commit that puts its passages in and takes its old ones out, so an interruption leaves the one or the other. Rows
+are indexed before a write returns.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
+
+import numpy as np
+
+from kit.catalogue import check_id
+from kit.components.rag.errors import EmbeddingMismatch, FilterRefused, IndexBusy
+from kit.components.rag.filters import Condition, document, to_sql
+from kit.components.rag.ranking import Ranking, centred_cosine, cosine, fuse
+from kit.components.rag.rows import COLUMNS, Entry, Hit, hits_of, schema, table_of, vectors_of
+from kit.components.rag.text import STOP_WORDS, content_words
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from numpy.typing import NDArray
+
+    Vector: TypeAlias = NDArray[np.float32]
+
+Mode: TypeAlias = Literal["hybrid", "vector", "text"]
+URI_VARIABLE = "KIT_LANCEDB_URI"
+COLLECTION = "documents"
+FLAT_ROWS = 50_000  # below, every vector is compared: exact, and 3 ms at 10,000 rows
+GRAM = 5  # letters
+_KEEP_VERSIONS = timedelta(minutes=10)  # readers of an older version have long finished
+_CONFLICTS = 5  # attempts of one write, when other workers write too
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class State:
+    """What the index knows of a document: the hash it was written under, and when its message was sent."""
+
+    sha256: str
+    sent_at: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Analysis:
+    """How the full-text index reads words."""
+
+    language: str = "English"
+    stem: bool = True
+    stop_words: tuple[str, ...] | None = field(default=tuple(sorted(STOP_WORDS)), repr=False)
+
+
+def database_uri(tenant_id: str, uri: str | Path | None = None) -> str:
+    """Return the URI of a tenant's database.
+
+    Args:
+        uri: folder or object-storage URI that holds a database for each tenant; None: ``KIT_LANCEDB_URI``, else
+            ``.kit/lancedb`` in the working directory.
+    """
+    base = str(uri or os.environ.get(URI_VARIABLE) or Path(".kit", "lancedb"))
+    return f"{base.rstrip('/')}/{check_id(tenant_id)}"
+
+
+class Database:
+    """A tenant's database: opens its collections."""
+
+    def __init__(self, connection: Any, *, analysis: Analysis | None = None, flat_rows: int = FLAT_ROWS) -> None:
+        self._connection = connection
+        self._analysis = analysis or Analysis()
+        self._flat_rows = flat_rows
+        self._collections: dict[str, Collection] = {}
+        self._opening = asyncio.Lock()
+
+    @classmethod
+    async def open(
+        cls,
+        tenant_id: str,
+        uri: str | Path | None = None,
+        *,
+        analysis: Analysis | None = None,
+        flat_rows: int = FLAT_ROWS,
+        storage_options: dict[str, str] | None = None,
+    ) -> Self:
+        """Connect to a tenant's database, made when it is missing.
+
+        Args:
+            flat_rows: rows above which an HNSW index takes over from comparing every vector.
+            storage_options: credentials and the like for object storage; LanceDB also reads them from the environment.
+        """
+        import lancedb
+
+        connection = await lancedb.connect_async(
+            database_uri(tenant_id, uri),
+            read_consistency_interval=timedelta(0),  # another worker's rows are seen at once; it costs 0.05 ms
+            storage_options=storage_options,
+        )
+        return cls(connection, analysis=analysis, flat_rows=flat_rows)
+
+    async def collection(self, name: str = COLLECTION) -> Collection | None:
+        """Return a collection, or None when nothing was ever written to it."""
+        known = self._collections.get(name)
+        if known is None and check_id(name, what="collection") in (await self._connection.list_tables()).tables:
+            async with self._opening:
+                known = self._collections.setdefault(name, await self._wrapped(name))
+        return known
+
+    async def create(self, name: str, *, model: str, dimension: int) -> Collection:
+        """Return a collection for vectors of a model, made when it is missing.
+
+        Raises:
+            EmbeddingMismatch: it holds vectors of another model or size.
+        """
+        async with self._opening:
+            known = self._collections.get(name)
+            if known is None:
+                made = schema(model, dimension)
+                await self._connection.create_table(check_id(name, what="collection"), schema=made, exist_ok=True)
+                known = self._collections.setdefault(name, await self._wrapped(name))
+                await known.ensure_indices()
+        known.check(model, dimension)
+        return known
+
+    async def _wrapped(self, name: str) -> Collection:
+        table = await self._connection.open_table(name)
+        return Collection(table, await table.schema(), analysis=self._analysis, flat_rows=self._flat_rows)
+
+    def close(self) -> None:
+        """Release the database's files."""
+        for collection in self._collections.values():
+            collection.close()
+        self._connection.close()
+
+
+class Collection:
+    """One collection of a tenant's documents.
+
+    Attributes:
+        model: the model of its embeddings; dimension: their length.
+    """
+
+    def __init__(self, table: Any, held: pa.Schema, *, analysis: Analysis, flat_rows: int = FLAT_ROWS) -> None:
+        self._table = table
+        self._analysis = analysis
+        self._flat_rows = flat_rows
+        self._writing = asyncio.Lock()
+        self.model = (held.metadata or {}).get(b"kit.embedding_model", b"").decode()
+        self.dimension: int = held.field("vector").type.list_size
+
+    def close(self) -> None:
+        """Release the table."""
+        self._table.close()
+
+    def check(self, model: str, dimension: int) -> None:
+        """Raise EmbeddingMismatch unless the collection holds vectors of this model and size."""
+        if (model, dimension) != (self.model, self.dimension):
+            raise EmbeddingMismatch(
+                self._table.name, held=f"{self.model} ({self.dimension})", given=f"{model} ({dimension})"
+            )
+
+    # --- writing ------------------------------------------------------------------------------------------------
+
+    async def states(self, document_ids: Sequence[str]) -> dict[str, State]:
+        """Return what is known of the documents that are in the index."""
+        columns = ["document_id", "sha256", "sent_at"]
+        condition = to_sql(document(*document_ids))
+        found = await self._table.query().where(f"{condition} AND (position = 0)").select(columns).to_list()
+        return {row["document_id"]: State(sha256=row["sha256"], sent_at=row["sent_at"]) for row in found}
+
+    async def upsert(self, entries: Sequence[Entry]) -> dict[str, int]:
+        """Write documents: their passages in, their old ones out, in one commit; indexed when this returns.
+
+        A document that the index has in the same form, or from a later message, is left alone.
+
+        Returns:
+            the ids of what was written, and how many old passages each lost or had replaced.
+        """
+        async with self._writing:
+            latest = {entry.document_id: entry for entry in sorted(entries, key=lambda entry: entry.sent_at)}
+            states = await self.states(list(latest))
+            news = [entry for key, entry in latest.items() if _is_news(entry, states.get(key))]
+            if not news:
+                return {}
+            removed = await self._counts([entry.document_id for entry in news if entry.document_id in states])
+            table = table_of(news)
+            stale = to_sql(document(*(entry.document_id for entry in news)))
+            await self._committed(partial(self._merge, table, stale))
+            await self._index()
+            return {entry.document_id: removed.get(entry.document_id, 0) for entry in news}
+
+    async def delete(self, document_ids: Sequence[str]) -> int:
+        """Take documents out; returns how many passages went."""
+        async with self._writing:
+            condition = to_sql(document(*document_ids))
+            count = int(await self._table.count_rows(condition))
+            if count:
+                await self._committed(partial(self._table.delete, condition))
+                await self._index()
+            return count
+
+    async def _merge(self, table: pa.Table, stale: str) -> None:
+        merge = self._table.merge_insert("chunk_id").when_matched_update_all().when_not_matched_insert_all()
+        await merge.when_not_matched_by_source_delete(stale).execute(table)
+
+    async def _counts(self, document_ids: Sequence[str]) -> dict[str, int]:
+        if not document_ids:
+            return {}
+        found = await self._table.query().where(to_sql(document(*document_ids))).select(["document_id"]).to_arrow()
+        counted = found["document_id"].value_counts().to_pylist()
+        return {row["values"]: row["counts"] for row in counted}
+
+    async def _committed(self, write: Callable[[], Any]) -> None:
+        """Write, and again when another worker's commit came first: LanceDB refuses one of two that overlap."""
+        for attempt in range(1, _CONFLICTS + 1):
+            try:
+                await write()
+                return
+            except (RuntimeError, OSError) as error:
+                if attempt == _CONFLICTS or "conflict" not in str(error).lower():
+                    raise
+                await asyncio.sleep(0.05 * attempt)
+
+    # --- indices ------------------------------------------------------------------------------------------------
+
+    async def ensure_indices(self) -> None:
+        """Make the indices that are missing: words, letter runs, ids, and HNSW where there are many rows."""
+        from lancedb.index import FTS, BTree, HnswFlat
+
+        held = {column for index in await self._table.list_indices() for column in index.columns}
+        stop_words = self._analysis.stop_words
+        wanted: dict[str, Any] = {
+            "text": FTS(
+                language=self._analysis.language,
+                stem=self._analysis.stem,
+                remove_stop_words=stop_words is not None,
+                custom_stop_words=None if stop_words is None else list(stop_words),
+            ),
+            "grams": FTS(
+                base_tokenizer="ngram",
+                ngram_min_length=GRAM,
+                ngram_max_length=GRAM,
+                stem=False,
+                remove_stop_words=False,
+            ),
+            "document_id": BTree(),
+            "chunk_id": BTree(),
+        }
+        if await self._table.count_rows() > self._flat_rows:
+            wanted["vector"] = HnswFlat(distance_type="cosine")
+        for column in wanted.keys() - held:
+            await self._committed(partial(self._table.create_index, column, config=wanted[column]))
+
+    async def _index(self) -> None:
+        """Bring new rows into every index, and drop versions that nobody reads any more."""
+        await self.ensure_indices()
+        await self._committed(partial(self._table.optimize, cleanup_older_than=_KEEP_VERSIONS))
+
+    async def unindexed(self) -> int:
+        """Return how many rows some index does not cover yet."""
+        stats = [await self._table.index_stats(index.name) for index in await self._table.list_indices()]
+        return max((entry.num_unindexed_rows for entry in stats if entry is not None), default=0)
+
+    # --- reading ------------------------------------------------------------------------------------------------
+
+    async def search(
+        self,
+        query: str,
+        vector: Vector | None = None,
+        *,
+        mode: Mode = "hybrid",
+        top_k: int = 5,
+        condition: Condition | None = None,
+        threshold: float | None = None,
+        ranking: Ranking | None = None,
+    ) -> list[Hit]:
+        """Return the passages that fit a question best, the best first.
+
+        Args:
+            vector: the question's embedding, float32 (dim,); not needed in text mode.
+            threshold: least cosine of question and passage.
+
+        Raises:
+            FilterRefused: the filter does not fit the metadata.
+        """
+        ranking = ranking or Ranking()
+        where = None if condition is None else to_sql(condition)
+        try:
+            if mode == "text" or vector is None:
+                return hits_of(await self._by_text("text", query, top_k, where, COLUMNS))
+            if mode == "vector":
+                found = await self._by_vector(vector, top_k, where, COLUMNS)
+                hits = hits_of(found)
+                return hits if threshold is None else [hit for hit in hits if hit.vector_score >= threshold]
+            return await self._hybrid(query, vector, top_k, where, threshold, ranking)
+        except (RuntimeError, ValueError) as error:
+            if where is not None:
+                raise FilterRefused(f"LanceDB did not take it: {type(error).__name__}") from error
+            raise
+
+    async def _by_vector(
+        self, vector: Vector, limit: int, where: str | None, columns: list[str], **more: bool
+    ) -> pa.Table:
+        query = self._table.query().nearest_to(vector).column("vector").distance_type("cosine").limit(limit)
+        return await _run(query, where, [*columns, "_distance"], **more)
+
+    async def _by_text(
+        self, column: str, text: str, limit: int, where: str | None, columns: list[str], **more: bool
+    ) -> pa.Table:
+        query = self._table.query().nearest_to_text(text, columns=column).limit(limit)
+        return await _run(query, where, [*columns, "_score"], **more)
+
+    async def _hybrid(
+        self, query: str, vector: Vector, top_k: int, where: str | None, threshold: float | None, ranking: Ranking
+    ) -> list[Hit]:
+        for _ in range(_CONFLICTS):
+            tables = await self._candidates(query, vector, max(ranking.candidates, top_k), where, ranking)
+            places = Places.of(tables)
+            if not places.row_ids:
+                return []
+            rows = await self._rows(places)
+            if rows is not None:
+                return _ranked(rows, places, vector, top_k, threshold, ranking)
+        raise IndexBusy(self._table.name)
+
+    async def _candidates(
+        self, query: str, vector: Vector, limit: int, where: str | None, ranking: Ranking
+    ) -> dict[str, pa.Table]:
+        """Run the searches side by side; each brings ids and scores only."""
+        columns, searches = ["chunk_id"], {}
+        if ranking.vector or ranking.lead:
+            searches["vector"] = self._by_vector(vector, limit, where, columns, row_ids=True)
+        if ranking.text:
+            searches["text"] = self._by_text("text", query, limit, where, columns, row_ids=True)
+        if ranking.grams and (letters := " ".join(content_words(query))):
+            searches["grams"] = self._by_text("grams", letters, limit, where, columns, row_ids=True)
+        return dict(zip(searches, await asyncio.gather(*searches.values()), strict=True))
+
+    async def _rows(self, places: Places) -> pa.Table | None:
+        """Return the candidates' rows in their order, or None when a write moved them since they were found."""
+        columns = [*COLUMNS, "vector", "lead"]
+        try:
+            found = await self._table.take_row_ids(places.row_ids).select(columns).to_arrow()
+        except (RuntimeError, ValueError, OSError):
+            return None
+        row_of = {chunk_id: row for row, chunk_id in enumerate(found["chunk_id"].to_pylist())}
+        if row_of.keys() != set(places.chunk_ids):
+            return None
+        return found.take([row_of[chunk_id] for chunk_id in places.chunk_ids])
+
+    # --- looking ------------------------------------------------------------------------------------------------
+
+    async def count(self) -> tuple[int, int]:
+        """Return how many documents and how many passages there are."""
+        return int(await self._table.count_rows("position = 0")), int(await self._table.count_rows())
+
+    async def version(self) -> int:
+        """Return the table's version: it grows with every write."""
+        return int(await self._table.version())
+
+    async def rows(self) -> pa.Table:
+        """Return the whole table, sorted by passage."""
+        return (await self._table.to_arrow()).sort_by("chunk_id")
+
+    async def recall(self, *, k: int = 10, sample: int = 50) -> float:
+        """Return the part of the true ``k`` nearest passages that the vector index finds, for a sample of passages."""
+        held = (await self._table.query().select(["vector"]).limit(sample).to_arrow())["vector"]
+        found = wanted = 0
+        for vector in vectors_of(held):
+            query = self._table.query().nearest_to(vector).column("vector").distance_type("cosine").limit(k)
+            mine = (await query.select(["chunk_id", "_distance"]).to_arrow())["chunk_id"].to_pylist()
+            exact = query.bypass_vector_index().select(["chunk_id", "_distance"])
+            truth = (await exact.to_arrow())["chunk_id"].to_pylist()
+            found, wanted = found + len(set(mine) & set(truth)), wanted + len(truth)
+        return found / wanted if wanted else 1.0
+
+
+def _is_news(entry: Entry, state: State | None) -> bool:
+    return state is None or (state.sha256 != entry.sha256 and state.sent_at <= entry.sent_at)
+
+
+async def _run(query: Any, where: str | None, columns: list[str], *, row_ids: bool = False) -> pa.Table:
+    if where is not None:
+        query = query.where(where)
+    if row_ids:
+        query = query.with_row_id()
+    return await query.select(columns).to_arrow()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Places:
+    """The candidates of several searches, each once: where its row lies, and its scores in the text searches."""
+
+    row_ids: list[int]
+    chunk_ids: list[str]
+    scores: dict[str, NDArray[np.float32]]
+
+    @classmethod
+    def of(cls, tables: dict[str, pa.Table]) -> Self:
+        """Merge what the searches found."""
+        place: dict[str, int] = {}
+        row_ids: list[int] = []
+        found: dict[str, list[tuple[int, float]]] = {"text": [], "grams": []}
+        for search, table in tables.items():
+            scores = table["_score"].to_pylist() if search in found else [0.0] * table.num_rows
+            for chunk_id, row_id, score in zip(
+                table["chunk_id"].to_pylist(), table["_rowid"].to_pylist(), scores, strict=True
+            ):
+                candidate = place.setdefault(chunk_id, len(place))
+                if candidate == len(row_ids):
+                    row_ids.append(row_id)
+                if search in found:
+                    found[search].append((candidate, score))
+        arrays = {search: np.zeros(len(row_ids), np.float32) for search in found}
+        for search, scored in found.items():
+            for candidate, score in scored:
+                arrays[search][candidate] = score
+        return cls(row_ids=row_ids, chunk_ids=list(place), scores=arrays)
+
+
+def _ranked(
+    rows: pa.Table, places: Places, vector: Vector, top_k: int, threshold: float | None, ranking: Ranking
+) -> list[Hit]:
+    """Score each candidate by every signal, and return the best."""
+    closeness = cosine(vectors_of(rows["vector"]), vector)
+    leads = centred_cosine(vectors_of(rows["lead"]), vector)
+    total = fuse({"vector": closeness, "lead": leads, **places.scores}, ranking)
+    order = np.lexsort((-closeness, -total))
+    if threshold is not None:
+        order = order[closeness[order] >= threshold]
+    best = order[:top_k]
+    return hits_of(rows.take(best), total[best], closeness[best], places.scores["text"][best])
