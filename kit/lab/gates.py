@@ -1,6 +1,6 @@
 """The validation gates: what must hold before a change goes in, each with a verdict and its numbers.
 
-    contracts    released schemas stay compatible, within a major and over every stored fixture
+    contracts    released schemas did not change, and stay compatible within a major, over every stored fixture
     catalogue    every message type has a schema and fixtures; names are unique; nothing is named twice
     imports      rooms import one way; only one room imports nats, one opentelemetry, one the validator
     report       the last `kit report`: every notebook ran and shows its committed outputs
@@ -67,17 +67,9 @@ def _verdict(name: str, summary: str, findings: Iterable[str]) -> Gate:
 def _contracts(_: Path) -> Gate:
     from kit import codec
 
-    findings, pairs = [], 0
-    for message_type in codec.message_types():
-        result = codec.check_compatibility(message_type)
-        pairs += len(codec.versions(message_type))
-        findings += [f"{message_type}: {finding}" for finding in _lines(result)]
-    return _verdict("contracts", f"{pairs} schemas of {len(codec.message_types())} message types", findings)
-
-
-def _lines(result: Any) -> list[str]:
-    """What a compatibility check found, as texts."""
-    return [str(finding) for finding in (result or ())]
+    schemas = sum(len(codec.versions(message_type)) for message_type in codec.message_types())
+    findings = [*codec.check_released(), *(str(found) for found in codec.check_compatibility())]
+    return _verdict("contracts", f"{schemas} schemas of {len(codec.message_types())} message types", findings)
 
 
 def _catalogue(_: Path) -> Gate:

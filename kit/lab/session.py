@@ -102,7 +102,9 @@ class Lab:
             access = {"credentials": self.server.credentials(tenant_id), **access}
         connection: Connection = await connect(self.url, tenant_id=tenant_id, name=f"lab-{tenant_id}", **access)
         self._ends.append((f"connection of {tenant_id}", connection.close))
-        return Bus(connection, tenant_id, self.telemetry.for_tenant(tenant_id))
+        bus = Bus(connection, tenant_id, self.telemetry)
+        self._ends.append((f"bus of {tenant_id}", bus.close))
+        return bus
 
     def spans(self) -> pd.DataFrame:
         """Return the finished spans, a row a span."""

@@ -62,14 +62,14 @@ def _row(name: str) -> Any:
     return jobs[name.upper()]
 
 
+_SHOWN = ("message_id", "subject", "error_type", "detail", "reason", "attempts", "first_seen", "failed_at", "path")
+
+
 def _plain(letter: Any) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    from kit.lab.records import plain
-
-    body: dict[str, Any] = plain(asdict(letter), "dead letter")
-    return body
+    """A dead letter without what was sent: content is nobody's business in a terminal."""
+    return {"operation": letter.operation.name, **{name: getattr(letter, name) for name in _SHOWN}}
 
 
 def _line(letter: Any) -> str:
-    return f"{letter.message_id}  {letter.attempts} attempt(s)  {letter.error_type}: {letter.detail}"
+    tries = f"{letter.attempts} attempt(s), {letter.reason}"
+    return f"{letter.message_id}  {letter.failed_at}  {tries}  {letter.error_type}: {letter.detail}"

@@ -53,6 +53,7 @@ def _execute(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
             job["output"],
             parameters=job["parameters"],
             engine_name=ENGINE,
+            kernel_name=job["kernel"],
             cwd=job["cwd"],
             progress_bar=False,
             execution_timeout=job["timeout"],

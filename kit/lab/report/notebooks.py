@@ -51,6 +51,11 @@ def read(path: Path) -> NotebookNode:
     return notebook
 
 
+def kernel_name(notebook: NotebookNode) -> str:
+    """Return the kernel a notebook asks for; Python's, where it asks for none."""
+    return str(notebook.metadata.get("kernelspec", KERNELSPEC)["name"])
+
+
 def runs_alone(notebook: NotebookNode, name: str) -> bool:
     """Return whether nothing else may run beside it: benchmarks, and what says so in its metadata."""
     return bool(notebook.metadata.get("kit", {}).get("alone", "benchmark" in name))
@@ -76,10 +81,17 @@ def parameters_for(paths: Iterable[Path], given: Mapping[str, str]) -> dict[Path
 
 
 def declared(path: Path) -> dict[str, dict[str, str]]:
-    """Return the parameters that a notebook declares: name, inferred type, default, help."""
+    """Return the parameters that a notebook declares: name, inferred type, default, help.
+
+    Raises:
+        ReportError: papermill cannot tell its language.
+    """
     from papermill import inspect_notebook
 
-    found: dict[str, dict[str, str]] = inspect_notebook(path)
+    try:
+        found: dict[str, dict[str, str]] = inspect_notebook(path)
+    except ValueError as fault:
+        raise ReportError(f"{path.stem}: no parameters without a kernelspec in its metadata ({fault})") from fault
     return found
 
 

@@ -26,10 +26,10 @@ class Failure:
 
     @property
     def where(self) -> str:
-        """Return which cell it was, for a person."""
+        """Return where it stopped, for a person: ``in cell [3]``."""
         if self.number is not None:
-            return f"cell [{self.number}]"
-        return f"cell {self.cell + 1}" if self.cell is not None else "before the first cell"
+            return f"in cell [{self.number}]"
+        return f"in cell {self.cell + 1}" if self.cell is not None else "before the first cell"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +81,7 @@ class Outcome:
     def verdict(self) -> str:
         """Return in a few words what became of it."""
         if self.failure is not None:
-            return f"failed in {self.failure.where}"
+            return f"failed {self.failure.where}"
         if self.updated:
             return "reference updated"
         missed = sum(not verdict["met"] for verdict in self.verdicts)

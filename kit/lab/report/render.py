@@ -63,20 +63,12 @@ def _mark(notebook: Any, outcome: Outcome) -> str:
         cell.metadata["kit_anchor"] = f"parameters-{index}" if notebooks.INJECTED in tags else f"code-{code}"
         if code in different and notebooks.INJECTED not in tags:
             tags.append("kit-differs")
-        if _failed(cell, outcome):
+        if outcome.failure is not None and outcome.failure.cell == index:
             tags.append("kit-failed")
             failed_anchor = cell.metadata["kit_anchor"]
         cell.metadata["tags"] = tags
         code += notebooks.INJECTED not in tags
     return failed_anchor
-
-
-def _failed(cell: Any, outcome: Outcome) -> bool:
-    failure = outcome.failure
-    if failure is None:
-        return False
-    stopped = any(output.output_type == "error" for output in cell.outputs)
-    return stopped or (failure.number is not None and cell.execution_count == failure.number)
 
 
 def _embedded(page: str, folder: Path) -> str:

@@ -153,7 +153,7 @@ def picture_words(svg: str | list[str]) -> str:
 
 
 def _without_numbers(text: str) -> str:
-    text = re.sub(r"[−-]?\d[\d,.]*(e[+−-]?\d+)?\s*(ns|µs|ms|s|%|×|/s|[KM]?B|[km])?(?![^\W\d_])", "", text)
+    text = re.sub(r"(?<!\w)[−-]?\d[\d,.]*(e[+−-]?\d+)?\s*(ns|µs|ms|s|%|×|/s|[KM]?B|[km])?(?![^\W\d_])", "", text)
     return " ".join(text.split())
 
 

@@ -172,24 +172,34 @@ async def _drain(queue: list[Outcome], executor: Executor, options: Options, pro
             "input": str(outcome.source.resolve()),
             "output": str(outcome.executed.resolve()),
             "parameters": outcome.parameters,
+            "kernel": notebooks.kernel_name(notebooks.read(outcome.source)),
             "timeout": options.timeout,
             "cwd": str(outcome.source.parent.resolve()),
         }
         outcome.executed.unlink(missing_ok=True)
+        watch = _Watch(outcome.name, progress)
         try:
-            answer = await executor.run(job, lambda event, name=outcome.name: _on_event(progress, name, event))  # type: ignore[misc]
+            answer = await executor.run(job, watch)
         except ReportError as fault:
-            seconds = time.monotonic() - began - outcome.started
-            answer = {"seconds": seconds, "failure": {"error": "ExecutorDied", "message": str(fault), "source": ""}}
+            died = {"error": "ExecutorDied", "message": str(fault), "cell": watch.cell}
+            answer = {"seconds": time.monotonic() - began - outcome.started, "failure": died}
         outcome.seconds = answer["seconds"]
         outcome.failure = Failure(**answer["failure"]) if answer["failure"] else None
         _settle(outcome)
         progress.finished(outcome)
 
 
-def _on_event(progress: Progress, name: str, event: dict[str, Any]) -> None:
-    if event["event"] == "cell":
-        progress.cell(name, event["cell"], event["of"])
+class _Watch:
+    """Takes a notebook's events: which cell it is at."""
+
+    def __init__(self, name: str, progress: Progress) -> None:
+        self._name, self._progress = name, progress
+        self.cell: int | None = None
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        if event["event"] == "cell":
+            self.cell = event["cell"]
+            self._progress.cell(self._name, event["cell"], event["of"])
 
 
 def _settle(outcome: Outcome) -> None:
