@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from opentelemetry import trace as trace_api
 from opentelemetry.attributes import BoundedAttributes
 from opentelemetry.sdk.trace import Event, ReadableSpan, SpanLimits
+from opentelemetry.sdk.util import BoundedList
 from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
 from kit.otel import semconv
@@ -70,8 +71,9 @@ class LiveSpan(trace_api.Span):
         self._parent = parent
         self._kind = kind
         self._attributes = attributes
-        self._links = links
-        self._events: list[Event] = []
+        limits = tracing.limits
+        self._links = BoundedList.from_seq(limits.max_links, links) if links else ()
+        self._events: Sequence[Event] = ()
         self._status = _UNSET
         self._ended: int | None = None
         self._readable: ReadableSpan | None = None
@@ -116,12 +118,16 @@ class LiveSpan(trace_api.Span):
         if self._ended is None:
             limits = self._tracing.limits
             bounded = BoundedAttributes(limits.max_event_attributes, attributes, True, limits.max_attribute_length)
+            if not isinstance(self._events, BoundedList):
+                self._events = BoundedList(limits.max_events)
             self._events.append(Event(name, bounded, timestamp))
 
     def add_link(self, context: SpanContext, attributes: Mapping[str, Any] | None = None) -> None:
         """Add a link; of no effect when the span has ended."""
         if self._ended is None:
-            self._links = [*self._links, Link(context, dict(attributes) if attributes else None)]
+            if not isinstance(self._links, BoundedList):
+                self._links = BoundedList(self._tracing.limits.max_links)
+            self._links.append(Link(context, dict(attributes) if attributes else None))
 
     def update_name(self, name: str) -> None:
         """Rename the span."""
@@ -166,8 +172,8 @@ class LiveSpan(trace_api.Span):
                 attributes=BoundedAttributes(
                     limits.max_span_attributes, self._attributes, True, limits.max_span_attribute_length
                 ),
-                events=self._events if limits.max_events is None else self._events[-limits.max_events :],
-                links=self._links if limits.max_links is None else self._links[-limits.max_links :],
+                events=self._events,
+                links=self._links,
                 kind=self._kind,
                 status=self._status,
                 start_time=self._started,

@@ -238,6 +238,19 @@ def _grow(spans: Sequence[ReadableSpan]) -> list[Node]:
             missing.setdefault(parent.span_id, Node(None)).children.append(node)
     # All spans of a trace descend from its root: what hangs in the air does, by a way that is not known here.
     (roots[0].children if len(roots) == 1 else roots).extend(missing.values())
+    _open_circles(list(nodes.values()), roots)
     for root in roots:
         root.children.sort(key=lambda node: node.start_ns)
     return sorted(roots, key=lambda node: node.start_ns)
+
+
+def _open_circles(nodes: list[Node], roots: list[Node]) -> None:
+    """Cut circles of parents, which no honest sender makes, so that every span is seen and the walk ends."""
+    reached = {id(node) for root in roots for node, _ in root.walk()}
+    for node in sorted(nodes, key=lambda node: node.start_ns):
+        if id(node) not in reached:
+            for other in nodes:
+                if node in other.children:
+                    other.children.remove(node)
+            roots.append(node)
+            reached |= {id(below) for below, _ in node.walk()}

@@ -107,8 +107,11 @@ def _rows(trace: Trace) -> list[_Row]:
 
     add(trace.roots, 0)
     if len(rows) > MOST_ROWS:
+        # The longest stay, and with them whatever contains them.
+        took = [-sum(duration for _, duration in row.bars) for row in rows]
+        kept = sorted(sorted(range(len(rows)), key=took.__getitem__)[:MOST_ROWS])
         left_out = len(rows) - MOST_ROWS
-        rows = [*rows[:MOST_ROWS], _Row(f"… and {left_out} more", "", [], False)]
+        rows = [*(rows[number] for number in kept), _Row(f"… and {left_out} shorter ones", "", [], False)]
     return rows
 
 
@@ -170,7 +173,7 @@ def _bars(axes: Axes, rows: list[_Row], seconds: float, factor: float, component
                 annotation_clip=False,
             )
     axes.set_xlim(0, seconds * factor)
-    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_ylim(max(len(rows), 1) - 0.5, -0.5)
     axes.set_yticks([])
     axes.grid(True, axis="x", color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
