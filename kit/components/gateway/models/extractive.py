@@ -1,4 +1,4 @@
-"""An extractive chat model: it answers in the context's own sentences, cites them, and says when nothing supports one."""
+"""An extractive chat model: it answers in the context's own sentences, cites them, or says that nothing does."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ NO_CONTEXT = "I do not know: there is no context here that I could answer from."
 _SURE = 1.5  # a score from which a passage answers better than a tool could
 _NEAR = 1.0  # a further sentence may score this much less than the best one
 _ANAPHORA = re.compile(
-    r"(?:however|also|therefore|thus|then|otherwise|in this case|for example|such|doing so|but|and|so|similarly|he|she|that)\b"
+    r"(?:however|also|therefore|thus|then|otherwise|in this case|for example|such|doing so|but|and|so|similarly|he|she"
+    r"|that)\b"
     r"|(?:\W*\w+\W+){0,10}?(?:it|they|them|this|these|those|its)\b",
     re.I,
 )
@@ -109,7 +110,7 @@ def _decide(
 def _after_tools(
     talk: Conversation, model: StaticEmbeddings, tools: Sequence[Mapping[str, Any]], tool_choice: Any
 ) -> tuple[ToolCall | None, str, bool]:
-    """Answer from the tools' results; a short plain result is an answer in itself, a search's result must support one."""
+    """Answer from the tools' results; a plain result is an answer in itself, a search's result must support one."""
     numbered = sum(passage.number is not None for passage in talk.passages)
     found: list[Passage] = []
     for result in talk.results:
@@ -143,7 +144,11 @@ def compose(evidence: Evidence, limit: int = 3) -> str:
     ranked = sorted((c for c in evidence.candidates if c.score > 0), key=lambda c: (-c.score, c.passage, c.index))
     chosen: list[Candidate] = []
     for candidate in ranked:
-        if len(chosen) == limit or sum(c.unit.text.count(" ") for c in chosen) > 90 or candidate.score < ranked[0].score - _NEAR:
+        if (
+            len(chosen) == limit
+            or sum(c.unit.text.count(" ") for c in chosen) > 90
+            or candidate.score < ranked[0].score - _NEAR
+        ):
             break
         if not any(_same(candidate.unit.text, other.unit.text) for other in chosen):
             chosen.append(candidate)

@@ -18,17 +18,19 @@ _BOUNDARY = re.compile(r"[.!?…][\"'”’)\]]*\s+(?=[\"'“‘(\[`*_]*[A-Z0-9�
 _ITEM = re.compile(r"^\s*(?:[-*•‣–]|\(?\d{1,2}[.)]|\(?[a-z][.)])\s+(?=\S)")
 _HEADING = re.compile(r"^\s{0,3}#{1,6}\s+")
 _CODE_LINE = re.compile(
-    r"^\s*(?:>>>|\.\.\.(?:\s|$)|\$ |#!|@\w+|(?:def|class|import|from|return|raise|try:|except|else:|elif|for|while|with)\b.*"
-    r"[:)\w]$|if .+:$|print\(|[\w.\[\]'\", ]+ ?(?:[+*/|-]|//|\*\*)?= ?\S.*[^.]$|[\w.]+\(.*\)[;:]?(?:\s+#.*)?$|[{}();\[\]]+$)"
+    r"^\s*(?:>>>|\.\.\.(?:\s|$)|\$ |#!|@\w+"
+    r"|(?:def|class|import|from|return|raise|try:|except|else:|elif|for|while|with)\b.*[:)\w]$|if .+:$|print\("
+    r"|[\w.\[\]'\", ]+ ?(?:[+*/|-]|//|\*\*)?= ?\S.*[^.]$|[\w.]+\(.*\)[;:]?(?:\s+#.*)?$|[{}();\[\]]+$)"
 )
-STOPWORDS = frozenset(
-    """a about actually also am an and any anyone are as at be been being but by can could did do does doing done
-    exactly for from give had has have having he her here him his how i if in into is it its just let like may me might
-    must my no not of on or our out over please shall she should so some such tell than that the their them then there
-    these they this those through to too under up upon us very was we were what what's when where which while who whom
-    whose why will with would you your there's isn't doesn't don't can't aren't didn't won't i've i'm it's explain
-    describe know want need get us""".split()
-)
+_STOPWORDS_TEXT = """
+a about actually also am an and any anyone are as at be been being but by can could did do does doing done
+exactly for from give had has have having he her here him his how i if in into is it its just let like may me
+might must my no not of on or our out over please shall she should so some such tell than that the their them
+then there these they this those through to too under up upon us very was we were what what's when where which
+while who whom whose why will with would you your there's isn't doesn't don't can't aren't didn't won't i've i'm
+it's explain describe know want need get us
+"""
+STOPWORDS = frozenset(_STOPWORDS_TEXT.split())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,7 +64,7 @@ def stem(word: str) -> str:
         return word
     if word.endswith("ies") and len(word) > 4:
         return word[:-3] + "i"
-    if word.endswith("es") and word[-3] in "sxz" or word.endswith(("ches", "shes")):
+    if (word.endswith("es") and word[-3] in "sxz") or word.endswith(("ches", "shes")):
         word = word[:-2]
     elif word.endswith("s") and not word.endswith(("ss", "us", "is")):
         word = word[:-1]
@@ -160,7 +162,7 @@ def _prose(lines: list[str], number: int) -> list[Unit]:
 
 
 def _ends_line(previous: str, line: str) -> bool:
-    """Whether a new line begins a new unit: the one before is short and self-contained, as in "Opening hours: 9 to 5"."""
+    """Whether a new line begins a new unit: the one before is short and complete, as in "Opening hours: 9 to 5"."""
     short = len(previous) < 60 and not previous.rstrip().endswith((",", ";", "-", "–"))
     return short and bool(re.match(r"[\"“'(]?[A-Z0-9].*", line.lstrip()))
 
@@ -204,36 +206,44 @@ _NUMBER_WORDS = (
 _ANSWERS: dict[str, re.Pattern[str]] = {
     "number": re.compile(rf"\d|\b(?:{_NUMBER_WORDS})\b", re.IGNORECASE),
     "time": re.compile(
-        r"\b\d{3,4}\b|\b(?:January|February|March|April|May|June|July|August|September|October|November|December)\b|century"
-        r"|\b(?:day|week|month|year|hour|minute|second)s?\b|\b(?:Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)day|\b\d+(?::\d\d)? ?"
-        r"(?:am|pm|a\.m|p\.m)|\bduring\b|\bafter\b|\bbefore\b|\buntil\b|\bwhen\b|\bimmediately\b",
+        r"\b\d{3,4}\b|\b(?:January|February|March|April|May|June|July|August|September|October|November|December)\b"
+        r"|century|\b(?:day|week|month|year|hour|minute|second)s?\b|\b(?:Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)day"
+        r"|\b\d+(?::\d\d)? ?(?:am|pm|a\.m|p\.m)|\bduring\b|\bafter\b|\bbefore\b|\buntil\b|\bwhen\b|\bimmediately\b",
     ),
     "person": re.compile(r"(?<![.!?] )(?<!^)\b[A-Z][a-zß-ÿ]+|\b(?:he|she|they|team|manager|department)\b"),
     "place": re.compile(r"\b(?:in|at|on|near|from|to|under|inside|located|https?://|www\.)\b.*?(?:[A-Z]|/|\\|\bthe\b)"),
     "reason": re.compile(
-        r"\b(?:because|since|therefore|thus|hence|due to|reason|so that|in order to|caused? by|means? that|allows?|to avoid"
-        r"|result|otherwise|as a consequence|led to)\b",
+        r"\b(?:because|since|therefore|thus|hence|due to|reason|so that|in order to|caused? by|means? that|allows?"
+        r"|to avoid|result|otherwise|as a consequence|led to)\b",
         re.IGNORECASE,
     ),
     "manner": re.compile(
-        r"\b(?:use|using|call|run|by \w+ing|you can|you may|try|set|click|press|add|create|write|open|go to|enter|install"
-        r"|select|follow|first|then|must|should|to \w+,)\b|\w\(\)|`",
+        r"\b(?:use|using|call|run|by \w+ing|you can|you may|try|set|click|press|add|create|write|open|go to|enter"
+        r"|install|select|follow|first|then|must|should|to \w+,)\b|\w\(\)|`",
         re.IGNORECASE,
     ),
 }
-_KINDS: tuple[tuple[str, re.Pattern[str]], ...] = (
-    ("number", re.compile(r"\bhow (?:many|much|long|old|far|fast|often|tall|high|deep|large|big|heavy)\b|\bwhat (?:percent"
-                          r"\w*|number|amount|share|fraction|price|age|height|length|weight)\b|\bhow \w+ (?:is|are|was) the"
-                          r" (?:cost|price)", re.IGNORECASE)),
-    ("time", re.compile(r"\bwhen (?:is|was|were|are|did|does|do|will|can|should|must)\b|\b(?:what|which) (?:year|date|day"
-                        r"|month|time|century|decade)\b|\bhow (?:long|soon|late|early)\b|\bsince when\b|^when\b",
-                        re.IGNORECASE)),
-    ("person", re.compile(r"\bwho(?:se|m)?\b|\bwhich (?:person|player|author|king|queen|president)\b", re.IGNORECASE)),
-    ("place", re.compile(r"\bwhere\b|\b(?:what|which) (?:city|country|place|state|region|town|location)\b", re.IGNORECASE)),
-    ("reason", re.compile(r"\bwhy\b|\bwhat (?:is the reason|causes?|caused)\b|\bhow come\b", re.IGNORECASE)),
-    ("manner", re.compile(r"\bhow (?:do|can|to|does|should|could|would|might|must)\b|\bis it possible\b|\bis there (?:a|an|any)"
-                          r" (?:way|tool|equivalent)\b", re.IGNORECASE)),
-)  # fmt: skip
+_ASKED: tuple[tuple[str, str], ...] = (
+    (
+        "number",
+        r"\bhow (?:many|much|long|old|far|fast|often|tall|high|deep|large|big|heavy)\b"
+        r"|\bwhat (?:percent\w*|number|amount|share|fraction|price|age|height|length|weight)\b",
+    ),
+    (
+        "time",
+        r"\bwhen (?:is|was|were|are|did|does|do|will|can|should|must)\b|\bhow (?:soon|late|early)\b"
+        r"|\bsince when\b|^when\b|\b(?:what|which) (?:year|date|day|month|time|century|decade)\b",
+    ),
+    ("person", r"\bwho(?:se|m)?\b|\bwhich (?:person|player|author|king|queen|president)\b"),
+    ("place", r"\bwhere\b|\b(?:what|which) (?:city|country|place|state|region|town|location)\b"),
+    ("reason", r"\bwhy\b|\bwhat (?:is the reason|causes?|caused)\b|\bhow come\b"),
+    (
+        "manner",
+        r"\bhow (?:do|can|to|does|should|could|would|might|must)\b|\bis it possible\b"
+        r"|\bis there (?:a|an|any) (?:way|tool|equivalent)\b",
+    ),
+)
+_KINDS = tuple((kind, re.compile(pattern, re.IGNORECASE)) for kind, pattern in _ASKED)
 
 
 def question_kind(question: str) -> str | None:
@@ -257,4 +267,6 @@ def answers_kind(kind: str, text: str) -> bool:
 
 def defines(question: str) -> bool:
     """Return whether a question asks what something is."""
-    return bool(re.match(r"\W*(?:what(?:'s| is| are| does)|who (?:is|was|are)|define|explain)\b", question, re.IGNORECASE))
+    return bool(
+        re.match(r"\W*(?:what(?:'s| is| are| does)|who (?:is|was|are)|define|explain)\b", question, re.IGNORECASE)
+    )

@@ -11,9 +11,12 @@ from typing import Any
 from .support import Passage
 
 _HEADER = re.compile(r"^[ \t]*\[(\d{1,3})\][ \t]*(.*?)[ \t]*$")
-_QUESTION = re.compile(r"^[ \t]*(?:#+ *|\*\*)?(?:user(?:'s)? )?(?:question|query)(?:\*\*)? ?:(?:\*\*)?[ \t]*", re.I | re.M)
+_QUESTION = re.compile(
+    r"^[ \t]*(?:#+ *|\*\*)?(?:user(?:'s)? )?(?:question|query)(?:\*\*)? ?:(?:\*\*)?[ \t]*", re.I | re.M
+)
 _CONTEXT = re.compile(
-    r"^[ \t]*(?:#+ *|\*\*)?(?:context|passages|documents|sources|background|text)(?:\*\*)? ?:(?:\*\*)?[ \t]*", re.I | re.M
+    r"^[ \t]*(?:#+ *|\*\*)?(?:context|passages|documents|sources|background|text)(?:\*\*)? ?:(?:\*\*)?[ \t]*",
+    re.I | re.M,
 )
 _ANSWER = re.compile(r"\n\s*(?:#+ *|\*\*)?answer(?:\*\*)? ?:.*\Z", re.I | re.S)
 _TAGGED = re.compile(
@@ -22,7 +25,8 @@ _TAGGED = re.compile(
     re.I | re.S,
 )
 _REFUSAL = re.compile(
-    r"(?:say|saying|answer|reply|respond|write|output)(?: only| exactly| just| with| simply| that)*:? ?[\"“'`‘]([^\"”`]{3,200}?)[\"”`’']"
+    r"(?:say|saying|answer|reply|respond|write|output)(?: only| exactly| just| with| simply| that)*:? ?"
+    r"[\"“'`‘]([^\"”`]{3,200}?)[\"”`’']"
     r"(?=[\s.,;)]|$)",
     re.I,
 )
@@ -134,9 +138,10 @@ def _headers(lines: list[str]) -> list[tuple[int, str]]:
     found: list[tuple[int, str]] = []
     for position, line in enumerate(lines):
         match = _HEADER.match(line)
-        if match and int(match.group(1)) == len(found) + 1:
-            if match.group(2) or position == 0 or not lines[position - 1].strip():
-                found.append((position, match.group(2)))
+        if match is None or int(match.group(1)) != len(found) + 1:
+            continue
+        if match.group(2) or position == 0 or not lines[position - 1].strip():
+            found.append((position, match.group(2)))
     return found
 
 
@@ -197,7 +202,8 @@ def _flatten(value: Any, start: int) -> list[Passage]:
                 return _flatten(inner, start)
     if isinstance(value, list) and value and all(isinstance(item, Mapping) and _body(item) for item in value):
         return [
-            Passage(text=_body(item), title=_title(item), number=start + position) for position, item in enumerate(value)
+            Passage(text=_body(item), title=_title(item), number=start + position)
+            for position, item in enumerate(value)
         ]
     text = "\n".join(_lines(value))
     return [Passage(text=text)] if text else []

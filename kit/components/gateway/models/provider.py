@@ -7,9 +7,17 @@ import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, TypeVar
 
-from litellm import CustomLLM, EmbeddingResponse, ModelResponse
-from litellm.llms.custom_llm import CustomLLMError
-from litellm.types.utils import ChatCompletionMessageToolCall, Choices, Function, GenericStreamingChunk, Message, Usage
+from litellm.llms.custom_llm import CustomLLM, CustomLLMError
+from litellm.types.utils import (
+    ChatCompletionMessageToolCall,
+    Choices,
+    EmbeddingResponse,
+    Function,
+    GenericStreamingChunk,
+    Message,
+    ModelResponse,
+    Usage,
+)
 
 from .extractive import Completion, complete
 from .static import StaticEmbeddings, static_embeddings
@@ -22,7 +30,7 @@ _LIGHT = 12_000  # characters up to which the event loop waits less for the answ
 _Result = TypeVar("_Result")
 
 
-class OfflineModels(CustomLLM):  # type: ignore[misc]
+class OfflineModels(CustomLLM):
     """Chat and embeddings without a network and without a key, deterministic, counted in tokens, at no cost."""
 
     def completion(self, *args: Any, **kwargs: Any) -> ModelResponse:
@@ -38,7 +46,9 @@ class OfflineModels(CustomLLM):  # type: ignore[misc]
         """Answer a chat request word by word (blocking)."""
         yield from _chunks(_complete(kwargs))
 
-    async def astreaming(self, *args: Any, **kwargs: Any) -> AsyncIterator[GenericStreamingChunk]:
+    async def astreaming(  # type: ignore[override]  # its own is declared as a coroutine and used as this
+        self, *args: Any, **kwargs: Any
+    ) -> AsyncIterator[GenericStreamingChunk]:
         """Answer a chat request word by word, giving way to others after each."""
         completion = await _off_loop(lambda: _complete(kwargs), heavy=True)
         for chunk in _chunks(completion):
@@ -63,9 +73,14 @@ async def _off_loop(work: Callable[[], _Result], *, heavy: bool) -> _Result:
     return await asyncio.to_thread(work) if heavy or not static_embeddings.cache_info().currsize else work()
 
 
+def _unknown(kind: str, model: str, known: str) -> CustomLLMError:
+    message = f"there is no {kind} model {PROVIDER}/{model}: use {PROVIDER}/{known}"
+    return CustomLLMError(404, message)  # type: ignore[no-untyped-call]
+
+
 def _complete(kwargs: dict[str, Any]) -> Completion:
     if kwargs["model"] != CHAT_MODEL:
-        raise CustomLLMError(404, f"there is no chat model {PROVIDER}/{kwargs['model']}: use {PROVIDER}/{CHAT_MODEL}")
+        raise _unknown("chat", kwargs["model"], CHAT_MODEL)
     options = kwargs.get("optional_params") or {}
     limit = options.get("max_completion_tokens") or options.get("max_tokens")
     return complete(
@@ -91,13 +106,13 @@ def _respond(completion: Completion, kwargs: dict[str, Any]) -> ModelResponse:
         ]
     response.choices = [Choices(index=0, finish_reason=completion.finish_reason, message=message)]
     response.model = f"{PROVIDER}/{CHAT_MODEL}"
-    response.usage = Usage(**_usage(completion))  # type: ignore[attr-defined]
+    response.usage = _usage(completion)  # type: ignore[attr-defined]
     return response
 
 
-def _usage(completion: Completion) -> dict[str, int]:
+def _usage(completion: Completion) -> Usage:
     prompt, written = completion.prompt_tokens, completion.completion_tokens
-    return {"prompt_tokens": prompt, "completion_tokens": written, "total_tokens": prompt + written}
+    return Usage(prompt_tokens=prompt, completion_tokens=written, total_tokens=prompt + written)
 
 
 def _chunks(completion: Completion) -> Iterator[GenericStreamingChunk]:
@@ -113,7 +128,7 @@ def _chunks(completion: Completion) -> Iterator[GenericStreamingChunk]:
             "id": f"call_{call.name}_1", "type": "function", "index": 0,
             "function": {"name": call.name, "arguments": call.arguments},
         }  # fmt: skip
-    usage: Any = _usage(completion)
+    usage: Any = _usage(completion).model_dump(include={"prompt_tokens", "completion_tokens", "total_tokens"})
     yield GenericStreamingChunk(
         text="", is_finished=True, finish_reason=completion.finish_reason, usage=usage, index=0, tool_use=tool_use
     )
@@ -121,12 +136,13 @@ def _chunks(completion: Completion) -> Iterator[GenericStreamingChunk]:
 
 def _embed(kwargs: dict[str, Any], weights: StaticEmbeddings) -> EmbeddingResponse:
     if kwargs["model"] != EMBEDDING_MODEL:
-        raise CustomLLMError(404, f"there is no embedding model {PROVIDER}/{kwargs['model']}: use {PROVIDER}/{EMBEDDING_MODEL}")
+        raise _unknown("embedding", kwargs["model"], EMBEDDING_MODEL)
     texts = [kwargs["input"]] if isinstance(kwargs["input"], str) else list(kwargs["input"])
     response: EmbeddingResponse = kwargs["model_response"]
     response.model = f"{PROVIDER}/{EMBEDDING_MODEL}"
     response.data = [
-        {"object": "embedding", "index": index, "embedding": row} for index, row in enumerate(weights.embed(texts).tolist())
+        {"object": "embedding", "index": index, "embedding": row}
+        for index, row in enumerate(weights.embed(texts).tolist())
     ]
     tokens = sum(map(weights.count_tokens, texts))
     response.usage = Usage(prompt_tokens=tokens, completion_tokens=0, total_tokens=tokens)

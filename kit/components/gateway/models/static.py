@@ -60,7 +60,9 @@ class StaticEmbeddings:
     def _forms(self, missing: list[str]) -> list[str]:
         """Write a capitalised word small where the vocabulary knows it better so, as at the beginning of a sentence."""
         small = [word.lower() if word.istitle() else word for word in missing]
-        as_written, lowered = (self._tokenizer.encode_batch(forms, add_special_tokens=False) for forms in (missing, small))
+        as_written, lowered = (
+            self._tokenizer.encode_batch(forms, add_special_tokens=False) for forms in (missing, small)
+        )
         return [
             low if len(lowered[i].ids) < len(as_written[i].ids) else word
             for i, (word, low) in enumerate(zip(missing, small, strict=True))

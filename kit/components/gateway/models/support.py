@@ -1,10 +1,11 @@
-"""How well a sentence supports an answer: trained word vectors, weighted term overlap, and what the question asks for."""
+"""How well a sentence supports an answer: trained word vectors, weighted overlap, and what the question asks for."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -41,8 +42,8 @@ class Candidate:
 
 
 FEATURES = (
-    "coverage", "window", "likeness", "passage", "heaviest_missing", "cosine", "passage_cosine", "kind_met", "kind_missed", "manner_met",
-    "defining", "early", "cut", "code", "novel",
+    "coverage", "window", "likeness", "passage", "heaviest_missing", "cosine", "passage_cosine", "kind_met", "kind_missed",
+    "manner_met", "defining", "early", "cut", "code", "novel",
 )  # fmt: skip
 
 
@@ -63,7 +64,9 @@ class Question:
         """Read a question: function words out, the rest weighted by how much their trained vectors say."""
         seen: dict[str, str] = {}
         for word in words(without_kind(text)):
-            if word.casefold().replace("’", "'") not in STOPWORDS and (len(word) > 1 or word.isupper() or word.isdigit()):
+            if word.casefold().replace("’", "'") not in STOPWORDS and (
+                len(word) > 1 or word.isupper() or word.isdigit()
+            ):
                 seen.setdefault(stem(word), word)
         content = list(seen.values()) or words(text)
         vectors = model.word_vectors(content)
@@ -115,7 +118,7 @@ class _Reading:
         vectors = model.word_vectors(flat)
         strengths, soft = self._strengths(flat, vectors)
         starts = np.cumsum([0, *map(len, self.tokens)])
-        rows = [slice(begin, end) for begin, end in zip(starts, starts[1:], strict=False)]
+        rows = [slice(begin, end) for begin, end in pairwise(starts)]
         self.matches = np.stack([strengths[:, row].max(1, initial=0.0) for row in rows])
         self.likeness = np.stack([soft[:, row].max(1, initial=0.0) for row in rows])
         self.sums = np.stack([vectors[row].sum(0) for row in rows])
@@ -153,14 +156,18 @@ class _Reading:
                 heading_like = np.maximum(self.likeness[0], self.likeness[row]) * 0.9
                 continue
             before, after = max(row - 1, 0), min(row + 1, last)
-            near = np.maximum.reduce([self.matches[row], heading, 0.8 * self.matches[before], 0.6 * self.matches[after]])
+            near = np.maximum.reduce(
+                [self.matches[row], heading, 0.8 * self.matches[before], 0.6 * self.matches[after]]
+            )
             like = np.maximum.reduce(
                 [self.likeness[row], heading_like, 0.8 * self.likeness[before], 0.6 * self.likeness[after]]
             )
             features = self._features(index, near, like, weights)
             lead = float(heading @ weights) / float(weights.sum()) / (1.0 + index)
             score = float(features @ WEIGHTS) + BIAS + LEAD * max(lead - 0.2, 0.0)
-            found.append(Candidate(passage=number, index=index, unit=unit, features=features, matches=near, score=score))
+            found.append(
+                Candidate(passage=number, index=index, unit=unit, features=features, matches=near, score=score)
+            )
         return found
 
     def _features(
@@ -195,7 +202,9 @@ class _Reading:
         )
 
 
-_DEFINING = re.compile(r"^\W*(?:[\w.()_'’-]+ ){1,6}(?:is|are|was|were|means|refers to|denotes) (?:an?|the|one|any|used)\b", re.IGNORECASE)
+_DEFINING = re.compile(
+    r"^\W*(?:[\w.()_'’-]+ ){1,6}(?:is|are|was|were|means|refers to|denotes) (?:an?|the|one|any|used)\b", re.IGNORECASE
+)
 
 
 DISCOUNT = 0.6

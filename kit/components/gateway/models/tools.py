@@ -28,17 +28,18 @@ _EXPRESSION = re.compile(r"[-(]?\d[\d\s.,()*/+×÷^%−-]*[\d)]")
 _SHAPES: tuple[tuple[re.Pattern[str], re.Pattern[str]], ...] = (
     (re.compile(r"e?mail|recipient", re.I), re.compile(r"[\w.+-]+@[\w-]+\.[\w.]+\w")),
     (re.compile(r"url|link|uri", re.I), re.compile(r"https?://\S+\w")),
-    (re.compile(r"date|day", re.I), re.compile(r"\d{4}-\d\d-\d\d|\b(?:today|tomorrow|yesterday)\b|\d{1,2} [A-Z]\w+(?: \d{4})?", re.I)),
+    (
+        re.compile(r"date|day", re.I),
+        re.compile(r"\d{4}-\d\d-\d\d|\b(?:today|tomorrow|yesterday)\b|\d{1,2} [A-Z]\w+(?: \d{4})?", re.I),
+    ),
     (re.compile(r"path|file", re.I), re.compile(r"[\w./~-]*/[\w./-]+|\b[\w-]+\.\w{1,5}\b")),
     (re.compile(r"expression|formula|calculation|equation", re.I), _EXPRESSION),
     (re.compile(r"code", re.I), re.compile(r"(?<=`)[^`]+(?=`)")),
     (re.compile(r"id$|number|code|reference", re.I), re.compile(r"\b(?=\w*\d)[A-Za-z]*[-#]?\w*\d[\w-]*\b")),
 )
 _NAME = r"[A-ZÀ-Þ][\w’'.-]*(?: (?:of |de |the )?[A-ZÀ-Þ][\w’'-]*)*"
-_SMALL_NUMBERS = {
-    word: number
-    for number, word in enumerate("zero one two three four five six seven eight nine ten eleven twelve".split())
-}
+_NUMERALS = "zero one two three four five six seven eight nine ten eleven twelve"
+_SMALL_NUMBERS = {word: number for number, word in enumerate(_NUMERALS.split())}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,7 +87,9 @@ def looks_up(name: str, tools: Sequence[Mapping[str, Any]]) -> bool:
 
 def _look_up(question: str, functions: Sequence[Mapping[str, Any]]) -> ToolCall | None:
     """Call a tool that takes a query and says that it searches, if the message asks something at all."""
-    if not re.search(r"\?|^\W*(?:who|what|when|where|why|which|how|is|are|can|does|do|tell|find|explain)\b", question, re.I):
+    if not re.search(
+        r"\?|^\W*(?:who|what|when|where|why|which|how|is|are|can|does|do|tell|find|explain)\b", question, re.I
+    ):
         return None
     for function in functions:
         parameter = _query_parameter(function)
@@ -102,7 +105,9 @@ def _query_parameter(function: Mapping[str, Any]) -> str | None:
     if not _LOOKUP.search(described):
         return None
     properties = _schema(function).get("properties", {})
-    return next((name for name, row in properties.items() if _WHOLE.match(name) and row.get("type", "string") == "string"), None)
+    return next(
+        (name for name, row in properties.items() if _WHOLE.match(name) and row.get("type", "string") == "string"), None
+    )
 
 
 def _schema(function: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -111,7 +116,7 @@ def _schema(function: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _fit(question: str, function: Mapping[str, Any], model: StaticEmbeddings) -> float:
-    """How well a tool fits a question, 0 to 1: its name's words found in the question, and likeness to its description."""
+    """How well a tool fits a question, 0 to 1: its name's words found there, and likeness to its description."""
     for pattern, meaning in _OPERATORS:
         question = pattern.sub(meaning, question)
     spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", str(function.get("name", ""))).replace("_", " ")
@@ -199,7 +204,11 @@ def _string(question: str, name: str, used: list[str], *, required: bool) -> str
     directions = {"from": "from|origin|source|start", "to": "to|destination|target|end|recipient"}
     wanted = [word for word, pattern in directions.items() if re.search(rf"(?:^|_)(?:{pattern})(?:$|_)", name)]
     prepositions = "|".join(wanted) or "in|for|at|of|from|to|about|on|near|named|called|with"
-    for pattern in (rf"\b(?:{prepositions}) ({_NAME})", rf"(?<!^)(?<![.?!] )\b({_NAME})", rf"\b(?:{prepositions}) (?:the |my |an? )?(\w+(?: \w+)?)"):
+    for pattern in (
+        rf"\b(?:{prepositions}) ({_NAME})",
+        rf"(?<!^)(?<![.?!] )\b({_NAME})",
+        rf"\b(?:{prepositions}) (?:the |my |an? )?(\w+(?: \w+)?)",
+    ):
         for match in re.finditer(pattern, question):
             value = match.group(1).rstrip(".?!,")
             if value not in used and value != "I":

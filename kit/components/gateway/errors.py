@@ -1,0 +1,152 @@
+"""What the gateway refuses, and how providers fail.
+
+    ComponentError
+    └── GatewayError
+        ├── RateLimited          over the tenant's allowance; says when to come back
+        ├── BudgetExceeded       would exceed the tenant's budget; says the limit and when it resets
+        ├── ProviderFailed       the model's provider failed; says with which status, and whether a retry may help
+        ├── ResponseInvalid      the response broke the check that the request asked for
+        ├── RequestExpired       nobody waits for the answer any more
+        └── RequestRefused       something in the request cannot be passed on
+
+Messages name limits, models and statuses, never what people wrote.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from kit.errors import ComponentError
+
+
+class GatewayError(ComponentError):
+    """The gateway refused a request or failed at it.
+
+    Attributes:
+        retryable: whether the same request may succeed later.
+    """
+
+    retryable = False
+
+
+class RateLimited(GatewayError):
+    """A tenant used up what a model allows it in a window of time.
+
+    Attributes:
+        retry_after: seconds until the request would be let through.
+    """
+
+    retryable = True
+
+    def __init__(self, model: str, *, limit: float, window: float, retry_after: float, unit: str = "requests") -> None:
+        self.model, self.limit, self.window, self.unit = model, limit, window, unit
+        self.retry_after = retry_after
+        super().__init__(f"rate limit of {limit:g} {unit} in {window:g} s is used up: retry after {retry_after:.2f} s")
+
+
+class BudgetExceeded(GatewayError):
+    """A request would exceed the tenant's budget.
+
+    Attributes:
+        limit: the budget in ``currency``.
+        reset_at: when the period ends (UTC, RFC 3339), or None for a budget without end.
+    """
+
+    def __init__(
+        self, *, limit: float, spent: float, estimated: float, currency: str, period: str, reset_at: str | None
+    ) -> None:
+        self.limit, self.spent, self.estimated, self.currency = limit, spent, estimated, currency
+        self.period, self.reset_at = period, reset_at
+        resets = f"resets at {reset_at}" if reset_at is not None else "never resets"
+        super().__init__(
+            f"budget of {limit:g} {currency} per {period} has {max(limit - spent, 0.0):g} {currency} left, "
+            f"{estimated:g} {currency} would be needed: it {resets}"
+        )
+
+
+class ProviderFailed(GatewayError):
+    """The provider of a model failed, after the retries and fallbacks that were left to it.
+
+    Attributes:
+        status_code: HTTP status, or None where no answer came.
+        kind: LiteLLM's name for the failure, e.g. ``Timeout``.
+        retry_after: seconds that the provider asked to wait, or None.
+    """
+
+    def __init__(
+        self, model: str, *, kind: str, status_code: int | None, retryable: bool, retry_after: float | None = None
+    ) -> None:
+        self.model, self.kind, self.status_code = model, kind, status_code
+        self.retryable = retryable
+        self.retry_after = retry_after
+        status = f" with status {status_code}" if status_code is not None else ""
+        super().__init__(f"the provider failed{status} ({kind})")
+
+
+class ResponseInvalid(GatewayError):
+    """A response broke the check that the request asked for, in every attempt."""
+
+    def __init__(self, level: str, *, detail: str, attempts: int = 1) -> None:
+        self.level, self.detail, self.attempts = level, detail, attempts
+        super().__init__(f"response failed its check '{level}' in {attempts} attempt(s): {detail}")
+
+
+class RequestExpired(GatewayError):
+    """A request waited in the queue until nobody waited for its answer."""
+
+    def __init__(self, *, seconds: float) -> None:
+        self.seconds = seconds
+        super().__init__(f"request was older than its timeout of {seconds:g} s when a worker came to it")
+
+
+class RequestRefused(GatewayError):
+    """Something in a request cannot be passed on to a provider."""
+
+
+def error_of(error_type: str, detail: str, model: str = "") -> GatewayError | None:
+    """Rebuild the gateway's error at the caller from what was sent of it, or return None for any other.
+
+    Args:
+        error_type: class name of the error at the worker.
+        detail: its message.
+        model: the model that was asked for.
+    """
+    numbers = [float(number) for number in re.findall(r"(?<![\w:.-])\d+(?:\.\d+)?(?:e-?\d+)?(?![\w:-])", detail)]
+    reset = re.search(r"resets at (\S+)", detail)
+    words = re.search(r"per (\w+) has|\d (requests|tokens) in", detail)
+    error: GatewayError | None = None
+    if error_type == "RateLimited" and len(numbers) >= 3:
+        unit = words.group(2) if words and words.group(2) else "requests"
+        error = RateLimited(model, limit=numbers[0], window=numbers[1], retry_after=numbers[2], unit=unit)
+    elif error_type == "BudgetExceeded" and len(numbers) >= 3:
+        currency = re.search(r"budget of \S+ ([A-Z]{3})", detail)
+        error = BudgetExceeded(
+            limit=numbers[0], spent=numbers[0] - numbers[1], estimated=numbers[2],
+            currency=currency.group(1) if currency else "USD",
+            period=words.group(1) if words and words.group(1) else "day", reset_at=reset.group(1) if reset else None,
+        )  # fmt: skip
+    elif error_type == "ProviderFailed":
+        kind = re.search(r"\((\w+)\)", detail)
+        error = ProviderFailed(
+            model, kind=kind.group(1) if kind else "", status_code=int(numbers[0]) if numbers else None, retryable=False
+        )
+    elif error_type == "ResponseInvalid":
+        level = re.search(r"check '(\w+)'", detail)
+        error = ResponseInvalid(level.group(1) if level else "", detail=detail.rpartition(": ")[2])
+    elif error_type == "RequestExpired":
+        error = RequestExpired(seconds=numbers[0] if numbers else 0.0)
+    elif error_type == "RequestRefused":
+        error = RequestRefused(detail)
+    if error is not None:
+        error.args = (detail,)
+    return error
+
+
+def as_data(error: BaseException) -> dict[str, Any]:
+    """Return an error as the ``error`` object of responses and chunks."""
+    return {
+        "type": type(error).__name__,
+        "message": str(error)[:2000],
+        "retryable": bool(getattr(error, "retryable", False)),
+    }

@@ -1,0 +1,104 @@
+"""Single flight: identical requests under way at the same time are asked of the provider once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import TYPE_CHECKING, Any
+
+from kit.errors import BusError, Conflict
+
+if TYPE_CHECKING:
+    from kit.nats.bus import Bus
+    from kit.nats.store import Store
+
+    from .peers import Peers
+
+BUCKET = "gateway-flights"
+_FIRST_LOOK = 0.01  # s; before a follower of another worker's flight looks for its result
+_LONGEST_LOOK = 0.2
+
+Answer = dict[str, Any]
+
+
+class Flights:
+    """Requests under way, by cache key: in this worker by a table, across workers by a lock in a store.
+
+    The lock costs a round trip, so it is taken only while other workers are alive. It expires with the call's timeout:
+    a worker that dies in flight delays its followers, who then ask for themselves.
+    """
+
+    def __init__(self, store: Store, peers: Peers) -> None:
+        self._store, self._peers = store, peers
+        self._flying: dict[str, asyncio.Task[Answer]] = {}
+        self._riders: dict[str, int] = {}
+
+    @classmethod
+    async def open(cls, bus: Bus, peers: Peers) -> Flights:
+        """Open the tenant's store of flights."""
+        return cls(await bus.store(BUCKET, 600.0), peers)
+
+    async def share(
+        self,
+        key: str,
+        fly: Callable[[], Coroutine[Any, Any, Answer]],
+        landed: Callable[[], Awaitable[Answer | None]],
+        timeout: float,
+    ) -> tuple[Answer, bool]:
+        """Return the answer of ``fly`` and whether somebody else had asked for it.
+
+        A flight goes on while anybody waits for it; it is cancelled with its last rider.
+
+        Args:
+            key: cache key of the request.
+            fly: asks the provider and stores the answer.
+            landed: looks for the answer that another worker has stored.
+            timeout: seconds after which another worker's flight is taken for lost.
+        """
+        task = self._flying.get(key)
+        shared = task is not None
+        if task is None:
+            task = asyncio.create_task(self._fly(key, fly, landed, timeout))
+            self._flying[key] = task
+            task.add_done_callback(lambda _: self._flying.pop(key, None))
+        self._riders[key] = self._riders.get(key, 0) + 1
+        try:
+            return await asyncio.shield(task), shared
+        finally:
+            self._riders[key] -= 1
+            if not self._riders[key]:
+                del self._riders[key]
+                if not task.done():
+                    task.cancel()
+
+    async def _fly(
+        self,
+        key: str,
+        fly: Callable[[], Coroutine[Any, Any, Answer]],
+        landed: Callable[[], Awaitable[Answer | None]],
+        timeout: float,
+    ) -> Answer:
+        if self._peers.alone:
+            return await fly()
+        look = _FIRST_LOOK
+        while True:
+            try:
+                await self._store.create(key, self._peers.worker_id.encode(), ttl=timeout + 2.0)
+                break
+            except Conflict:
+                await asyncio.sleep(look)
+                look = min(look * 1.5, _LONGEST_LOOK)
+            answer = await landed()
+            if answer is not None:
+                return answer
+        try:
+            # Between a look and the lock another flight may have landed.
+            return await landed() or await fly()
+        finally:
+            await self._unlock(key)
+
+    async def _unlock(self, key: str) -> None:
+        try:
+            await asyncio.shield(self._store.delete(key))
+        except BusError:
+            return  # it expires by itself

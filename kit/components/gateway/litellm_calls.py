@@ -1,0 +1,275 @@
+"""LiteLLM as the gateway uses it: loaded late and quietly, called directly, and by its Router once a call fails."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .errors import ProviderFailed, RequestRefused
+from .settings import Settings
+
+# What would let a request steer the gateway's own credentials, addresses or LiteLLM itself.
+_FORBIDDEN_TEXT = """
+api_base base_url api_key api_version headers extra_headers custom_llm_provider organization client model
+messages callbacks success_callback failure_callback mock_response fallbacks num_retries max_retries timeout
+stream tools tool_choice input
+"""
+_FORBIDDEN = frozenset(_FORBIDDEN_TEXT.split())
+_OFFLINE_PRICES = {
+    "input_cost_per_token": 0.0, "output_cost_per_token": 0.0, "cache_creation_input_token_cost": 0.0,
+    "cache_read_input_token_cost": 0.0, "litellm_provider": "kit", "max_input_tokens": 1_000_000,
+}  # fmt: skip
+
+
+@functools.cache
+def load_litellm() -> Any:
+    """Import LiteLLM and set it up; it takes seconds, so call it on a worker thread (``litellm_module``).
+
+    It fetches no price list, reads no ``.env`` file, reports nothing to anyone and opens no session that would have to
+    be closed; the offline models ``kit/extractive`` and ``kit/static-256`` are registered with it.
+    """
+    os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+    os.environ.setdefault("LITELLM_MODE", "PRODUCTION")
+    os.environ.setdefault("LITELLM_DISABLE_BUG_REPORT", "true")
+    import litellm
+
+    from .models.provider import CHAT_MODEL, EMBEDDING_MODEL, PROVIDER, OfflineModels
+
+    litellm.telemetry = False
+    litellm.suppress_debug_info = True
+    litellm.disable_aiohttp_transport = True
+    logging.getLogger("LiteLLM").setLevel(logging.ERROR)
+    logging.getLogger("LiteLLM Router").setLevel(logging.CRITICAL)
+    litellm.custom_provider_map = [
+        *(row for row in litellm.custom_provider_map if row["provider"] != PROVIDER),
+        {"provider": PROVIDER, "custom_handler": OfflineModels()},
+    ]
+    litellm.register_model(
+        {
+            f"{PROVIDER}/{CHAT_MODEL}": {**_OFFLINE_PRICES, "mode": "chat", "supports_function_calling": True},
+            f"{PROVIDER}/{EMBEDDING_MODEL}": {**_OFFLINE_PRICES, "mode": "embedding"},
+        }
+    )
+    _warm_up(litellm)
+    return litellm
+
+
+def _warm_up(litellm: Any) -> None:
+    """Have LiteLLM import now, on this thread, what it would import in its first call on the event loop."""
+    litellm.completion(model="kit/extractive", messages=[{"role": "user", "content": "Context: a\n\nQuestion: b?"}])
+    litellm.embedding(model="kit/static-256", input=["a"])
+
+
+async def litellm_module() -> Any:
+    """Return LiteLLM, imported on a worker thread the first time."""
+    if load_litellm.cache_info().currsize:
+        return load_litellm()
+    return await asyncio.to_thread(load_litellm)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Call:
+    """One call that a request asks for.
+
+    Attributes:
+        model: the name that the request used; ``fallbacks``: further names, in their order.
+        messages: in the OpenAI format; ``parameters``: what else goes to the provider.
+        timeout: seconds for each attempt.
+        retries: further attempts after a transient failure.
+    """
+
+    model: str
+    messages: Sequence[dict[str, Any]]
+    parameters: dict[str, Any]
+    timeout: float
+    retries: int
+    fallbacks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """A provider's response and what it took.
+
+    Attributes:
+        response: LiteLLM's response, or the iterator over its chunks.
+        model: the name of the model that answered, as requests use it.
+        attempts: calls to providers, failed ones included.
+    """
+
+    response: Any
+    model: str
+    attempts: int
+
+
+class Providers:
+    """Calls models for one gateway: directly while all goes well, through LiteLLM's Router once something fails.
+
+    Attributes:
+        litellm: the module; ``errors``: what it raises.
+
+    The Router brings backoff, ``Retry-After`` and fallbacks; its bookkeeping costs as much as LiteLLM's call itself, so
+    a request pays for it only when its first attempt has failed.
+    """
+
+    def __init__(self, settings: Settings, litellm: Any) -> None:
+        self._settings = settings
+        self.litellm = litellm
+        self._router: Any = None
+        import openai  # LiteLLM's own errors hang under its tree
+
+        self.errors: tuple[type[Exception], ...] = (openai.OpenAIError, ValueError, TypeError)
+
+    def provider_of(self, model: str) -> str:
+        """Return who runs a model, as LiteLLM names it: ``openai``, ``kit``, …"""
+        deployment = self._settings.deployment(model)
+        try:
+            return str(self.litellm.get_llm_provider(deployment["model"], api_base=deployment.get("api_base"))[1])
+        except self.litellm.exceptions.BadRequestError:
+            return str(deployment["model"]).partition("/")[0]
+
+    async def complete(self, call: Call) -> Outcome:
+        """Call a chat model, retry and fall back as the call says.
+
+        Raises:
+            ProviderFailed: no attempt succeeded.
+            asyncio.CancelledError: the caller left.
+        """
+        try:
+            response = await self._direct(call)
+            return Outcome(response=response, model=call.model, attempts=1)
+        except self.errors as error:
+            first = error
+        failed = self.failure(call.model, first)
+        if failed.retryable and call.retries > 0:
+            await asyncio.sleep(self._pause(first, call.retries))
+            return await self._routed(call, call.model, call.fallbacks, call.retries - 1, spent=1)
+        if call.fallbacks and failed.status_code not in (400, 413, 422):
+            return await self._routed(call, call.fallbacks[0], call.fallbacks[1:], call.retries, spent=1)
+        raise failed from None
+
+    async def embed(
+        self,
+        model: str,
+        texts: Sequence[str],
+        timeout: float,
+        parameters: dict[str, Any],
+        deadline: float | None = None,
+    ) -> Any:
+        """Call an embedding model; transient failures are retried by LiteLLM, within ``deadline`` seconds in all.
+
+        Raises:
+            ProviderFailed: no attempt succeeded.
+        """
+        deployment = self._settings.deployment(model)
+        retries = 0 if deployment["model"].startswith("kit/") else self._settings.retries
+        try:
+            async with asyncio.timeout(deadline):
+                return await self.litellm.aembedding(
+                    input=list(texts), timeout=timeout, max_retries=retries, **{**deployment, **parameters}
+                )
+        except TimeoutError:
+            raise ProviderFailed(model, kind="Timeout", status_code=408, retryable=False) from None
+        except self.errors as error:
+            raise self.failure(model, error) from None
+
+    async def _direct(self, call: Call) -> Any:
+        deployment = self._settings.deployment(call.model)
+        return await self.litellm.acompletion(
+            messages=list(call.messages), timeout=call.timeout, max_retries=0, _skip_mcp_handler=True,
+            **{**deployment, **call.parameters},
+        )  # fmt: skip
+
+    async def _routed(self, call: Call, model: str, fallbacks: Sequence[str], retries: int, *, spent: int) -> Outcome:
+        router = self._router_for([model, *fallbacks])
+        try:
+            response = await router.acompletion(
+                model=model, messages=list(call.messages), timeout=call.timeout, num_retries=retries,
+                fallbacks=[{model: list(fallbacks)}] if fallbacks else [], _skip_mcp_handler=True, **call.parameters,
+            )  # fmt: skip
+        except self.errors as error:
+            raise self.failure(call.model, error) from None
+        told = (getattr(response, "_hidden_params", None) or {}).get("additional_headers") or {}
+        fell = int(told.get("x-litellm-attempted-fallbacks") or 0)
+        tried = spent + 1 + int(told.get("x-litellm-attempted-retries") or 0) + (fell * (1 + retries) if fell else 0)
+        answered = [model, *fallbacks][min(fell, len(fallbacks))]
+        return Outcome(response=response, model=answered, attempts=tried)
+
+    def _router_for(self, models: Sequence[str]) -> Any:
+        """Return the Router, with the models in it that it needs now."""
+        if self._router is None:
+            self._router = self.litellm.Router(
+                model_list=[], disable_cooldowns=True, retry_after=0, timeout=self._settings.timeout, num_retries=0
+            )
+        known = set(self._router.get_model_names())
+        for model in models:
+            if model not in known:
+                deployment = self.litellm.router.Deployment(
+                    model_name=model,
+                    litellm_params={"max_retries": 0, **self._settings.deployment(model)},
+                )
+                self._router.add_deployment(deployment)
+        return self._router
+
+    def _pause(self, error: Any, retries: int) -> float:
+        """Seconds before the second attempt, by LiteLLM's own rule: Retry-After, else exponential with jitter."""
+        headers = getattr(error, "litellm_response_headers", None)
+        return float(
+            self.litellm.calculate_retry_after(
+                remaining_retries=retries, max_retries=retries, response_headers=headers, min_timeout=0
+            )
+        )
+
+    def failure(self, model: str, error: Any) -> ProviderFailed:
+        """Return the gateway's error for one of LiteLLM's; 402 and what else a retry cannot mend is not retryable."""
+        status = getattr(error, "status_code", None)
+        status = int(status) if isinstance(status, int | str) and str(status).isdigit() else None
+        headers = getattr(error, "litellm_response_headers", None) or {}
+        after = str(headers.get("retry-after") or "")
+        return ProviderFailed(
+            model,
+            kind=type(error).__name__,
+            status_code=status,
+            retryable=status is not None and (status in (408, 409, 429) or status >= 500),
+            retry_after=float(after) if after.replace(".", "", 1).isdigit() else None,
+        )
+
+
+def refuse_steering(extra: dict[str, Any]) -> None:
+    """Refuse parameters of a request that would steer the gateway's credentials, addresses or LiteLLM itself.
+
+    Raises:
+        RequestRefused: naming them.
+    """
+    refused = sorted(name for name in extra if name in _FORBIDDEN or name.startswith(("litellm", "mock_", "_", "aws_")))
+    if refused:
+        raise RequestRefused(f"a request must not set {', '.join(refused)}: the gateway's settings do")
+
+
+def provider_parameters(data: dict[str, Any]) -> dict[str, Any]:
+    """Return what of an ``llm_request`` goes to the provider.
+
+    Raises:
+        RequestRefused: ``parameters.extra`` would steer the gateway itself.
+    """
+    parameters = dict(data.get("parameters") or {})
+    extra = parameters.pop("extra", {})
+    refuse_steering(extra)
+    for name in ("tools", "tool_choice"):
+        if data.get(name):
+            parameters[name] = data[name]
+    return {**parameters, **extra}
+
+
+async def close_stream(response: Any) -> None:
+    """Close a streamed response whose reader leaves early: the provider's connection with it."""
+    for stream in (getattr(response, "completion_stream", None), response):
+        close = getattr(stream, "aclose", None) or getattr(stream, "close", None)
+        if close is not None:
+            closing = close()
+            if hasattr(closing, "__await__"):
+                await closing

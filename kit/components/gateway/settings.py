@@ -1,0 +1,109 @@
+"""What a gateway worker is told: models, limits, budgets, and how patiently it treats providers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from kit.errors import ConfigurationError
+
+DEFAULT_MODEL = "kit/extractive"
+DEFAULT_EMBEDDING_MODEL = "kit/static-256"
+PERIODS: dict[str, float | None] = {"hour": 3600.0, "day": 86400.0, "week": 604800.0, "month": None, "total": None}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RateLimit:
+    """What a tenant may ask of a model in any window of time, over all workers together.
+
+    Attributes:
+        requests: how many requests.
+        window: length of the window in seconds.
+        wait: whether a request over the limit goes back to the queue until it would be let through (at most the
+            queue's attempts), instead of being refused at once.
+    """
+
+    requests: int
+    window: float = 60.0
+    wait: bool = False
+
+    def __post_init__(self) -> None:
+        if self.requests < 1 or self.window <= 0:
+            raise ConfigurationError(
+                f"a rate limit of {self.requests} requests in {self.window:g} s lets nothing through"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Budget:
+    """What a tenant may spend in a period, over all workers together.
+
+    Attributes:
+        limit: in ``currency``.
+        currency: ISO 4217 code; the price list knows US dollars only.
+        period: ``hour``, ``day``, ``week``, ``month`` (calendar, UTC) or ``total``.
+        near: fraction of the limit from which an alert tells that it will soon be used up.
+    """
+
+    limit: float
+    currency: str = "USD"
+    period: str = "day"
+    near: float = 0.8
+
+    def __post_init__(self) -> None:
+        if self.period not in PERIODS:
+            raise ConfigurationError(f"there is no budget period {self.period!r}: use one of {', '.join(PERIODS)}")
+        if self.currency != "USD":
+            raise ConfigurationError(f"the price list is in USD: a budget in {self.currency} could not be settled")
+        if self.limit < 0:
+            raise ConfigurationError(f"a budget of {self.limit:g} is below nothing")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """Everything that ``serve`` takes.
+
+    Attributes:
+        model: what answers when a request names the model "default".
+        embedding_model: what embeds when a request names the model "default".
+        models: LiteLLM settings (``model``, ``api_base``, ``api_key``, prices, …) by the name that requests use; any
+            other name goes to LiteLLM as it is.
+        fallbacks: models to try when one fails, by its name; a request's own list comes first.
+        timeout: seconds for one call of a provider, and for a request that names no timeout of its own.
+        retries: further calls after a transient failure (429, 5xx, timeouts, broken connections).
+        cooldown: seconds for which a model that fails in a row is passed over when it has a fallback.
+        cache_ttl: seconds for which a response is remembered; 0 turns the cache off.
+        rate_limits: by model name; "*" is for every model that has none of its own.
+        budget: of this tenant, or None.
+        concurrency: requests worked on at once.
+        health_interval: seconds between two reports of a provider's health while it is used.
+    """
+
+    model: str = DEFAULT_MODEL
+    embedding_model: str = DEFAULT_EMBEDDING_MODEL
+    models: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    fallbacks: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    timeout: float = 60.0
+    retries: int = 2
+    cooldown: float = 10.0
+    cache_ttl: float = 3600.0
+    rate_limits: Mapping[str, RateLimit] = field(default_factory=dict)
+    budget: Budget | None = None
+    concurrency: int = 32
+    health_interval: float = 30.0
+
+    def __post_init__(self) -> None:
+        if self.timeout <= 0 or self.retries < 0 or self.cache_ttl < 0 or self.concurrency < 1:
+            raise ConfigurationError("timeout and concurrency must be above 0, retries and cache_ttl not below")
+        for name, deployment in self.models.items():
+            if not isinstance(deployment.get("model"), str):
+                raise ConfigurationError(f"models[{name!r}] needs a 'model': its LiteLLM name, e.g. openai/gpt-4o-mini")
+
+    def rate_limit(self, model: str) -> RateLimit | None:
+        """Return the limit for a model, or None."""
+        return self.rate_limits.get(model) or self.rate_limits.get("*")
+
+    def deployment(self, model: str) -> dict[str, Any]:
+        """Return LiteLLM's settings for a model's name."""
+        return dict(self.models.get(model) or {"model": model})
