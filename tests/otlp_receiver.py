@@ -6,6 +6,7 @@ It knows nothing of the kit, so that what it has taken is what any collector wou
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import socket
 import threading
@@ -174,7 +175,8 @@ class _HttpHandler(BaseHTTPRequestHandler):
         answer = _RESPONSES[self.path]().SerializeToString()
         self.send_header("Content-Length", str(len(answer)))
         self.end_headers()
-        self.wfile.write(answer)
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the caller did not wait for a hanging answer
+            self.wfile.write(answer)
 
     def log_message(self, format: str, *args: Any) -> None:
         """Print nothing."""
