@@ -50,8 +50,8 @@ def telemetry() -> Iterator[Any]:
 async def _bus(server: Server, tenant_id: str, telemetry: Any) -> AsyncIterator[Any]:
     from kit.nats.bus import Bus
 
-    async with await _connection(server, tenant_id) as connected:
-        yield Bus(connected, tenant_id, telemetry)
+    async with await _connection(server, tenant_id) as connected, Bus(connected, tenant_id, telemetry) as made:
+        yield made
 
 
 @pytest.fixture

@@ -43,7 +43,7 @@ class WorkerLost(BusError):
         super().__init__(f"the worker was lost at each of {attempts} attempts")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
 class DeadLetter:
     """A job that failed for good.
 
@@ -76,6 +76,12 @@ class DeadLetter:
     payload: bytes
     headers: dict[str, str]
     sequence: int
+
+    def __repr__(self) -> str:
+        return (
+            f"<DeadLetter {self.operation.name} {self.message_id}: {self.error_type} after {self.attempts} attempt(s), "
+            f"{self.reason}>"
+        )
 
     @property
     def data(self) -> dict[str, Any] | None:

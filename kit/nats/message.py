@@ -16,7 +16,7 @@ class Chunks(Protocol):
         """Send one piece."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
 class Message:
     """A checked message, in the latest version of its contract that is known here.
 
@@ -39,7 +39,13 @@ class Message:
     subject: str
     message_id: str | None = None
     attempt: int = 1
-    chunks: Chunks | None = field(default=None, repr=False, compare=False)
+    chunks: Chunks | None = field(default=None, compare=False)
+
+    def __repr__(self) -> str:
+        # Names of fields, never what is in them: a message gets into logs more easily than one thinks.
+        fields = ", ".join(self.data)
+        named = "" if self.message_id is None else f" {self.message_id}"
+        return f"<Message {self.message_type} {self.schema_version}{named} on {self.subject}: {fields}>"
 
     @property
     def streaming(self) -> bool:
