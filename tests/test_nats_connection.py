@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import nats
 import nats.errors
@@ -40,11 +41,19 @@ async def own() -> AsyncIterator[Server]:
         yield server
 
 
+def stands_still(pid: int) -> bool:
+    """Whether every thread has taken its SIGSTOP."""
+    threads = Path(f"/proc/{pid}/task").glob("*/stat")
+    return all(thread.read_text().rpartition(")")[2].split()[0] == "T" for thread in threads)
+
+
 @asynccontextmanager
 async def frozen(server: Server) -> AsyncIterator[None]:
     """The server stands still: its sockets are open, and nobody answers."""
     pid = server.pid
     os.kill(pid, signal.SIGSTOP)
+    while not stands_still(pid):
+        await asyncio.sleep(0.001)  # noqa: ASYNC110 - another process has no event for it
     try:
         yield
     finally:

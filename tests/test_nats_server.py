@@ -46,16 +46,13 @@ async def until(condition, seconds: float = 5.0) -> bool:
 
 
 OWNER = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, lambda *_: print("interrupted", flush=True))
 from kit.nats.server import Server
 server = Server({store}, tenants=("acme",))
 server.launch()
 print(server.pid, server.url, server.store, flush=True)
-while True:
-    try:
-        time.sleep(60)
-    except KeyboardInterrupt:
-        print("interrupted", flush=True)
+time.sleep(60)
 """
 
 
@@ -292,8 +289,7 @@ async def test_a_store_in_use_is_refused_with_its_owner(tmp_path: Path) -> None:
         assert caught.value.pid == process.pid
 
 
-async def test_a_store_in_use_in_this_process_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(child, "_LOCK", 0.1)
+async def test_a_store_in_use_in_this_process_is_refused(tmp_path: Path) -> None:
     async with Server(tmp_path):
         with pytest.raises(StoreInUse, match=f"process {os.getpid()}"):
             await Server(tmp_path).start()

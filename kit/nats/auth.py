@@ -126,7 +126,7 @@ def _reason(error: BaseException | None, access: Access, seconds: float) -> str:
             return "the host name is unknown: check NATS_URL"
         case ConnectionRefusedError():
             return "nothing listens there: start a server (`kit server`), or set NATS_URL to a running one"
-        case nats.errors.UnexpectedEOF() | ConnectionResetError():
+        case nats.errors.UnexpectedEOF() | ConnectionError():
             hint = "does it ask for NATS_CERT and NATS_KEY?" if access.tls else "is it a NATS server?"
             return f"it closed the connection during the handshake: {hint}"
         case TimeoutError():

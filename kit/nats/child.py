@@ -23,7 +23,8 @@ from kit.nats.config import HOST
 _START = 12.0  # s; the supervisor gives up after 10
 _GRACE = 5.0  # s; for nats-server to end by itself on stop
 _RELOAD = 5.0  # s
-_LOCK = 3.0  # s; an owner that was killed takes up to 2 to leave its store
+_LEAVING = 3.0  # s; the processes of an owner that was killed take up to 2 to leave its store
+_BUSY = 0.5  # s; an owner that lives may be about to leave it as well, or be a zombie
 _TAKEN = re.compile(r":(\d+): bind: address already in use")
 
 
@@ -237,14 +238,14 @@ def take(store: Path) -> int:
         descriptor = os.open(store / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
         raise ServerError(f"the store {store} cannot be used: {error}") from error
-    deadline = time.monotonic() + _LOCK
+    began = time.monotonic()
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             owner = int(os.pread(descriptor, 32, 0) or b"0")
-            if time.monotonic() < deadline and not _lives(owner):
-                time.sleep(0.02)  # its supervisor is about to leave
+            if time.monotonic() - began < (_BUSY if _lives(owner) else _LEAVING):
+                time.sleep(0.02)
                 continue
             os.close(descriptor)
             raise StoreInUse(str(store), pid=owner) from None
@@ -254,8 +255,8 @@ def take(store: Path) -> int:
 
 
 def _lives(pid: int) -> bool:
-    """Whether another process with this id exists; this one may have forgotten a server that is about to end."""
-    if pid in (0, os.getpid()):
+    """Whether a process with this id exists."""
+    if not pid:
         return False
     try:
         os.kill(pid, 0)

@@ -113,12 +113,13 @@ class Cluster:
         found = await self._meta()
         return None if found is None else found[0]
 
-    async def wait_ready(self, members: int, timeout: float = _READY) -> None:
+    async def wait_ready(self, members: int, timeout: float | None = None) -> None:
         """Wait until there is a leader whom ``members`` servers, itself included, follow closely.
 
         Raises:
-            ServerError: not within ``timeout`` seconds.
+            ServerError: not within ``timeout`` seconds (30 by default).
         """
+        timeout = _READY if timeout is None else timeout
         deadline = time.monotonic() + timeout
         while True:
             found = await self._meta()

@@ -34,6 +34,7 @@ _log = logging.getLogger("kit.nats")
 _BACKOFF = (0.05, 2.0)  # s; first and longest wait between attempts to reconnect, each times 0.5 to 1
 _ATTEMPT = 2.0  # s; for one server to answer
 _PING = 20  # s; a dead peer is noticed after three of them
+_DROP = 0.1  # s; to close a socket that was never connected
 _CLOSE = 1.0  # s; to close the socket after the drain
 
 Handler = Callable[[Msg], Awaitable[None]] | Callable[[Msg], None]
@@ -371,8 +372,8 @@ class Connection:
                 self._up.set()
                 return None
             failure = nats.errors.UnexpectedEOF()  # nats-py takes the end of the stream for an answer to its CONNECT
-        await _bounded(client.close(), _CLOSE)
-        client.abort()
+        client.abort()  # nothing is to be sent any more, and a failed TLS handshake would be waited for
+        await _bounded(client.close(), _DROP)
         return failure
 
 
