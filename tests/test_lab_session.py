@@ -1,0 +1,314 @@
+"""A lab starts everything, and everything it started ends with it; two kernels, two labs and two cells get along."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import kit
+from kit.catalogue import RAG_QUERIES, RAG_STATUS
+from kit.errors import ConfigurationError, ConnectError, NoResponders, StoreInUse
+from kit.lab import components, session
+from kit.lab.session import Lab
+from kit.nats.server import Server
+
+CONTRACTS = Path(__file__).parent.parent / "data" / "contracts"
+FORBIDDEN = ("nats", "opentelemetry.sdk", "litellm", "lancedb", "pandas", "numpy", "matplotlib", "orjson")
+
+
+@pytest.fixture
+async def lab() -> AsyncIterator[Lab]:
+    async with kit.start("acme", tenants=("globex",)) as started:
+        yield started
+
+
+def _data(message_type: str) -> dict[str, Any]:
+    """The smallest valid data of a message type."""
+    body = json.loads((CONTRACTS / message_type / "1.0" / "valid" / "minimal.json").read_text())
+    data: dict[str, Any] = body["data"]
+    return data
+
+
+async def _ask_itself(lab: Lab) -> Any:
+    async def answer(message: Any) -> dict[str, Any]:
+        return {**_data("rag_result"), "answer": f"for {message.tenant_id}"}
+
+    worker = await lab.bus.serve(RAG_QUERIES, answer)
+    try:
+        return await lab.bus.request(RAG_QUERIES, _data("rag_query"), timeout=10.0)
+    finally:
+        await worker.stop()
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+
+
+async def test_a_lab_carries_a_message_and_shows_it(lab: Lab) -> None:
+    message = await _ask_itself(lab)
+    assert message.data["answer"] == "for acme"
+    assert RAG_QUERIES.send_span.name in set(lab.spans()["name"])
+    assert not lab.metrics().empty
+    assert RAG_QUERIES.handle_span.name in str(lab.trace())
+    assert lab.waterfall() is not None
+    assert list(lab.logs().columns)
+    assert repr(lab) == "Lab of acme, embedded server"
+
+
+async def test_what_was_recorded_stays_readable_after_the_end(lab: Lab) -> None:
+    await _ask_itself(lab)
+    assert lab.server is not None
+    pid = lab.server.pid
+    began = time.monotonic()
+    await asyncio.gather(lab.stop(), lab.stop())
+    await lab.stop()
+    assert time.monotonic() - began < session.STOP_SECONDS
+    assert not _alive(pid)
+    assert repr(lab) == "Lab of acme, stopped"
+    assert RAG_QUERIES.send_span.name in set(lab.spans()["name"])
+
+
+async def test_a_second_lab_is_another_world(lab: Lab) -> None:
+    async with kit.start("acme") as other:
+        assert other.url != lab.url
+        await _ask_itself(lab)
+        with pytest.raises(NoResponders):
+            await other.bus.request(RAG_QUERIES, _data("rag_query"))
+        assert RAG_QUERIES.handle_span.name not in set(other.spans()["name"])
+    await _ask_itself(lab)
+
+
+async def test_other_tenants_have_buses_of_their_own(lab: Lab) -> None:
+    globex, initech = await lab.tenant("globex"), await lab.tenant("initech")
+    assert (globex.tenant_id, initech.tenant_id) == ("globex", "initech")
+    assert await lab.tenant("globex") is globex
+    heard = asyncio.Event()
+
+    async def hear(_: Any) -> None:
+        heard.set()
+
+    await lab.bus.subscribe(RAG_STATUS, hear)
+    await globex.publish(RAG_STATUS, {**_data("rag_status"), "tenant_id": "globex"})
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(heard.wait(), 0.3)
+
+
+async def test_a_store_is_kept_and_belongs_to_one_lab(tmp_path: Path) -> None:
+    async with kit.start("acme", store=tmp_path / "store") as lab:
+        store = await lab.bus.store("notes")
+        await store.put("key", b"value")
+        with pytest.raises(StoreInUse, match="is in use by process"):
+            await kit.start("acme", store=tmp_path / "store")
+    async with kit.start("acme", store=tmp_path / "store") as lab:
+        entry = await (await lab.bus.store("notes")).get("key")
+        assert entry is not None
+        assert b"value" in (entry, getattr(entry, "value", None))
+
+
+async def test_nats_url_replaces_the_embedded_server(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    who = server.credentials("globex")
+    for name, value in (("NATS_URL", server.url), ("NATS_USER", who.user), ("NATS_PASSWORD", who.password)):
+        monkeypatch.setenv(name, value)
+    async with kit.start("globex") as lab:
+        assert lab.server is None
+        assert repr(lab) == "Lab of globex, given server"
+        await _ask_itself(lab)
+        acme = await lab.tenant("acme", credentials=server.credentials("acme"))
+        with pytest.raises(NoResponders):
+            await acme.request(RAG_QUERIES, _data("rag_query"))
+    assert server.pid
+
+
+async def test_what_cannot_work_is_said_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="is refused"):
+        kit.start("Not An Id")
+    with pytest.raises(ConfigurationError, match="not both"):
+        kit.start("acme", store=tmp_path, url="nats://127.0.0.1:1")
+    with pytest.raises(ConnectError):
+        await kit.start("acme", url="nats://127.0.0.1:1")
+    assert "write `lab = await kit.start" in repr(kit.start("acme"))
+
+
+async def test_an_interrupted_start_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    pids: list[int] = []
+    connecting = asyncio.Event()
+
+    async def hang(self: Lab, *_: Any) -> Any:
+        assert self.server is not None
+        pids.append(self.server.pid)
+        connecting.set()
+        await asyncio.sleep(60)
+
+    monkeypatch.setattr(Lab, "_connect", hang)
+    task = asyncio.ensure_future(kit.start("acme"))
+    await asyncio.wait_for(connecting.wait(), 30)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert not _alive(pids[0])
+
+
+async def test_what_does_not_end_does_not_keep_the_rest_from_ending(lab: Lab) -> None:
+    async def fail() -> None:
+        raise RuntimeError("stuck")
+
+    async def hang() -> None:
+        await asyncio.sleep(60)
+
+    assert lab.server is not None
+    pid = lab.server.pid
+    lab._ends += [("a", fail), ("b", hang)]
+    with pytest.raises(ExceptionGroup) as caught:
+        await lab.stop(timeout=1.0)
+    assert [str(fault) for fault in caught.value.exceptions] == ["b did not end within 1 s", "stuck"]
+    assert not _alive(pid)
+    lab._stopping = asyncio.ensure_future(asyncio.sleep(0))  # the fixture's own stop has nothing left to end
+
+
+async def test_running_a_cell_again_stops_what_it_started_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    cell = session._Cell("cell-1", "run 1")
+    monkeypatch.setattr(session, "_current_cell", lambda: cell)
+    first, beside = await kit.start("acme"), await kit.start("acme")  # two in one run of the cell
+    monkeypatch.setattr(session, "_current_cell", lambda: session._Cell("cell-2", "run 2"))
+    other = await kit.start("acme")
+    assert not first.stopped
+    monkeypatch.setattr(session, "_current_cell", lambda: session._Cell("cell-1", "run 3"))
+    again = await kit.start("acme")
+    assert (first.stopped, beside.stopped, other.stopped, again.stopped) == (True, True, False, False)
+    await other.stop()
+    await again.stop()
+
+
+def test_outside_a_kernel_there_is_no_cell() -> None:
+    assert session._current_cell() is None
+
+
+# --- components -------------------------------------------------------------------------------------------------
+
+
+class _Service:
+    def __init__(self) -> None:
+        self.stopped = False
+
+    async def stop(self) -> None:
+        self.stopped = True
+
+
+class _Room:
+    """A component as `kit.lab.components` sees it."""
+
+    def __init__(self, fail: bool = False) -> None:
+        self.service, self.settings, self._fail = _Service(), {}, fail
+
+    async def serve(self, bus: Any, *, concurrency: int = 1, model: str = "m") -> _Service:
+        if self._fail:
+            raise RuntimeError("no luck")
+        self.settings = {"concurrency": concurrency, "model": model}
+        return self.service
+
+
+async def test_components_are_served_with_their_settings_and_stopped(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    rooms = {"a": _Room(), "b": _Room()}
+    monkeypatch.setattr(components, "_load", rooms.__getitem__)
+    await lab.serve("a", "b", concurrency=3)
+    assert rooms["b"].settings == {"concurrency": 3, "model": "m"}
+    assert repr(lab) == "Lab of acme, embedded server, serving a, b"
+    with pytest.raises(ConfigurationError, match=r"no setting 'colour'; there are: a: concurrency, model"):
+        await lab.serve("a", colour="red")
+    await lab.stop()
+    assert all(room.service.stopped for room in rooms.values())
+
+
+async def test_components_that_started_are_stopped_when_one_does_not(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    rooms = {"good": _Room(), "bad": _Room(fail=True)}
+    monkeypatch.setattr(components, "_load", rooms.__getitem__)
+    with pytest.raises(RuntimeError, match="no luck"):
+        await lab.serve("good", "bad")
+    assert rooms["good"].service.stopped
+    assert lab.services == {}
+
+
+def test_components_are_listed_without_being_loaded() -> None:
+    assert components.names()
+    assert all(components.summary(name) for name in components.names())
+    with pytest.raises(ConfigurationError, match="no component 'nope'; there are"):
+        components._load("nope")
+
+
+def test_a_component_says_which_settings_it_takes() -> None:
+    name = components.names()[0]
+    assert "bus" not in components.parameters(name)
+
+
+# --- lightness and kernels --------------------------------------------------------------------------------------
+
+
+def _python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    return done.stdout
+
+
+def test_importing_kit_loads_nothing_heavy() -> None:
+    loaded = _python("import sys, kit, kit.catalogue, kit.errors; print('\\n'.join(sys.modules))").splitlines()
+    assert [name for name in FORBIDDEN if name in loaded] == []
+
+
+def test_importing_kit_takes_at_most_60_ms_more_than_python_itself() -> None:
+    def took(code: str) -> float:
+        began = time.perf_counter()
+        _python(code)
+        return time.perf_counter() - began
+
+    rounds = [took("import kit") - took("pass") for _ in range(9)]
+    assert min(rounds) < 0.060, f"{min(rounds) * 1000:.0f} ms in the best of 9 rounds"
+
+
+async def test_a_kernel_survives_an_interrupt_and_a_cell_run_twice() -> None:
+    """In a real kernel: the server outlives an interrupted cell; the same cell again stops the lab before."""
+    from jupyter_client.manager import AsyncKernelManager
+
+    manager = AsyncKernelManager(kernel_name="python3")
+    await manager.start_kernel()
+    client = manager.client()
+    client.start_channels()
+
+    async def run(code: str, *, interrupt_after: float | None = None) -> str:
+        texts: list[str] = []
+
+        def hook(message: dict[str, Any]) -> None:
+            texts.append(str(message["content"].get("text") or message["content"].get("ename") or ""))
+
+        done = asyncio.ensure_future(client.execute_interactive(code, output_hook=hook, timeout=60))
+        if interrupt_after is not None:
+            await asyncio.sleep(interrupt_after)
+            await manager.interrupt_kernel()
+        await done
+        return "".join(texts).strip()
+
+    try:
+        await client.wait_for_ready(timeout=60)
+        start = "import kit\nlab = await kit.start('acme')\nlabs = [*globals().get('labs', []), lab]"
+        assert await run(start) == ""
+        assert await run(start) == ""
+        assert await run("print([each.stopped for each in labs])") == "[True, False]"
+        interrupted = await run("import asyncio; await asyncio.sleep(60)", interrupt_after=1.0)
+        assert interrupted in ("KeyboardInterrupt", "CancelledError")
+        notes = "store = await lab.bus.store('notes')\nawait store.put('k', b'v')\nprint('alive')"
+        assert await run(notes) == "alive"
+        assert await run("await lab.stop(); print(lab)") == "Lab of acme, stopped"
+    finally:
+        client.stop_channels()
+        await manager.shutdown_kernel(now=True)
