@@ -127,6 +127,7 @@ OUTPUT_VALUE: Final = "output.value"  # content
 OUTPUT_MIME_TYPE: Final = "output.mime_type"
 OPENINFERENCE_TOOL_NAME: Final = "tool.name"
 PROMPT_ID: Final = "prompt.id"
+RETRIEVAL_DOCUMENTS: Final = "retrieval.documents"  # a prefix: .0.document.id, .0.document.score, …
 
 # --- the integration story's own names --------------------------------------------------------------------------
 AGENT_ID: Final = "agent.id"
@@ -186,6 +187,10 @@ MODEL_SCORE: Final = "model.score"
 TRAINING_ROWS: Final = "training.rows"
 PREDICTION_ROWS: Final = "prediction.rows"
 COST_AMOUNT: Final = "cost.amount"
+RAG_MODE: Final = "rag.mode"
+RAG_SUPPORT: Final = "rag.support"
+RAG_SUPPORTED: Final = "rag.supported"
+RAG_TOP_SIMILARITY: Final = "rag.top_similarity"
 OPERATION_TYPE: Final = "operation.type"
 OPERATION_REPEATED: Final = "operation.repeated"
 ALERTS_RAISED: Final = "alerts.raised"

@@ -8,7 +8,7 @@
         │   ├── UnreadableDocument    the reader failed on it: damaged, encrypted, gone
         │   └── EmptyDocument         nothing to index in it
         ├── EmbeddingMismatch         vectors of another model or size than the collection has
-        ├── EmbeddingFailed           the gateway gave no embeddings; may pass
+        ├── ModelFailed               the gateway gave no embeddings or no answer
         ├── IndexBusy                 rows moved under a search each time it was tried; may pass
         ├── QueryRefused              a question or a parameter that cannot work
         └── FilterRefused             a filter that is not one, or does not fit the metadata
@@ -70,15 +70,18 @@ class EmbeddingMismatch(RagError):
         )
 
 
-class EmbeddingFailed(RagError):
-    """The gateway answered without embeddings."""
+class ModelFailed(RagError):
+    """The gateway gave no embeddings, or no answer.
 
-    retryable = True
+    Attributes:
+        stage: ``embed`` or ``generate``.
+        error_type, detail: what the gateway said.
+    """
 
-    def __init__(self, model: str, *, error_type: str, detail: str, retryable: bool = True) -> None:
-        self.model, self.error_type, self.detail = model, error_type, detail
+    def __init__(self, stage: str, model: str, *, error_type: str, detail: str, retryable: bool) -> None:
+        self.stage, self.model, self.error_type, self.detail = stage, model, error_type, detail
         self.retryable = retryable
-        super().__init__(f"no embeddings by {model}: {error_type}: {detail}")
+        super().__init__(f"{model} could not {stage}: {error_type}: {detail}")
 
 
 class IndexBusy(RagError):

@@ -6,6 +6,7 @@ text, and its plain rendering, with ``#`` headings and fenced code, for HTML and
 
 from __future__ import annotations
 
+import datetime as dt
 import hashlib
 import io
 import re
@@ -13,10 +14,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from kit import codec
 from kit.components.rag.errors import BadEncoding, DocumentRefused, UnreadableDocument, UnsupportedType
+from kit.errors import ConfigurationError
 
 MARKDOWN, PLAIN, HTML, PDF, JSON_LINES = (
     "text/markdown", "text/plain", "text/html", "application/pdf", "application/jsonl"
@@ -99,32 +101,68 @@ def read(document_id: str, content: str | bytes, media_type: str = PLAIN) -> Rea
     return Reading(text=text, markdown=False)
 
 
-def read_file(path: Path, *, root: Path | None = None) -> Iterator[Document]:
-    """Yield the documents of a file: one, or one for each line of JSON Lines.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Folder:
+    """The files of a folder that can be read, and those that cannot.
+
+    Attributes:
+        root: what document ids are relative to.
+        skipped: files for whose suffix there is no reader, relative to the root.
+    """
+
+    root: Path
+    files: list[Path]
+    skipped: list[str]
+
+    @classmethod
+    def of(cls, path: Path, pattern: str = "**/*") -> Self:
+        """Look a folder through, or take a single file; hidden files are passed over.
+
+        Raises:
+            ConfigurationError: there is no such file or folder.
+        """
+        if not path.exists():
+            raise ConfigurationError(f"there is no file or folder {path}")
+        root = path if path.is_dir() else path.parent
+        found = sorted(path.glob(pattern)) if path.is_dir() else [path]
+        shown = [file for file in found if not any(part.startswith(".") for part in file.relative_to(root).parts)]
+        files = [file for file in shown if file.is_file()]
+        skipped = [file.relative_to(root).as_posix() for file in files if file.suffix.lower() not in MEDIA_TYPES]
+        return cls(root=root, files=[file for file in files if file.suffix.lower() in MEDIA_TYPES], skipped=skipped)
+
+    def documents(self) -> Iterator[Document | DocumentRefused]:
+        """Yield the documents in the files, and in place of one that cannot be read why not."""
+        for file in self.files:
+            yield from read_file(file, root=self.root)
+
+
+def read_file(path: Path, *, root: Path | None = None) -> Iterator[Document | DocumentRefused]:
+    """Yield the documents of a file: one, or one for each line of JSON Lines; in place of one that is none, why not.
 
     Args:
         root: the folder that document ids are relative to; the file's own folder when None.
-
-    Raises:
-        DocumentRefused: the file cannot be read; of JSON Lines, what stands before the bad line has been yielded.
     """
     name = path.relative_to(root or path.parent).as_posix()
-    kind = media_type_of(path)
     try:
+        kind = media_type_of(path)
         raw = path.read_bytes()
+        modified = dt.datetime.fromtimestamp(path.stat().st_mtime, dt.UTC).isoformat().replace("+00:00", "Z")
+        if kind == JSON_LINES:
+            yield from read_json_lines(raw, name=name)
+            return
+        content: str | bytes = raw if kind in (PDF, HTML) else _decode(name, raw, kind)
+    except DocumentRefused as refusal:
+        yield refusal
     except OSError as error:
-        raise UnreadableDocument(name, error.strerror or type(error).__name__) from error
-    if kind == JSON_LINES:
-        yield from read_json_lines(raw, name=name)
-        return
-    content: str | bytes = raw if kind in (PDF, HTML) else _decode(name, raw, kind)
-    yield Document(document_id=shortened(name), content=content, media_type=kind, source=name)
+        yield UnreadableDocument(name, error.strerror or type(error).__name__)
+    else:
+        yield Document(document_id=shortened(name), content=content, media_type=kind, source=name, modified_at=modified)
 
 
 def read_json_lines(
     raw: bytes, *, name: str = "lines", content: str | None = None, document_id: str | None = None
-) -> Iterator[Document]:
-    """Yield a document for each line of JSON Lines.
+) -> Iterator[Document | DocumentRefused]:
+    """Yield a document for each line of JSON Lines; in place of a line that is none, why not.
 
     Args:
         name: what the lines are called in errors and in ids that are missing.
@@ -132,13 +170,13 @@ def read_json_lines(
         document_id: the field that names it; when None, document_id or id; without one, its line number does.
 
     Every field beside those, ``title``, ``source``/``url`` and ``media_type`` is metadata: kept, never searched.
-
-    Raises:
-        UnreadableDocument: a line is not a JSON object, or has no text field.
     """
     for number, line in enumerate(raw.split(b"\n"), start=1):
         if line.strip():
-            yield _document_of(line, f"{name}:{number}", content, document_id)
+            try:
+                yield _document_of(line, f"{name}:{number}", content, document_id)
+            except DocumentRefused as refusal:
+                yield refusal
 
 
 def _document_of(line: bytes, where: str, content: str | None, document_id: str | None) -> Document:
@@ -158,9 +196,9 @@ def _document_of(line: bytes, where: str, content: str | None, document_id: str 
     title, source, url = row.pop("title", None), row.pop("source", None), row.pop("url", None)
     extra = row.pop("metadata", None)
     return Document(
-        document_id=shortened(where if given is None else str(given)),
+        document_id=shortened(where if given is None or given == "" else str(given)),
         content=text,
-        media_type=str(row.pop("media_type", PLAIN)),
+        media_type=str(row.pop("media_type", None) or PLAIN),
         title=title if isinstance(title, str) and title else None,
         source=str(source or url) if source or url else None,
         metadata={**row, **(extra if isinstance(extra, dict) else {})},

@@ -1,0 +1,78 @@
+"""RAG: documents of a tenant cut, embedded and indexed; questions answered from them, with citations to check.
+
+service = await rag.serve(bus)                              # or: kit worker rag
+await rag.ingest_folder(bus, "handbook/", progress=print)   # Markdown, text, HTML, PDF, JSON Lines
+result = await rag.query(bus, "What is the refund policy?", filters=rag.field("year") >= 2024)
+rag.check_citations(result).table()                         # which words of which passage support which sentence
+"""
+
+from __future__ import annotations
+
+from kit.components.rag.chunking import Chunk, Chunking, chunk
+from kit.components.rag.citations import Citations, check_citations
+from kit.components.rag.client import (
+    Ingestion,
+    Progress,
+    delete_document,
+    ingest_documents,
+    ingest_folder,
+    ingest_jsonl,
+    query,
+    watch_status,
+)
+from kit.components.rag.errors import (
+    BadEncoding,
+    DocumentRefused,
+    EmbeddingMismatch,
+    EmptyDocument,
+    FilterRefused,
+    IndexBusy,
+    ModelFailed,
+    QueryRefused,
+    RagError,
+    UnreadableDocument,
+    UnsupportedType,
+)
+from kit.components.rag.filters import Condition, document, field
+from kit.components.rag.index import Analysis, Collection, Database
+from kit.components.rag.ranking import Ranking
+from kit.components.rag.readers import Document
+from kit.components.rag.rows import Hit
+from kit.components.rag.service import serve
+
+__all__ = [
+    "Analysis",
+    "BadEncoding",
+    "Chunk",
+    "Chunking",
+    "Citations",
+    "Collection",
+    "Condition",
+    "Database",
+    "Document",
+    "DocumentRefused",
+    "EmbeddingMismatch",
+    "EmptyDocument",
+    "FilterRefused",
+    "Hit",
+    "IndexBusy",
+    "Ingestion",
+    "ModelFailed",
+    "Progress",
+    "QueryRefused",
+    "RagError",
+    "Ranking",
+    "UnreadableDocument",
+    "UnsupportedType",
+    "check_citations",
+    "chunk",
+    "delete_document",
+    "document",
+    "field",
+    "ingest_documents",
+    "ingest_folder",
+    "ingest_jsonl",
+    "query",
+    "serve",
+    "watch_status",
+]
