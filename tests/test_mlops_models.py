@@ -1,0 +1,241 @@
+"""Models are trained from real data, kept by their hash, loaded without blanket trust, and fed only what they take."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kit.components.mlops import ArtefactRefused, InputRefused, Registry, TrainingRefused, UnknownModel
+from kit.components.mlops import registry as registries
+from kit.components.mlops.inputs import InputSchema
+from kit.components.mlops.models import METRICS, MODELS, better, build, load_dataset, scorers
+from kit.components.mlops.training import MODEL_FILE, answer, train
+
+FAST: dict[str, dict[str, Any]] = {
+    "random_forest": {"n_estimators": 5},
+    "gradient_boosting": {"max_iter": 3},
+    "mlp": {"max_iter": 5},
+    "logistic_regression": {"C": 0.5},
+}
+
+
+def job(model_type: str = "logistic_regression", data: str = "wine", **fields: Any) -> dict[str, Any]:
+    parameters = FAST.get(model_type, {})
+    return {"job_id": "j", "model_type": model_type, "training_data": data, "parameters": parameters} | fields
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
+    """A registry in SQLite; making its tables takes seconds."""
+    return Registry("acme", tmp_path_factory.mktemp("mlflow"))
+
+
+@pytest.mark.parametrize(
+    ("model_type", "data"),
+    [(model_type, "wine" if "classification" in tasks else "diabetes") for model_type, tasks in MODELS.items()]
+    + [(model_type, "diabetes") for model_type, tasks in MODELS.items() if len(tasks) == 2],
+)
+def test_every_model_can_be_trained_kept_and_loaded(model_type: str, data: str, tmp_path: Path) -> None:
+    import skops.io
+
+    from kit.components.mlops.models import TRUSTED
+
+    steps: list[dict[str, Any]] = []
+    told = train(job(model_type, data), tmp_path, steps.append)
+    content = (tmp_path / MODEL_FILE).read_bytes()
+    types = skops.io.get_untrusted_types(data=content)
+    assert set(types) <= set(TRUSTED)
+    model = skops.io.loads(content, trusted=types)
+    features = load_dataset(data).features
+    assert len(model.predict(features)) == len(features)
+    assert [step["progress"] for step in steps] == sorted(step["progress"] for step in steps)
+    assert steps[-1]["stage"] == "save"
+    assert set(told["metrics"]) == {*steps[1]["metrics"], *(f"cv_{name}" for name in steps[1]["metrics"])}
+
+
+def test_training_is_repeatable(tmp_path: Path) -> None:
+    one, other = (train(job("random_forest", seed=7), tmp_path, lambda step: None) for _ in range(2))
+    assert one["metrics"] == other["metrics"]
+    assert one["metrics"]["accuracy"] > 0.85
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"model_type": "oracle"}, "no model type 'oracle'"),
+        ({"model_type": "linear_regression"}, "not for classification"),
+        ({"parameters": {"depth": 3}}, "no parameter 'depth'"),
+        ({"parameters": {"n_jobs": 9}}, "no parameter 'n_jobs'"),
+        ({"parameters": {"C": -1}}, "InvalidParameterError"),
+        ({"training_data": "/etc/passwd"}, "no training data are called"),
+        ({"metrics": ["r2"]}, "no metric 'r2'"),
+        ({"features": ["alcohol", "colour"]}, "no columns"),
+        ({"test_size": 0.999}, "cannot be split"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_with_the_choice(
+    fields: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(TrainingRefused, match=message):
+        train(job(**{"model_type": "logistic_regression"} | fields), tmp_path, lambda step: None)
+
+
+def test_data_may_be_sent_along() -> None:
+    wine = load_dataset("wine")
+    frame = wine.features.assign(target=wine.target)
+    parquet = io.BytesIO()
+    frame.to_parquet(parquet)
+    for content in (frame.to_csv(index=False).encode(), parquet.getvalue()):
+        data = load_dataset("mine", content=content)
+        assert (data.task, len(data.features), data.target.nunique()) == ("classification", 178, 3)
+    chosen = load_dataset("mine", content=frame.to_csv(index=False).encode(), target="alcohol", features=["ash", "hue"])
+    assert (chosen.task, list(chosen.features.columns)) == ("regression", ["ash", "hue"])
+    for wrong in (b"a,b\n1,2", b"target\n1", b"target,a\n1,", b"target,a\n1,x", b"PAR1nothing", b""):
+        with pytest.raises(TrainingRefused):
+            load_dataset("mine", content=wrong)
+
+
+def test_metrics_know_which_way_is_better() -> None:
+    assert better("accuracy", 0.9, 0.8)
+    assert better("rmse", 0.8, 0.9)
+    data = load_dataset("diabetes")
+    model = build("ridge", data.task, {}, 0).fit(data.features, data.target)
+    values = {name: measure(model, data.features, data.target) for name, measure in scorers(data.task, None).items()}
+    assert values["rmse"] > values["mae"] > 0
+    assert set(values) <= set(METRICS)
+
+
+def test_the_process_answers_line_by_line(tmp_path: Path) -> None:
+    (tmp_path / "data").write_bytes(b"nothing")
+    requests = [
+        {"job": job(), "folder": str(tmp_path)},
+        {"job": job(data="mine"), "folder": str(tmp_path), "content": str(tmp_path / "data")},
+    ]
+    told: list[dict[str, Any]] = []
+    answer((json.dumps(request) for request in requests), told.append)
+    assert [next(iter(line)) for line in told if "stage" not in line] == ["result", "error"]
+    assert told[-1]["error"] == "TrainingRefused"
+
+
+def test_a_job_is_registered_once(registry: Registry, tmp_path: Path) -> None:
+    told = train(job(), tmp_path, lambda step: None)
+    run_id = registry.start_run(job(tags={"team": "a"}), "wine", "key-'1")
+    assert registry.start_run(job(), "wine", "key-'1") == run_id
+    assert registry.registered("wine", "key-'1") is None
+    registry.log_metrics(run_id, {"accuracy": 0.5}, step=1)
+    version = registry.register("wine", run_id, "key-'1", job(), told, tmp_path)
+    again = registry.register("wine", run_id, "key-'1", job(), told, tmp_path)
+    assert again == version == registry.registered("wine", "key-'1") == registry.version("wine", "1")
+    assert version.artifact["sha256"] == told["sha256"]
+    assert registry.client.get_run(run_id).info.status == "FINISHED"
+    other = registry.start_run(job(), "wine", "key-2")
+    registry.end_run(other, failed=True)
+    assert registry.client.get_run(other).info.status == "FAILED"
+
+
+def test_the_champion_is_an_alias(registry: Registry, tmp_path: Path) -> None:
+    told = train(job(), tmp_path, lambda step: None)
+    run_id = registry.start_run(job(), "champ", "key-champ")
+    version = registry.register("champ", run_id, "key-champ", job(), told, tmp_path)
+    assert registry.champion("champ") is None
+    assert registry.champion("nobody") is None
+    registry.set_champion("champ", version.version)
+    assert registry.champion("champ") == version
+    versions = registry.versions("champ")
+    assert list(versions["champion"]) == [True]
+    assert versions["accuracy"].iloc[0] == told["metrics"]["accuracy"]
+    registry.set_champion("champ", None)
+    assert registry.champion("champ") is None
+    assert Registry("globex", registry.folder.parent, registry.tracking_uri).versions().empty
+
+
+@pytest.mark.parametrize("version", ["99", "x"])
+def test_an_unknown_version_is_named(registry: Registry, version: str) -> None:
+    with pytest.raises(UnknownModel, match=f"version {version}"):
+        registry.version("wine", version)
+
+
+def test_a_name_that_is_none_is_refused(registry: Registry) -> None:
+    for name in ("../wine", "a.b", "", "x" * 101):
+        with pytest.raises(TrainingRefused, match="names no model"):
+            registry.full_name(name)
+
+
+def test_a_file_that_was_changed_is_not_loaded(registry: Registry, tmp_path: Path) -> None:
+    told = train(job(), tmp_path, lambda step: None)
+    run_id = registry.start_run(job(), "changed", "key-changed")
+    version = registry.register("changed", run_id, "key-changed", job(), told, tmp_path)
+    assert registry.load(version).predict is not None
+    path = Path(version.uri.removeprefix("file://"))
+    path.write_bytes(path.read_bytes() + b"x")
+    with pytest.raises(ArtefactRefused, match="SHA-256"):
+        registry.load(version)
+    path.write_bytes(pickle.dumps({"a": "pickle"}))
+    with pytest.raises(ArtefactRefused, match="SHA-256"):
+        registry.load(version)
+
+
+def test_a_type_that_nobody_trusts_is_not_loaded(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = train(job("decision_tree"), tmp_path, lambda step: None)
+    run_id = registry.start_run(job("decision_tree"), "tree", "key-tree")
+    version = registry.register("tree", run_id, "key-tree", job("decision_tree"), told, tmp_path)
+    assert registry.load(version).predict is not None
+    monkeypatch.setattr(registries, "TRUSTED", ())
+    with pytest.raises(ArtefactRefused, match=r"sklearn\.tree\._tree\.Tree"):
+        registry.load(version)
+
+
+def test_another_registry_is_taken_by_its_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Registry("acme", tmp_path).tracking_uri == f"sqlite:///{tmp_path}/acme/registry.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+    assert Registry("acme", tmp_path).tracking_uri == "http://127.0.0.1:1"
+    assert Registry("acme", tmp_path, "sqlite:///x.db").tracking_uri == "sqlite:///x.db"
+
+
+COLUMNS = [
+    {"name": "a", "kind": "number", "low": 0.0, "high": 1.0},
+    {"name": "n", "kind": "integer", "low": 0.0, "high": 9.0},
+    {"name": "f", "kind": "boolean", "low": 0.0, "high": 1.0},
+]
+ROW = {"a": 1.5, "n": 2, "f": True}
+
+
+def test_rows_become_a_frame_in_the_models_order() -> None:
+    schema = InputSchema("m", COLUMNS)
+    frame = schema.frame([{"f": True, "n": 2, "a": 1}, ROW])
+    assert list(frame.columns) == ["a", "n", "f"]
+    assert frame.to_numpy().tolist() == [[1.0, 2.0, 1.0], [1.5, 2.0, 1.0]]
+    assert schema.frame([[1.5, 2, True]]).equals(schema.frame([ROW]))
+    assert schema.frame([[2, True, 1.5]], ["n", "f", "a"]).equals(schema.frame([ROW]))
+
+
+@pytest.mark.parametrize(
+    ("row", "column", "message"),
+    [
+        (ROW | {"a": "1.5"}, "a", "column 'a' is not a finite number"),
+        (ROW | {"a": float("inf")}, "a", "column 'a' is not a finite number"),
+        (ROW | {"a": True}, "a", "column 'a' is not a finite number"),
+        (ROW | {"a": None}, "a", "column 'a' is missing"),
+        (ROW | {"n": 1.5}, "n", "column 'n' is not a whole number"),
+        (ROW | {"f": 1}, "f", "column 'f' is not true or false"),
+        ({"a": 1.0, "n": 1}, "f", "column 'f' is missing"),
+        (ROW | {"z": 1}, "z", "column 'z' is not one of the model's"),
+        ([1.0, 2], "(all)", "the row has 2"),
+    ],
+)
+def test_input_that_does_not_fit_is_refused_by_column(row: Any, column: str, message: str) -> None:
+    schema = InputSchema("m", COLUMNS)
+    for rows in ([row], [ROW, row]):
+        with pytest.raises(InputRefused, match="input of model 'm'") as refused:
+            schema.frame(rows)
+        assert refused.value.column == column
+        assert message in str(refused.value)
+    with pytest.raises(InputRefused, match="rows at once"):
+        schema.frame([ROW] * 100_001)
