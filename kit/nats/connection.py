@@ -8,6 +8,7 @@ import itertools
 import logging
 import random
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,10 +25,19 @@ from nats.aio.subscription import (
 from nats.js import JetStreamContext
 
 from kit.catalogue import check_id
-from kit.errors import ConnectError, DeadlineExceeded, Disconnected, ForeignLoopError, NoResponders
+from kit.errors import (
+    BusError,
+    ConfigurationError,
+    ConnectError,
+    DeadlineExceeded,
+    Disconnected,
+    ForeignLoopError,
+    NoResponders,
+)
 from kit.nats.auth import Access, Given, explain, is_final, resolve
 from kit.nats.client import PENDING, Client
 from kit.nats.config import Credentials
+from kit.nats.deadlines import bounded, expire, settle, within
 
 _log = logging.getLogger("kit.nats")
 
@@ -123,7 +133,7 @@ class Connection:
             Disconnected: it is closed, or not up within ``timeout`` seconds.
         """
         self.check_loop()
-        if self.client.is_closed or not await _within(timeout, self._up, self._closed) or self.client.is_closed:
+        if self.client.is_closed or not await within(timeout, self._up, self._closed) or self.client.is_closed:
             raise Disconnected("the server", reason=self.client.why_down())
 
     async def wait_disconnected(self, timeout: float | None = None) -> None:
@@ -133,7 +143,17 @@ class Connection:
             DeadlineExceeded: it is still up after ``timeout`` seconds.
         """
         self.check_loop()
-        if not await _within(timeout, self._down):
+        if not await within(timeout, self._down):
+            raise DeadlineExceeded("the break of the connection", seconds=timeout or 0.0)
+
+    async def wait_closed(self, timeout: float | None = None) -> None:
+        """Wait until the connection is closed for good, by `close` or by the server.
+
+        Raises:
+            DeadlineExceeded: it is not, after ``timeout`` seconds.
+        """
+        self.check_loop()
+        if not await within(timeout, self._closed):
             raise DeadlineExceeded("the end of the connection", seconds=timeout or 0.0)
 
     # --- sending ------------------------------------------------------------------------------------------------
@@ -177,8 +197,8 @@ class Connection:
             await self._open_inbox()
         token = str(next(self._serial))
         answered: asyncio.Future[Msg] = self._loop.create_future()
-        self._listeners[token] = partial(_settle, answered)
-        timer = self._loop.call_later(timeout, _expire, answered, subject, timeout)
+        self._listeners[token] = partial(settle, answered)
+        timer = self._loop.call_later(timeout, expire, answered, subject, timeout)
         try:
             await self.client.publish(subject, payload, self._inbox + token, headers)
             answer = await answered
@@ -234,14 +254,25 @@ class Connection:
         self.check_loop()
         if not self.client.is_connected:
             raise Disconnected(subject, reason=self.client.why_down())
-        if inspect.iscoroutinefunction(handler):
-            subscription = await self.client.subscribe(
-                subject, queue, handler, pending_msgs_limit=pending_messages, pending_bytes_limit=pending_bytes
-            )
-        else:
-            direct = cast("asyncio.Future[Any]", _Direct(cast(Callable[[Msg], None], handler), self))
-            subscription = await self.client.subscribe(subject, queue, future=direct)
-        await self._round_trip(subject, _ATTEMPT)
+        how: dict[str, Any] = {
+            "future": _Direct(handler, self)
+        }  # a future is all that nats-py hands messages to at once
+        if inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(type(handler).__call__):
+
+            async def handle(message: Msg) -> None:
+                await cast(Callable[[Msg], Awaitable[None]], handler)(message)
+
+            how = {"cb": handle, "pending_msgs_limit": pending_messages, "pending_bytes_limit": pending_bytes}
+        try:
+            subscription = await self.client.subscribe(subject, queue, **how)
+        except nats.errors.BadSubjectError:
+            raise ConfigurationError(f"{subject!r} with queue {queue!r} is nothing to subscribe to") from None
+        try:
+            await self._round_trip(subject, _ATTEMPT)
+        except BusError:
+            with suppress(nats.errors.Error):
+                await subscription.unsubscribe()
+            raise
         return subscription
 
     async def listen(self, deliver: Callable[[Msg], None]) -> Listener:
@@ -285,12 +316,12 @@ class Connection:
         client = self.client
         if client.is_connected:
             client.options["drain_timeout"] = timeout
-            await _bounded(client.drain(), timeout)
+            await bounded(client.drain(), timeout)
         if not client.is_closed:
-            await _bounded(client.close(), _CLOSE)
-        self.counters.unsent_bytes = client.pending_data_size
-        if client.pending_data_size:
-            _log.warning("%s: closed with %d bytes unsent", self.name, client.pending_data_size)
+            if not client.is_connected and client.pending_data_size:  # taken just before it broke
+                self.counters.unsent_bytes = client.pending_data_size
+                _log.warning("%s: closed with %d bytes unsent", self.name, client.pending_data_size)
+            await bounded(client.close(), _CLOSE)
         client.abort()
         await self.on_closed()
 
@@ -333,9 +364,10 @@ class Connection:
 
     async def on_closed(self) -> None:
         """Note that it is closed for good: by `close`, or by a server that will not have it."""
-        if self._closing is None and not self._closed.is_set():
+        if self._closing is None and self._attempts is None and not self._closed.is_set():
             self.client.closed_because = f"the server closed the connection for good ({self.client.last_error})"
-            _log.error("%s: %s", self.name, self.client.closed_because)
+            if self._attempts is None:  # while connecting, the caller gets the reason as an error
+                _log.error("%s: %s", self.name, self.client.closed_because)
         self._up.clear()
         self._down.set()
         self._closed.set()
@@ -373,7 +405,7 @@ class Connection:
                 return None
             failure = nats.errors.UnexpectedEOF()  # nats-py takes the end of the stream for an answer to its CONNECT
         client.abort()  # nothing is to be sent any more, and a failed TLS handshake would be waited for
-        await _bounded(client.close(), _DROP)
+        await bounded(client.close(), _DROP)
         return failure
 
 
@@ -384,7 +416,7 @@ class _AttemptFailed(Exception):  # ends nats-py's connect(), which would go on 
 class _Direct:
     """Stands where nats-py takes a future for one answer, and hands every message on as it is read."""
 
-    def __init__(self, deliver: Callable[[Msg], None], connection: Connection) -> None:
+    def __init__(self, deliver: Callable[[Msg], Any], connection: Connection) -> None:
         self._deliver, self._connection = deliver, connection
 
     def cancelled(self) -> bool:
@@ -462,34 +494,3 @@ def _next_server(pool: list[PoolServer], _info: dict[str, Any]) -> tuple[PoolSer
     least = min(pool, key=lambda server: server.reconnects)
     first, longest = _BACKOFF
     return least, random.uniform(0.5, 1.0) * min(longest, first * 2 ** min(least.reconnects, 10))
-
-
-def _settle(answered: asyncio.Future[Msg], message: Msg) -> None:
-    if not answered.done():  # a second answer may come in the same read
-        answered.set_result(message)
-
-
-def _expire(answered: asyncio.Future[Msg], subject: str, seconds: float) -> None:
-    if not answered.done():
-        answered.set_exception(DeadlineExceeded(subject, seconds=seconds))
-
-
-async def _within(seconds: float | None, *events: asyncio.Event) -> bool:
-    """Wait for one of the events; tell whether it came in time."""
-    waits = [asyncio.ensure_future(event.wait()) for event in events]
-    try:
-        done, _ = await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for wait in waits:
-            wait.cancel()
-    return bool(done)
-
-
-async def _bounded(work: Awaitable[None], seconds: float) -> None:
-    """Give the work some seconds, and leave it when they are over: the socket is dropped next."""
-    task = asyncio.ensure_future(work)
-    done, _ = await asyncio.wait({task}, timeout=seconds)
-    if not done:
-        task.cancel()
-    elif (error := task.exception()) is not None:
-        _log.info("closing: %r", error)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 from typing import Any
 
@@ -29,6 +28,8 @@ def configure(commands: Commands) -> None:
 
 
 def _run(chosen: argparse.Namespace) -> int:
+    import asyncio
+
     return asyncio.run(_handle(chosen))
 
 

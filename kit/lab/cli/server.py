@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kit.lab.cli.console import Commands, command, say
+
+if TYPE_CHECKING:
+    from kit.nats.server import Server
 
 _DETAILS = """\
 Each tenant has an account of its own; the lines it prints are what a client of that tenant needs:
@@ -28,19 +31,26 @@ def configure(commands: Commands) -> None:
 
 
 def _run(chosen: argparse.Namespace) -> int:
+    import asyncio
+
     asyncio.run(_serve(chosen.store, [tenant for tenant in chosen.tenants.split(",") if tenant], chosen.port))
     return 0
 
 
 async def _serve(store: Path | None, tenants: list[str], port: int) -> None:
-    from kit.lab.cli.signals import until_signalled
+    from kit.lab.cli.signals import asked_to_end
     from kit.nats.server import Server
 
-    async with Server(store, tenants=tenants, port=port) as server:
-        say(f"nats-server at {server.url}, streams in {server.store}")
-        for tenant in server.tenants:
-            who = server.credentials(tenant)
-            say(f"export NATS_URL={server.url} NATS_USER={who.user} NATS_PASSWORD={who.password}")
-        say("Ctrl-C stops it")
-        await until_signalled()
+    with asked_to_end() as asked:
+        async with Server(store, tenants=tenants, port=port) as server:
+            _tell(server)
+            await asked.wait()
     say("stopped")
+
+
+def _tell(server: Server) -> None:
+    say(f"nats-server at {server.url}, streams in {server.store}")
+    for tenant in server.tenants:
+        who = server.credentials(tenant)
+        say(f"export NATS_URL={server.url} NATS_USER={who.user} NATS_PASSWORD={who.password}")
+    say("Ctrl-C stops it")

@@ -1,32 +1,32 @@
-"""Run a coroutine until it ends or somebody asks the process to end."""
+"""Ending when asked to: SIGTERM and SIGINT as an event to wait for."""
 
 from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-async def until_signalled(also: Callable[[], Awaitable[object]] | None = None) -> None:
-    """Wait for SIGTERM or SIGINT, or for ``also`` to end; a second signal acts as it would without us.
-
-    Raises:
-        Exception: what ``also`` raised.
-    """
+@contextmanager
+def asked_to_end() -> Iterator[asyncio.Event]:
+    """Give an event that the first SIGTERM or SIGINT sets; a second one acts as it would without us."""
     loop = asyncio.get_running_loop()
     asked = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, asked.set)
-    waiting: set[asyncio.Future[object]] = {asyncio.ensure_future(asked.wait())}
-    if also is not None:
-        waiting.add(asyncio.ensure_future(also()))
-    try:
-        done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-        for future in done:
-            future.result()
-    finally:
-        for number in (signal.SIGTERM, signal.SIGINT):
+
+    def ask() -> None:
+        asked.set()
+        forget()
+
+    def forget() -> None:
+        for number in _SIGNALS:
             loop.remove_signal_handler(number)
-        for future in waiting:
-            future.cancel()
-        await asyncio.gather(*waiting, return_exceptions=True)
+
+    for number in _SIGNALS:
+        loop.add_signal_handler(number, ask)
+    try:
+        yield asked
+    finally:
+        forget()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 from typing import Any
 
 from kit.lab import components
@@ -31,6 +30,8 @@ def configure(commands: Commands) -> None:
 
 
 def _run(chosen: argparse.Namespace) -> int:
+    import asyncio
+
     settings = {name: literal(value) for name, value in pairs(chosen.setting, option="--setting").items()}
     asyncio.run(_serve(chosen.components, chosen.tenant, settings))
     return 0
@@ -39,12 +40,13 @@ def _run(chosen: argparse.Namespace) -> int:
 async def _serve(names: list[str], tenant_id: str, settings: dict[str, Any]) -> None:
     import os
 
-    from kit.lab.cli.signals import until_signalled
+    from kit.lab.cli.signals import asked_to_end
     from kit.lab.session import start
 
     url = os.environ.get("NATS_URL") or "nats://127.0.0.1:4222"
-    async with start(tenant_id, url=url, service_name=f"kit-{'-'.join(names)}") as lab:
-        await lab.serve(*names, **settings)
-        say(f"serving {', '.join(names)} for {tenant_id}; Ctrl-C drains and stops")
-        await until_signalled()
+    with asked_to_end() as asked:
+        async with start(tenant_id, url=url, service_name=f"kit-{'-'.join(names)}") as lab:
+            await lab.serve(*names, **settings)
+            say(f"serving {', '.join(names)} for {tenant_id}; Ctrl-C drains and stops")
+            await asked.wait()
     say("stopped")

@@ -67,13 +67,13 @@ class Report:
         return all(outcome.good for outcome in self.outcomes)
 
 
-def run_report(options: Options, out: TextIO = sys.stdout, *, command: str = "kit report") -> Report:
+def run_report(options: Options, out: TextIO | None = None, *, command: str = "kit report") -> Report:
     """Run the notebooks and write the report.
 
     Raises:
         ReportError: no notebooks, or a parameter that none of them has.
     """
-    return asyncio.run(_run(options, out, command))
+    return asyncio.run(_run(options, out or sys.stdout, command))
 
 
 async def _run(options: Options, out: TextIO, command: str) -> Report:

@@ -1,0 +1,335 @@
+"""The command line: every command explains itself, fails in one line, and ends with a code that says how."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook
+
+from kit.catalogue import OPERATIONS
+from kit.errors import ConfigurationError
+from kit.lab import cli, components
+from kit.lab.cli import main
+from kit.lab.cli.console import literal, pairs
+
+COMMANDS = [command.__name__.rpartition(".")[2].replace("_", "-") for command in cli.COMMANDS]
+
+
+def _kit(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "kit", *arguments]
+    environment = {**os.environ, **variables}
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, env=environment)
+
+
+# --- help and errors --------------------------------------------------------------------------------------------
+
+
+def test_the_commands_are_these() -> None:
+    assert set(COMMANDS) == {"report", "gates", "catalogue", "worker", "server", "lab", "ask", "dead-letters"}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--help"])
+    assert ended.value.code == 0
+    assert f"usage: kit {command}" in capsys.readouterr().out
+
+
+def test_the_help_names_commands_and_exit_codes_and_loads_nothing_heavy() -> None:
+    code = "import sys; from kit.lab.cli import build_parser; text = build_parser().format_help(); print(text); "
+    code += (
+        "print([n for n in ('nats', 'pandas', 'numpy', 'papermill', 'opentelemetry', 'orjson', 'kit.codec.envelope') "
+    )
+    code += "if n in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    *text, loaded = done.stdout.splitlines()
+    assert loaded == "[]"
+    assert all(any(line.strip().startswith(command) for line in text) for command in COMMANDS)
+    assert any("exit codes: 0 done" in line for line in text)
+
+
+def test_the_help_is_there_at_once() -> None:
+    """In processor time: what else runs on the machine is not the command's fault."""
+
+    def took() -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert _kit("--help").returncode == 0
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    assert min(took() for _ in range(5)) < 0.15
+
+
+def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert re.fullmatch(r"kit \d+\.\d+\.\d+\n", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["nope"], ["report", "--jobs", "0"], ["report", "--update", "some"], ["ask"]]
+)
+def test_a_command_line_that_cannot_work_ends_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert "usage: kit" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["report", "-p", "novalue"], 2, "kit report: -p 'novalue': name=value expected"),
+        (["report", "--notebooks", "/nowhere"], 1, "kit report: no folder /nowhere"),
+        (["gates", "nope"], 2, "kit gates: no gate nope; there are contracts, catalogue"),
+        (["dead-letters", "RAG_QUERIES"], 2, "kit dead-letters: 'RAG_QUERIES' is no job; jobs are AGENT_TASKS"),
+        (["server", "--tenants", "Not An Id"], 2, "kit server: tenant_id 'Not An Id' is refused"),
+    ],
+)
+def test_an_error_is_one_line_on_stderr(
+    arguments: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == code
+    said = capsys.readouterr()
+    assert said.err.startswith(message)
+    assert "Traceback" not in said.err
+    assert said.out == ""
+
+
+def test_debug_shows_where_an_error_came_from() -> None:
+    done = _kit("--debug", "gates", "nope")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert "ConfigurationError" in done.stderr
+
+
+def test_an_interrupt_ends_with_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupt(_: Any) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("kit.lab.cli.catalogue._run", interrupt)
+    assert main(["catalogue"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    command = f"{sys.executable} -m kit catalogue --json | head -1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, timeout=60)
+    assert done.stdout == "{\n"
+    assert done.stderr == ""
+
+
+def test_values_and_pairs() -> None:
+    texts = ("1", "1.5", "true", "None", "[1, 2]", "a:b", "false")
+    assert [literal(text) for text in texts] == [1, 1.5, True, None, [1, 2], "a:b", False]
+    assert pairs(["a=1", "b=x=y", "a=2"], option="-p") == {"a": "2", "b": "x=y"}
+    with pytest.raises(ConfigurationError, match="--setting '1a=2': name=value expected"):
+        pairs(["1a=2"], option="--setting")
+
+
+# --- catalogue --------------------------------------------------------------------------------------------------
+
+
+def test_the_catalogue_is_a_table_by_default(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["catalogue"]) == 0
+    text = capsys.readouterr().out
+    assert all(row.prefix in text for row in OPERATIONS)
+    assert text.startswith("29 operations, ")
+
+
+def test_the_catalogue_as_json_and_as_asyncapi(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["catalogue", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["operations"]) == 29
+    assert main(["catalogue", "--asyncapi"]) == 0
+    assert json.loads(capsys.readouterr().out)["asyncapi"] == "3.0.0"
+
+
+def test_the_table_goes_between_the_marks_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from kit.lab.catalogue_export import MARK_BEGIN, MARK_END, as_markdown
+
+    assert main(["catalogue", "--markdown"]) == 0
+    assert capsys.readouterr().out == as_markdown()
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{MARK_BEGIN}\nold\n{MARK_END}\nafter\n")
+    assert main(["catalogue", "--markdown", str(readme)]) == 0
+    assert readme.read_text() == f"before\n{MARK_BEGIN}\n{as_markdown()}{MARK_END}\nafter\n"
+    readme.write_text("no marks")
+    assert main(["catalogue", "--markdown", str(readme)]) == 2
+
+
+# --- report and gates -------------------------------------------------------------------------------------------
+
+
+def test_report_ends_with_1_when_a_notebook_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "notebooks"
+    folder.mkdir()
+    nbformat.write(new_notebook(cells=[new_code_cell("1 / 0")]), folder / "01_fails.ipynb")
+    options = ["--notebooks", str(folder), "--output", str(tmp_path / "reports"), "--no-check"]
+    assert main(["report", *options]) == 1
+    assert "01_fails: failed in cell [1]" in capsys.readouterr().out
+    assert main(["gates", "report", "targets", "baseline", "--reports", str(tmp_path / "reports")]) == 1
+    text = capsys.readouterr().out
+    assert "✗ report" in text
+    assert "01_fails: failed in cell [1]" in text
+    assert "✓ targets" in text
+    assert "• baseline" in text
+
+
+def _report(folder: Path, ratio: float, *, met: bool = True) -> None:
+    row = {"name": "encode", "measured": 2e-3, "target": 1e-3, "unit": "s", "met": met}
+    row["ratio"] = {"value": ratio, "low": ratio - 0.01, "high": ratio + 0.01}
+    body = {"notebook": "31_x", "failure": None, "comparison": "same", "verdict": "", "records": [{"verdicts": [row]}]}
+    (folder / "31_x.json").write_text(json.dumps(body))
+
+
+def test_gates_judge_the_last_report_and_its_baseline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = ["--reports", str(tmp_path)]
+    assert main(["gates", "report", "baseline", *folder]) == 0
+    assert main(["gates", "report", "--strict", *folder]) == 1
+    _report(tmp_path, 1.2)
+    assert main(["gates", "--update-baseline", *folder]) == 0
+    assert json.loads((tmp_path / "baseline.json").read_text())["31_x/encode"]["value"] == 1.2
+    assert main(["gates", "report", "targets", "baseline", "--strict", *folder]) == 0
+    _report(tmp_path, 1.6, met=False)
+    capsys.readouterr()
+    assert main(["gates", "targets", "baseline", *folder]) == 1
+    text = capsys.readouterr().out
+    assert "encode: 2.00 ms, target 1.00 ms" in text
+    assert "31_x/encode: 1.60 × [1.59, 1.61], baseline 1.20 × [1.19, 1.21]" in text
+    assert main(["gates", "targets", "--json", *folder]) == 1
+    assert json.loads(capsys.readouterr().out)[0]["state"] == "failed"
+
+
+def test_the_gates_of_the_project_itself_pass(capsys: pytest.CaptureFixture[str]) -> None:
+    code = main(["gates", "contracts", "catalogue", "imports"])
+    assert code == 0, capsys.readouterr().out
+
+
+def test_a_gate_names_what_breaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    from kit.lab import gates
+
+    monkeypatch.setattr(gates, "OPERATIONS", (*OPERATIONS, OPERATIONS[0]))
+    monkeypatch.setattr(gates, "MESSAGE_TYPES", (*gates.MESSAGE_TYPES[1:], "smoke_signal"))
+    (gate,) = gates.run_gates(["catalogue"], reports=Path())
+    assert gate.state == "failed"
+    assert "operation AGENT_MESSAGE stands 2 times" in gate.findings
+    assert "message type smoke_signal has no schema" in gate.findings
+    assert f"schema {'agent_message'} is in no row of the catalogue" in gate.findings
+    monkeypatch.setattr(gates.shutil, "which", lambda *_, **__: None)
+    (gate,) = gates.run_gates(["imports"], reports=Path())
+    assert gate.state == "skipped"
+
+
+# --- JupyterLab -------------------------------------------------------------------------------------------------
+
+
+def test_lab_becomes_jupyterlab_on_the_notebooks(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[list[str]] = []
+    monkeypatch.setattr(os, "execv", lambda _, arguments: started.append(arguments) or sys.exit(0))
+    with pytest.raises(SystemExit):
+        main(["lab", "--", "--no-browser"])
+    assert started[0][1:3] == ["-m", "jupyterlab"]
+    assert started[0][3].endswith("notebooks")
+    assert started[0][-1] == "--no-browser"
+
+
+# --- server and worker as processes -----------------------------------------------------------------------------
+
+
+class _Running:
+    """A command that runs until it is told to end."""
+
+    def __init__(self, *arguments: str, **variables: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "kit", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, **variables},
+        )
+        self.said = ""
+
+    def read_until(self, text: str) -> str:
+        assert self.process.stdout is not None
+        while text not in self.said:
+            line = self.process.stdout.readline()
+            assert line, f"ended before it said {text!r}:\n{self.said}"
+            self.said += line
+        return self.said
+
+    def end(self, number: signal.Signals = signal.SIGTERM) -> int:
+        self.process.send_signal(number)
+        rest, _ = self.process.communicate(timeout=30)
+        self.said += rest
+        return self.process.returncode
+
+
+@pytest.fixture(scope="module")
+def running_server() -> Iterator[dict[str, str]]:
+    """`kit server`, and what it says a client of acme needs."""
+    running = _Running("server", "--port", "0", "--tenants", "acme,globex")
+    said = running.read_until("Ctrl-C stops it")
+    needed = dict(re.findall(r"(NATS_\w+)=(\S+)", next(line for line in said.splitlines() if "NATS_USER=acme" in line)))
+    yield needed
+    assert running.end(signal.SIGINT) == 0
+    assert running.said.endswith("stopped\n")
+
+
+def test_a_server_says_how_to_connect(running_server: dict[str, str]) -> None:
+    assert set(running_server) == {"NATS_URL", "NATS_USER", "NATS_PASSWORD"}
+    assert running_server["NATS_URL"].startswith("nats://127.0.0.1:")
+
+
+def test_dead_letters_are_listed_and_replayed(running_server: dict[str, str]) -> None:
+    listed = _kit("dead-letters", "rag_ingest", **running_server)
+    assert (listed.returncode, listed.stdout) == (0, "0 dead letter(s) of RAG_INGEST for acme\n"), listed.stderr
+    assert _kit("dead-letters", "RAG_INGEST", "--json", **running_server).stdout == ""
+    assert _kit("dead-letters", "RAG_INGEST", "--replay", **running_server).stdout == "0 job(s) enqueued again\n"
+
+
+def test_a_worker_serves_until_it_is_told_to_end(running_server: dict[str, str]) -> None:
+    worker = _Running("worker", "prompts", "--setting", "concurrency=2", **running_server)
+    assert "serving prompts for acme" in worker.read_until("Ctrl-C drains")
+    assert worker.end() == 0
+    assert worker.said.endswith("stopped\n")
+
+
+def test_a_worker_that_cannot_start_says_why(running_server: dict[str, str]) -> None:
+    nobody = _kit("worker", "prompts", NATS_URL="nats://127.0.0.1:1")
+    assert nobody.returncode == 1
+    assert nobody.stderr.startswith("kit worker: ")
+    assert "Traceback" not in nobody.stderr
+    unknown = _kit("worker", "nope", **running_server)
+    assert unknown.returncode == 2
+    assert unknown.stderr.startswith("kit worker: no component 'nope'; there are ")
+    setting = _kit("worker", "prompts", "--setting", "colour=red", **running_server)
+    assert setting.returncode == 2
+    assert "no setting 'colour'; there are: prompts: " in setting.stderr
+
+
+def test_a_port_that_is_taken_is_said(running_server: dict[str, str]) -> None:
+    port = running_server["NATS_URL"].rpartition(":")[2]
+    taken = _kit("server", "--port", port)
+    assert taken.returncode == 1
+    assert taken.stderr == f"kit server: port {port} on 127.0.0.1 is taken: choose another, or port=0 for a free one\n"
+
+
+def test_the_worker_help_lists_the_components(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["worker", "--help"])
+    text = capsys.readouterr().out
+    for name in components.names():
+        assert f"  {name:<12} {components.summary(name)}" in text
