@@ -42,8 +42,10 @@ class Fault:
         self.error = error
         self.refused = refused
         self.error_type = type(error).__name__[:200]
-        # The codec names paths and rules, never values.
-        self.detail = str(error)[:_LONGEST] if isinstance(error, CodecError) else without_content(str(error), data)
+        # The codec names paths and rules, never values; a component may say the same of its errors: they name ids,
+        # columns and versions, which stand in the data too and are what the caller has to know.
+        free = isinstance(error, CodecError) or getattr(error, "content_free", False) is True
+        self.detail = str(error)[:_LONGEST] if free else without_content(str(error), data)
         self.retryable = is_retryable(error)
         self.path = error.path if isinstance(error, CodecError) else None
         after = getattr(error, "retry_after", None)
