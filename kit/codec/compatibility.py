@@ -209,7 +209,7 @@ class _Inclusion:
     def schema(self, reader: Any, writer: Any, path: str) -> Found:
         """Yield what the reader may refuse."""
         reader, writer = _resolved(reader, self.reader_root), _resolved(writer, self.writer_root)
-        if not reader or writer is None:
+        if reader == {} or writer is None:
             return  # The reader takes anything, or the writer writes nothing.
         if reader is None:
             yield path, "the reader takes nothing there"

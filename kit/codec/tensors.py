@@ -23,6 +23,7 @@ from .exact import pointer
 KEYWORD = "x-kit-tensor"
 EACH = "*"
 Path = tuple[str, ...]
+_DEEPEST = 16  # names on a path; a schema may refer to itself
 _DTYPE = np.dtype("<f4")
 
 
@@ -37,7 +38,11 @@ def find(schema: dict[str, Any]) -> dict[Path, int]:
     return found
 
 
-def _find(node: dict[str, Any], root: dict[str, Any], path: Path, found: dict[Path, int]) -> None:
+def _find(node: Any, root: dict[str, Any], path: Path, found: dict[Path, int]) -> None:
+    if not isinstance(node, dict) or len(path) > _DEEPEST:
+        return
+    if "$ref" in node:
+        _find(root["$defs"][node["$ref"].split("/")[-1]], root, path, found)
     if KEYWORD in node:
         if node[KEYWORD]["dtype"] != "float32":
             raise ValueError(f"{'/'.join(path)}: only float32 tensors are known")
@@ -45,8 +50,7 @@ def _find(node: dict[str, Any], root: dict[str, Any], path: Path, found: dict[Pa
         return
     for name, child in node.get("properties", {}).items():
         _find(child, root, (*path, name), found)
-    if isinstance(node.get("items"), dict):
-        _find(node["items"], root, (*path, EACH), found)
+    _find(node.get("items"), root, (*path, EACH), found)
 
 
 def _bytes_of(value: Any, rank: int, path: tuple[str | int, ...], message_type: str) -> np.ndarray[Any, Any]:
