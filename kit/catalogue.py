@@ -476,49 +476,49 @@ LLMOPS_OPERATIONS = Operation(
     name="LLMOPS_OPERATIONS", prefix="ai.llmops.operations", mode=Mode.EVENT, component="llmops",
     message_type="llm_operation", publisher="gateway workers", subscriber="LLMOps", stored=True,
     purpose="log every LLM operation",
-    send_span=LLMOPS_OPERATION_PUBLISH, handle_span=LLMOPS_OPERATION_LOG,
+    send_span=LLMOPS_OPERATION_PUBLISH, handle_span=LLMOPS_OPERATION_LOG, served=True,
 )  # fmt: skip
 LLMOPS_COST_ALERTS = Operation(
     name="LLMOPS_COST_ALERTS", prefix="ai.llmops.cost-alerts", mode=Mode.EVENT, component="llmops",
     message_type="cost_alert", publisher="LLMOps", subscriber="alerting", stored=True,
     purpose="aggregated spend crossed a threshold",
-    send_span=LLMOPS_COST_ALERT_PUBLISH, handle_span=LLMOPS_COST_ALERT_RECEIVE,
+    send_span=LLMOPS_COST_ALERT_PUBLISH, handle_span=LLMOPS_COST_ALERT_RECEIVE, served=True,
 )  # fmt: skip
 LLMOPS_REPORTS = Operation(
     name="LLMOPS_REPORTS", prefix="ai.llmops.reports", mode=Mode.REQUEST, component="llmops",
     message_type="usage_report_request", result_type="usage_report", publisher="anyone", subscriber="LLMOps",
     purpose="usage reports",
-    send_span=LLMOPS_REPORT_REQUEST, handle_span=LLMOPS_REPORT_BUILD,
+    send_span=LLMOPS_REPORT_REQUEST, handle_span=LLMOPS_REPORT_BUILD, served=True,
 )  # fmt: skip
 MLOPS_TRAINING = Operation(
     name="MLOPS_TRAINING", prefix="ai.mlops.training", mode=Mode.JOB, component="mlops",
     message_type="ml_training_job", result_type="ml_training_result", publisher="components",
     subscriber="training workers", purpose="queue training jobs", policy=JobPolicy(ack_wait=30.0),
-    send_span=MLOPS_TRAINING_SUBMIT, handle_span=MLOPS_TRAINING_JOB,
+    send_span=MLOPS_TRAINING_SUBMIT, handle_span=MLOPS_TRAINING_JOB, served=True,
 )  # fmt: skip
 MLOPS_PREDICTIONS = Operation(
     name="MLOPS_PREDICTIONS", prefix="ai.mlops.predictions", mode=Mode.REQUEST, component="mlops",
     message_type="ml_prediction_request", result_type="ml_prediction", publisher="components",
     subscriber="prediction workers", purpose="predict with the champion",
-    send_span=MLOPS_PREDICTION_REQUEST, handle_span=MLOPS_PREDICTION,
+    send_span=MLOPS_PREDICTION_REQUEST, handle_span=MLOPS_PREDICTION, served=True,
 )  # fmt: skip
 MLOPS_DEPLOY = Operation(
     name="MLOPS_DEPLOY", prefix="ai.mlops.deploy", mode=Mode.EVENT, component="mlops",
     message_type="ml_deployment", publisher="MLOps", subscriber="prediction workers", stored=True,
     purpose="which version is champion",
-    send_span=MLOPS_DEPLOY_PUBLISH, handle_span=MLOPS_DEPLOY_RECEIVE,
+    send_span=MLOPS_DEPLOY_PUBLISH, handle_span=MLOPS_DEPLOY_RECEIVE, served=True,
 )  # fmt: skip
 PROMPT_TEMPLATES = Operation(
     name="PROMPT_TEMPLATES", prefix="ai.prompt.templates", mode=Mode.EVENT, component="prompts",
     message_type="prompt_template", publisher="prompt store", subscriber="every reader", stored=True,
     purpose="a template or a label changed",
-    send_span=PROMPT_TEMPLATE_PUBLISH, handle_span=PROMPT_TEMPLATE_RECEIVE,
+    send_span=PROMPT_TEMPLATE_PUBLISH, handle_span=PROMPT_TEMPLATE_RECEIVE, served=True,
 )  # fmt: skip
 PROMPT_CONTEXT = Operation(
     name="PROMPT_CONTEXT", prefix="ai.prompt.context", mode=Mode.REQUEST, component="prompts",
     message_type="prompt_context_request", result_type="prompt_context", publisher="components",
     subscriber="prompt service", purpose="build a context within a token budget",
-    send_span=PROMPT_CONTEXT_REQUEST, handle_span=PROMPT_CONTEXT_BUILD,
+    send_span=PROMPT_CONTEXT_REQUEST, handle_span=PROMPT_CONTEXT_BUILD, served=True,
 )  # fmt: skip
 API_QUERIES = Operation(
     name="API_QUERIES", prefix="ai.api.queries", mode=Mode.REQUEST, component="document_qa",

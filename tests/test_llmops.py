@@ -54,7 +54,7 @@ async def until(condition: Any, seconds: float = 30.0) -> None:
 
 async def logged(bus: Any, folder: Path, count: int) -> None:
     async def there() -> bool:
-        return len(await llmops.operations(bus, lancedb_uri=folder)) >= count
+        return len(await llmops.operations(bus, uri=folder)) >= count
 
     await until(there)
 
@@ -77,7 +77,7 @@ async def test_operations_are_logged_once_whatever_is_repeated(tenant_bus: Any, 
     for number in range(30):
         await tenant_bus.publish(LLMOPS_OPERATIONS, operation(number, tenant_bus))
     await tenant_bus.publish(LLMOPS_OPERATIONS, operation(3, tenant_bus, latency_ms=99.0))
-    async with await llmops.serve(tenant_bus, lancedb_uri=tmp_path):
+    async with await llmops.serve(tenant_bus, uri=tmp_path):
         await tenant_bus.publish(LLMOPS_OPERATIONS, operation(30, tenant_bus, metadata={"a": [1]}, cost=None))
         await logged(tenant_bus, tmp_path, 31)
 
@@ -85,7 +85,7 @@ async def test_operations_are_logged_once_whatever_is_repeated(tenant_bus: Any, 
             return bool(telemetry.recorder.total(LLMOPS_OPERATIONS_LOGGED.name) == 32)
 
         await until(all_handled)
-    frame = await llmops.operations(tenant_bus, lancedb_uri=tmp_path)
+    frame = await llmops.operations(tenant_bus, uri=tmp_path)
     assert len(frame) == frame["operation_id"].nunique() == 31
     assert (frame["latency_ms"] == 10.0).all()
     assert frame["cost"].sum() == pytest.approx(7.5)
@@ -98,18 +98,18 @@ async def test_operations_are_logged_once_whatever_is_repeated(tenant_bus: Any, 
 
 
 async def test_a_worker_that_comes_back_goes_on_where_it_stopped(tenant_bus: Any, tmp_path: Path) -> None:
-    async with await llmops.serve(tenant_bus, lancedb_uri=tmp_path):
+    async with await llmops.serve(tenant_bus, uri=tmp_path):
         await tenant_bus.publish(LLMOPS_OPERATIONS, operation(1, tenant_bus))
         await logged(tenant_bus, tmp_path, 1)
     await tenant_bus.publish(LLMOPS_OPERATIONS, operation(2, tenant_bus))
-    async with await llmops.serve(tenant_bus, lancedb_uri=tmp_path):
+    async with await llmops.serve(tenant_bus, uri=tmp_path):
         await logged(tenant_bus, tmp_path, 2)
 
 
 async def test_what_pandera_does_not_take_is_refused_and_the_rest_is_written(
     tenant_bus: Any, tmp_path: Path, telemetry: Any
 ) -> None:
-    async with await llmops.serve(tenant_bus, lancedb_uri=tmp_path):
+    async with await llmops.serve(tenant_bus, uri=tmp_path):
         await tenant_bus.publish(LLMOPS_OPERATIONS, operation(1, tenant_bus, tenant_id="somebody-else"))
         await tenant_bus.publish(LLMOPS_OPERATIONS, operation(2, tenant_bus))
         await logged(tenant_bus, tmp_path, 1)
@@ -118,7 +118,7 @@ async def test_what_pandera_does_not_take_is_refused_and_the_rest_is_written(
             return bool(telemetry.recorder.total(LLMOPS_OPERATIONS_LOGGED.name, error_type="OperationRefused"))
 
         await until(refused)
-    frame = await llmops.operations(tenant_bus, lancedb_uri=tmp_path)
+    frame = await llmops.operations(tenant_bus, uri=tmp_path)
     assert list(frame["operation_id"]) == ["op-2"]
 
 
@@ -133,7 +133,7 @@ async def test_a_log_that_cannot_be_written_loses_nothing(
         return await real(self, rows)
 
     monkeypatch.setattr(OperationLog, "append", failing)
-    async with await llmops.serve(tenant_bus, lancedb_uri=tmp_path):
+    async with await llmops.serve(tenant_bus, uri=tmp_path):
         await tenant_bus.publish(LLMOPS_OPERATIONS, operation(1, tenant_bus))
         await logged(tenant_bus, tmp_path, 1)
     assert not failures
@@ -180,7 +180,7 @@ async def test_alerts_are_not_repeated_by_a_restart_or_a_second_worker(
     tenant_bus: Any, tmp_path: Path, telemetry: Any
 ) -> None:
     alerts = Alerts()
-    settings: dict[str, Any] = {"lancedb_uri": tmp_path, "thresholds": [1.0], "sweep_seconds": 0.05}
+    settings: dict[str, Any] = {"uri": tmp_path, "thresholds": [1.0], "sweep_seconds": 0.05}
 
     async def heard() -> bool:
         return bool(alerts.heard)
@@ -220,7 +220,7 @@ async def test_an_alert_that_a_worker_died_over_is_told_by_the_next(tenant_bus: 
 
     async with (
         await tenant_bus.subscribe(LLMOPS_COST_ALERTS, alerts.hear),
-        await llmops.serve(tenant_bus, lancedb_uri=tmp_path, thresholds=[threshold]),
+        await llmops.serve(tenant_bus, uri=tmp_path, thresholds=[threshold]),
     ):
         await until(heard)
     assert alerts.heard[0]["alert_id"] == "one"
@@ -235,7 +235,7 @@ async def test_each_model_has_its_own_threshold(tenant_bus: Any, tmp_path: Path)
     thresholds = [{"limit": 0.5, "scope": "model"}, Threshold(limit=9.0, scope="model", name="dear")]
     async with (
         await tenant_bus.subscribe(LLMOPS_COST_ALERTS, alerts.hear),
-        await llmops.serve(tenant_bus, lancedb_uri=tmp_path, thresholds=thresholds),
+        await llmops.serve(tenant_bus, uri=tmp_path, thresholds=thresholds),
     ):
         for number, model in enumerate(["a", "a", "b", "c", "c"]):
             await tenant_bus.publish(LLMOPS_OPERATIONS, operation(number, tenant_bus, model=model))
@@ -247,7 +247,7 @@ async def test_each_model_has_its_own_threshold(tenant_bus: Any, tmp_path: Path)
 
 async def test_reports_are_answered_over_the_bus(tenant_bus: Any, tmp_path: Path, telemetry: Any) -> None:
     days = ("2026-03-01T10:00:00Z", "2026-03-02T10:00:00Z")
-    async with await llmops.serve(tenant_bus, lancedb_uri=tmp_path):
+    async with await llmops.serve(tenant_bus, uri=tmp_path):
         for number in range(20):
             failed = {"status": "error", "cost": None, "error_type": "RateLimitError"} if number % 10 == 0 else {}
             await tenant_bus.publish(
@@ -284,15 +284,15 @@ async def test_reports_are_answered_over_the_bus(tenant_bus: Any, tmp_path: Path
 
 async def test_tenants_have_databases_of_their_own(tenant_bus: Any, bus: Any, tmp_path: Path) -> None:
     async with (
-        await llmops.serve(tenant_bus, lancedb_uri=tmp_path),
-        await llmops.serve(bus, lancedb_uri=tmp_path),
+        await llmops.serve(tenant_bus, uri=tmp_path),
+        await llmops.serve(bus, uri=tmp_path),
     ):
         await tenant_bus.publish(LLMOPS_OPERATIONS, operation(1, tenant_bus))
         await bus.publish(LLMOPS_OPERATIONS, operation(2, bus))
         await logged(tenant_bus, tmp_path, 1)
         await logged(bus, tmp_path, 1)
-    both = await llmops.operations([tenant_bus.tenant_id, bus.tenant_id], lancedb_uri=tmp_path)
+    both = await llmops.operations([tenant_bus.tenant_id, bus.tenant_id], uri=tmp_path)
     assert sorted(zip(both["tenant_id"], both["operation_id"], strict=True)) == [
         (bus.tenant_id, "op-2"), (tenant_bus.tenant_id, "op-1"),
     ]  # fmt: skip
-    assert len(await llmops.operations(bus.tenant_id, lancedb_uri=tmp_path)) == 1
+    assert len(await llmops.operations(bus.tenant_id, uri=tmp_path)) == 1

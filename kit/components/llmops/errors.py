@@ -15,6 +15,7 @@ class LLMOpsError(ComponentError):
     """The operation log refused or failed."""
 
     retryable = False
+    content_free = True  # messages are made of names, types and sizes only
 
 
 class OperationRefused(LLMOpsError):

@@ -34,20 +34,22 @@ LINGER = 0.02  # seconds that a batch waits for company
 async def serve(
     bus: Bus,
     *,
-    lancedb_uri: str | Path | None = None,
+    uri: str | Path | None = None,
     thresholds: Iterable[Threshold | Mapping[str, Any] | float] = (),
     sweep_seconds: float = 30.0,
+    storage_options: dict[str, str] | None = None,
 ) -> Service:
     """Write the tenant's operations to its log, watch its spend, answer LLMOPS_REPORTS.
 
     Args:
-        lancedb_uri: folder or LanceDB URI that holds a database for each tenant; None: KIT_LANCEDB_URI, else
+        uri: folder or LanceDB URI that holds a database for each tenant; None: KIT_LANCEDB_URI, else
             ``.kit/lancedb``.
         thresholds: of spend; a number is the tenant's, in USD a day.
         sweep_seconds: seconds between two recounts from the log, which see other workers' operations and notice that
             spend fell.
+        storage_options: LanceDB's, for object storage.
     """
-    log = await OperationLog.open(bus.tenant_id, lancedb_uri)
+    log = await OperationLog.open(bus.tenant_id, uri, storage_options=storage_options)
     await asyncio.to_thread(log.check, [])  # loads pandera now, not while the first operations wait
     tracker = CostTracker(bus, log, [_threshold(given) for given in thresholds])
     await tracker.start()
@@ -100,14 +102,16 @@ async def report(
 async def operations(
     tenants: Bus | str | Sequence[str],
     *,
-    lancedb_uri: str | Path | None = None,
+    uri: str | Path | None = None,
     since: dt.datetime | None = None,
     until: dt.datetime | None = None,
+    storage_options: dict[str, str] | None = None,
 ) -> pd.DataFrame:
     """Return logged operations, the oldest first: a bus's tenant's, or those of tenants whose databases are at hand.
 
     Args:
         tenants: a bus, a tenant's id, or several.
+        uri: as for ``serve``, as ``storage_options``.
     """
     import pandas as pd
 
@@ -115,7 +119,7 @@ async def operations(
     ids = list(named) if isinstance(named, Sequence) else [named.tenant_id]
     frames = []
     for tenant_id in ids:
-        log = await OperationLog.open(tenant_id, lancedb_uri)
+        log = await OperationLog.open(tenant_id, uri, storage_options=storage_options)
         frames.append(await log.frame(since, until))
         log.close()
     return frames[0] if len(frames) == 1 else pd.concat(frames, ignore_index=True).sort_values("timestamp")

@@ -99,15 +99,18 @@ class OperationLog:
         self._checks: Any = None
 
     @classmethod
-    async def open(cls, tenant_id: str, uri: str | Path | None = None) -> Self:
+    async def open(
+        cls, tenant_id: str, uri: str | Path | None = None, *, storage_options: dict[str, str] | None = None
+    ) -> Self:
         """Open a tenant's log, made when it is missing.
 
         Args:
             uri: folder or LanceDB URI that holds a database for each tenant; None: KIT_LANCEDB_URI, else
                 ``.kit/lancedb`` in the working directory.
+            storage_options: LanceDB's, for object storage.
         """
         lancedb = await asyncio.to_thread(importlib.import_module, "lancedb")
-        connection = await lancedb.connect_async(database(tenant_id, uri))
+        connection = await lancedb.connect_async(database(tenant_id, uri), storage_options=storage_options)
         return cls(await connection.create_table(TABLE, schema=schema(), exist_ok=True), tenant_id)
 
     def check(self, operations: Sequence[Mapping[str, Any]]) -> tuple[pa.Table, list[OperationRefused]]:

@@ -20,6 +20,7 @@ class MLOpsError(ComponentError):
     """Training, registering or predicting failed."""
 
     retryable = False
+    content_free = True  # messages are made of names, types and sizes only
 
 
 class TrainingRefused(MLOpsError):

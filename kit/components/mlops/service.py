@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import os
 import secrets
 from pathlib import Path
@@ -60,8 +61,8 @@ async def serve(
 
 def _load(registry: Registry) -> None:
     """Load what predicting and registering need, and open the registry."""
-    import skops.io  # noqa: F401
-
+    for name in ("pandera.pandas", "skops.io"):
+        importlib.import_module(name)
     registry.versions("")
 
 

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -29,6 +30,8 @@ FOLDS = 5
 TEST_SIZE = 0.25
 MODEL_FILE = "model.skops"
 FORMAT = "skops"
+
+_QUOTED = re.compile(r"'([^']*)'")
 
 Tell = Callable[[dict[str, Any]], None]
 
@@ -135,8 +138,13 @@ def _cross_validate(
 
 
 def _plain(error: Exception) -> str:
-    """Return the first line of scikit-learn's message: it names parameters and shapes."""
-    return f"{type(error).__name__}: {str(error).splitlines()[0][:300] if str(error) else ''}"
+    """Return scikit-learn's message as far as it names parameters and shapes; not the values that it quotes."""
+    first = str(error).splitlines()[0].split(" Got ")[0] if str(error) else ""
+    return f"{type(error).__name__}: {_QUOTED.sub(_name_only, first)[:300]}"
+
+
+def _name_only(quoted: re.Match[str]) -> str:
+    return quoted[0] if quoted[1].isidentifier() else "'…'"
 
 
 def _plain_value(value: Any) -> Any:

@@ -29,6 +29,7 @@ class PromptError(ComponentError):
     """A prompt could not be stored, found, rendered or built."""
 
     retryable = False
+    content_free = True  # messages are made of names, types and sizes only
 
 
 class UnknownTemplate(PromptError):
