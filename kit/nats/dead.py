@@ -21,7 +21,7 @@ from kit.catalogue import DEAD_LETTER, DEAD_LETTERS_PREFIX, JOBS_DEAD, OPERATION
 from kit.errors import BusError, CodecError, KitError, PayloadTooLarge, UnknownContract
 from kit.nats.faults import Fault
 from kit.nats.ids import MESSAGE_ID, REPLAYED, REPLY, job_id, token
-from kit.nats.streams import DEAD_STREAM, EXHAUSTED, EXHAUSTED_STREAM, UNDERTAKER, results_stream
+from kit.nats.streams import DEAD_STREAM, EXHAUSTED, EXHAUSTED_STREAM, results_stream
 from kit.nats.worker import drain
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ _log = logging.getLogger("kit.nats")
 
 _BUCKET = "dead-letters"  # of payloads that fit no message any more
 _LONGEST_REPLY = 200  # characters, as the contract of dead letters says
+_ADVISED = 0.02  # s; for the server's advisory to be stored
 _SECONDS = 5.0  # for a dead letter to be stored, or sent again
 
 
@@ -165,7 +166,7 @@ class Graveyard:
     async def letters(self, operation: Operation) -> list[DeadLetter]:
         """Return the dead letters of an operation, oldest first."""
         await self.open()
-        await self.sweep()
+        await self.sweep(operation)
         found: list[DeadLetter] = []
         subject, sequence = f"{DEAD_LETTERS_PREFIX}.{operation.stream}.*", 0
         while (kept := await self._streams.next(DEAD_STREAM, subject, sequence + 1)) is not None:
@@ -202,20 +203,26 @@ class Graveyard:
     def _on_advisory(self, _: Msg) -> None:
         self._bus.background(self.sweep_quietly())
 
-    async def sweep_quietly(self) -> None:
+    async def sweep_quietly(self, operation: Operation | None = None) -> None:
         """Sweep; what fails is tried again by the next sweep."""
         try:
-            await self.sweep()
+            await self.sweep(operation)
         except KitError as error:
             _log.warning("dead letters were not swept: %s", error)
 
-    async def sweep(self) -> int:
-        """Bury what the server gave up since the last sweep, and return how many."""
+    async def sweep(self, operation: Operation | None = None) -> int:
+        """Bury what the server gave up since the last sweep, and return how many.
+
+        Args:
+            operation: whose queue to look into first: while nobody works on it, the server gives nothing up.
+        """
         buried = 0
         async with self._sweeping:
-            while (advisory := await self._streams.pull_one(EXHAUSTED_STREAM, UNDERTAKER)) is not None:
-                buried += await self._bury_exhausted(codec.loads(advisory.data))
-                await self._bus.connection.client.publish(advisory.reply, b"+ACK")
+            if operation is not None and await self._streams.prod(operation):
+                await asyncio.sleep(_ADVISED)
+            while (advisory := await self._streams.next(EXHAUSTED_STREAM, f"{EXHAUSTED}.>", 0)) is not None:
+                buried += await self._bury_exhausted(codec.loads(advisory.payload))
+                await self._streams.delete(EXHAUSTED_STREAM, advisory.sequence)
         return buried
 
     async def _bury_exhausted(self, advisory: dict[str, Any]) -> int:

@@ -141,7 +141,8 @@ class Desk:
         if more is not None:
             headers.update(more)
         twin = self._waiting.get(reply)
-        answer = asyncio.get_running_loop().create_future() if twin is None else twin.answer
+        # The same job, enqueued twice here, has one answer; one that is done may have been sent again since.
+        answer = asyncio.get_running_loop().create_future() if twin is None or twin.done else twin.answer
         job = self._waiting[reply] = Job(self, route, message_id or name, answer)
         ack = await self._streams.store(route.subject, payload, inject(headers) or headers, timeout)
         job.duplicate = ack.duplicate
@@ -156,7 +157,7 @@ class Desk:
             job.put(kept.payload)
         else:
             await self._graveyard.open()
-            await self._graveyard.sweep_quietly()
+            await self._graveyard.sweep_quietly(operation)
 
     def _take(self, message: Msg) -> None:
         job = self._waiting.get(message.subject)

@@ -14,7 +14,7 @@ from nats.js.kv import KV_DEL, KV_OP, KV_PURGE, KeyValue
 
 from kit import codec
 from kit.errors import BusError, ConfigurationError, Conflict
-from kit.nats.streams import DIRECT_GET, NAME_IN_USE, SEQUENCE, Streams, asked
+from kit.nats.streams import DIRECT_GET, NAME_IN_USE, SEQUENCE, TTL, Streams, asked
 
 if TYPE_CHECKING:
     from kit.nats.connection import Connection
@@ -23,7 +23,6 @@ _KEY = re.compile(r"[-/_=a-zA-Z0-9]+(\.[-/_=a-zA-Z0-9]+)*")
 _SECONDS = 5.0
 _MARKER = "Nats-Marker-Reason"  # on what the server puts in place of an expired value
 _EXPECTED = "Nats-Expected-Last-Subject-Sequence"
-_TTL = "Nats-TTL"
 _WRONG_REVISION = (10071, 10164)  # Source: nats-server's errors.json
 
 
@@ -182,7 +181,7 @@ def _checked(key: str) -> str:
 
 def _expiring(headers: dict[str, str], ttl: float | None) -> dict[str, str]:
     if ttl is not None:
-        headers[_TTL] = str(max(round(ttl), 1))
+        headers[TTL] = str(max(round(ttl), 1))
     return headers
 
 

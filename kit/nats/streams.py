@@ -35,20 +35,21 @@ _log = logging.getLogger("kit.nats")
 
 DEAD_STREAM = "KIT_DEAD"
 EXHAUSTED_STREAM = "KIT_EXHAUSTED"
-UNDERTAKER = "undertaker"
 EXHAUSTED = "$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES"  # Source: NATS JetStream advisories
 NEXT = "$JS.API.CONSUMER.MSG.NEXT"  # Source: NATS JetStream wire API, as the next one
 DIRECT_GET = "$JS.API.DIRECT.GET"
 SEQUENCE = "Nats-Sequence"
 SUBJECT = "Nats-Subject"
 TIME = "Nats-Time-Stamp"
+TTL = "Nats-TTL"
 
 _API_SECONDS = 5.0
+_PRODS = 64  # at most, of one queue at a time
 _TRY_SECONDS = 2.0  # for one publish to be acknowledged, before it is sent again under the same id
 _PAUSE = 0.1  # s; before it is sent again, when the answer was a refusal
 _IDLE = 60.0  # s; after which the server forgets a subscriber without a name that pulls no more
 _WINDOW = 600.0  # s; for which the server remembers ids of what was published
-_RESULT_BYTES = 256 * 2**20  # of remembered results, per operation; the oldest are forgotten first
+_RESULTS = 100_000  # remembered, per operation; not a number of bytes, which the server would reserve
 NAME_IN_USE = 10058  # Source: nats-server's errors.json, as the next ones
 _NO_MESSAGE = 10043
 _MESSAGE_TOO_LARGE = 10054
@@ -83,6 +84,7 @@ class Streams:
         self._connection = connection
         self._made: dict[str, asyncio.Task[None]] = {}
         self._context: JetStreamContext | None = None
+        self.large_results_expire = True  # whether the server can forget single messages early
 
     # --- streams ------------------------------------------------------------------------------------------------
 
@@ -108,10 +110,10 @@ class Streams:
         config = _results_config(operation)
         try:
             await self._make(config)
-        except ConfigurationError:
-            # A server before 2.12 knows no persist_mode, and a replicated stream has none.
-            config.persist_mode = None
+        except ConfigurationError:  # a server before 2.12, or 2.11
+            config.persist_mode, config.allow_msg_ttl = None, None
             await self._make(config)
+            self.large_results_expire = False
 
     async def _make_dead(self) -> None:
         await self._make(
@@ -127,12 +129,10 @@ class Streams:
             api.StreamConfig(
                 name=EXHAUSTED_STREAM,
                 subjects=[f"{EXHAUSTED}.>"],
-                retention=api.RetentionPolicy.WORK_QUEUE,
                 max_age=30 * 86400.0,
+                allow_direct=True,
             )
         )
-        config = api.ConsumerConfig(durable_name=UNDERTAKER, ack_wait=10.0, max_ack_pending=-1)
-        await self.consumer(EXHAUSTED_STREAM, config)
 
     async def _make(self, config: api.StreamConfig) -> None:
         replicas = self.replicas()
@@ -271,11 +271,22 @@ class Streams:
         answer = await self._connection.request(f"{DIRECT_GET}.{stream}", codec.dumps(wanted), timeout=_API_SECONDS)
         return stored(answer)
 
-    async def pull_one(self, stream: str, consumer: str) -> Msg | None:
-        """Return the next message of a consumer, to be acknowledged, or None when there is none now."""
-        order = codec.dumps({"batch": 1, "no_wait": True})
-        answer = await self._connection.request(f"{NEXT}.{stream}.{consumer}", order, timeout=_API_SECONDS)
-        return answer if answer.reply else None
+    async def prod(self, operation: Operation) -> bool:
+        """Have the server look at a queue that nobody pulls, and say whether that was of use.
+
+        It gives a message up only when someone pulls. A pull that takes one byte at most gets nothing and costs no
+        message an attempt, but makes the server give up what has had all its attempts, and tell so.
+        """
+        if operation.mode is not Mode.JOB or operation.stream is None:
+            return False
+        try:
+            waiting = (await self.context.consumer_info(operation.stream, operation.queue)).num_redelivered or 0
+        except nats.js.errors.NotFoundError:
+            return False
+        order = codec.dumps({"batch": 1, "max_bytes": 1, "no_wait": True})
+        for _ in range(min(waiting, _PRODS)):  # each brings one to the front
+            await self._connection.request(f"{NEXT}.{operation.stream}.{operation.queue}", order, timeout=_API_SECONDS)
+        return waiting > 0
 
     async def delete(self, stream: str, sequence: int) -> None:
         """Delete a message from a stream; do nothing when it is gone."""
@@ -391,9 +402,10 @@ def _results_config(operation: Operation) -> api.StreamConfig:
         description=f"results of {operation.name}",
         subjects=[f"{RESULTS_PREFIX}.{operation.stream}.*.*"],
         max_age=operation.policy.result_ttl,
-        max_bytes=_RESULT_BYTES,
+        max_msgs=_RESULTS,
         max_msgs_per_subject=1,
         discard=api.DiscardPolicy.OLD,
+        allow_msg_ttl=True,
         duplicate_window=min(operation.policy.result_ttl, 120.0),
         allow_direct=True,
         persist_mode=api.PersistMode.ASYNC,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -21,7 +22,7 @@ from kit.nats.message import Handler
 from kit.nats.pulling import Puller
 from kit.nats.route import Route
 from kit.nats.streaming import CallerGone
-from kit.nats.streams import Streams, results_stream
+from kit.nats.streams import TTL, Streams, results_stream
 from kit.nats.worker import Tasks, Worker
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ _NAK = b"-NAK "
 _HAND_BACK = 0.1  # s; before another worker gets what this one hands back on stop
 _BURY_AGAIN = 2.0  # s; before the next try, when a dead letter could not be stored
 _QUICK = 0.005  # s; handlers that take less get their next messages ahead of time
+_LARGE = 8 * 1024  # bytes; larger results are remembered only as long as a lost acknowledgement needs
+_LARGE_SECONDS = 60.0  # at least
 _AHEAD = 16  # messages at most
 _CAREFUL = 64  # messages to go without any ahead, after one that was delivered before
 
@@ -170,15 +173,11 @@ class PullWorker(Worker):
             if self._loop.time() - held.beat > self._policy.ack_wait:
                 await self._succeeded_late(held, answer)
                 return
-            publish = self._bus.connection.client.publish
             if self._once:
                 # First the note, then the acknowledgement, on one connection: a worker that dies in between is one
                 # whose job is found done.
-                headers = held.message.headers
-                reply = headers.get(REPLY) if headers else None
-                for subject in result_subjects(self.operation, held.message_id, reply):
-                    await publish(subject, answer)
-            await publish(held.message.reply, _ACK)
+                await self._remember(held, answer)
+            await self._bus.connection.client.publish(held.message.reply, _ACK)
         except Disconnected:
             await self._reconnected()
             await self._succeeded_late(held, answer)
@@ -188,10 +187,16 @@ class PullWorker(Worker):
         if self._once:
             if await self._done_before(held):
                 return
-            headers = held.message.headers
-            for subject in result_subjects(self.operation, held.message_id, headers.get(REPLY) if headers else None):
-                await self._bus.connection.client.publish(subject, answer)
+            await self._remember(held, answer)
         await self._confirm(held)
+
+    async def _remember(self, held: _Held, answer: bytes) -> None:
+        """Send the result to its caller and into the memory of results: it is one message where the caller is a bus."""
+        headers, more = held.message.headers, None
+        if len(answer) > _LARGE and self._streams.large_results_expire:
+            more = {TTL: str(math.ceil(max(_LARGE_SECONDS, 4 * self._policy.ack_wait)))}
+        for subject in result_subjects(self.operation, held.message_id, headers.get(REPLY) if headers else None):
+            await self._bus.connection.client.publish(subject, answer, headers=more)
 
     async def _done_before(self, held: _Held) -> bool:
         """Answer with the remembered result, if there is one, and acknowledge."""
