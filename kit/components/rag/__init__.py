@@ -33,16 +33,18 @@ from kit.components.rag.errors import (
     UnreadableDocument,
     UnsupportedType,
 )
+from kit.components.rag.evaluation import Case, ablation, evaluate, evaluate_answers, figure, read_cases
 from kit.components.rag.filters import Condition, document, field
 from kit.components.rag.index import Analysis, Collection, Database
 from kit.components.rag.ranking import Ranking
-from kit.components.rag.readers import Document
+from kit.components.rag.readers import Document, Folder
 from kit.components.rag.rows import Hit
 from kit.components.rag.service import serve
 
 __all__ = [
     "Analysis",
     "BadEncoding",
+    "Case",
     "Chunk",
     "Chunking",
     "Citations",
@@ -54,6 +56,7 @@ __all__ = [
     "EmbeddingMismatch",
     "EmptyDocument",
     "FilterRefused",
+    "Folder",
     "Hit",
     "IndexBusy",
     "Ingestion",
@@ -64,15 +67,20 @@ __all__ = [
     "Ranking",
     "UnreadableDocument",
     "UnsupportedType",
+    "ablation",
     "check_citations",
     "chunk",
     "delete_document",
     "document",
+    "evaluate",
+    "evaluate_answers",
     "field",
+    "figure",
     "ingest_documents",
     "ingest_folder",
     "ingest_jsonl",
     "query",
+    "read_cases",
     "serve",
     "watch_status",
 ]

@@ -16,7 +16,7 @@ from kit.components.rag.chunking import Chunk, Chunking, chunk
 from kit.components.rag.embedding import Embedded, Embedder
 from kit.components.rag.errors import DocumentRefused, EmbeddingMismatch, EmptyDocument, RagError
 from kit.components.rag.index import COLLECTION, Database
-from kit.components.rag.readers import HTML, PDF, PLAIN, Reading, read
+from kit.components.rag.readers import HTML, PDF, PLAIN, Reading, read, title_from
 from kit.components.rag.rows import Entry, embedded_lead, embedded_text, fingerprint
 from kit.errors import BusError, KitError
 from kit.otel import semconv
@@ -67,7 +67,7 @@ class Ingester:
         if await self._is_unchanged(data, sha256):
             return {"status": "unchanged", "sha256": sha256}
         reading, chunks = await self._chunks(data, content)
-        title = data.get("title") or reading.title or ""
+        title = data.get("title") or reading.title or title_from(data.get("source", ""))
         vectors, leads, embedded = await self._embedded(data, chunks, title)
         entry = Entry(
             document_id=data["document_id"], sha256=sha256, sent_at=data["timestamp"], chunks=chunks, vectors=vectors,

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
 from kit import codec
@@ -210,6 +210,12 @@ def shortened(name: str) -> str:
     if len(name) <= MAX_ID:
         return name
     return f"{hashlib.sha256(name.encode()).hexdigest()[:16]}…{name[-(MAX_ID - 17) :]}"
+
+
+def title_from(source: str) -> str:
+    """Return what a file's name says of its content: ``docs/refund_policy.txt`` is "refund policy"; "" for no file."""
+    path = PurePosixPath(source)
+    return re.sub(r"[\s_-]+", " ", path.stem).strip() if path.suffix.lower() in MEDIA_TYPES else ""
 
 
 def page_of(pages: tuple[int, ...], offset: int) -> int | None:

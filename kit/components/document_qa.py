@@ -1,0 +1,198 @@
+"""Document Q&A: the specification's end-to-end case, a question answered from a tenant's documents in one trace.
+
+    use_case.document_qa                    at the caller: ask()
+    └─ api.query.process                    here: the question is routed
+       └─ rag.query … gateway.generate …    at the RAG and gateway workers
+
+It knows the other components by the catalogue's rows alone.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from typing import TYPE_CHECKING, Any
+
+from kit import codec
+from kit.catalogue import API_QUERIES, GATEWAY_REQUESTS, RAG_QUERIES
+from kit.components import Service
+from kit.errors import BusError, ComponentError, JobDead, RemoteError
+from kit.otel import captures_content, semconv
+
+if TYPE_CHECKING:
+    from kit.nats.bus import Bus
+    from kit.nats.message import Message
+
+SECONDS = 60.0
+MODEL = "default"  # the gateway's
+_PASSED_ON = ("user_id", "session_id", "collection")
+
+
+class QuestionRefused(ComponentError):
+    """A question that cannot be answered as it is asked."""
+
+    retryable = False
+
+
+class QuestionFailed(ComponentError):
+    """A component that the answer needs refused or failed.
+
+    Attributes:
+        component: which one; error_type, detail: what it said.
+    """
+
+    def __init__(self, component: str, *, error_type: str, detail: str, retryable: bool = False) -> None:
+        self.component, self.error_type, self.detail, self.retryable = component, error_type, detail, retryable
+        super().__init__(f"{component} failed with {error_type}: {detail}")
+
+
+async def serve(bus: Bus, *, model: str = MODEL, concurrency: int = 32) -> Service:
+    """Answer questions of the bus's tenant.
+
+    Args:
+        bus: of the tenant.
+        model: the gateway's model for questions that are not for the documents (mode ``llm``).
+        concurrency: questions handled at once.
+    """
+    desk = Desk(bus, model)
+    return Service([await bus.serve(API_QUERIES, desk.handle, concurrency=concurrency)])
+
+
+async def ask(
+    bus: Bus,
+    question: str,
+    *,
+    user_id: str | None = None,
+    session_id: str | None = None,
+    mode: str = "auto",
+    collection: str | None = None,
+    timeout: float = SECONDS,
+    **parameters: Any,
+) -> dict[str, Any]:
+    """Ask a question and return its ``api_answer``: the answer with numbered sources, or the reason why there is none.
+
+    Args:
+        question: in words.
+        user_id, session_id: who asks, and in which conversation.
+        mode: ``auto`` and ``rag`` ask the tenant's documents; ``llm`` asks the model alone: nothing supports that.
+        collection: of documents; None: the default one.
+        timeout: seconds for the whole answer.
+        parameters: of the search and of the model, as in the ``rag_query`` contract (``top_k``, ``model``, …).
+
+    Raises:
+        QuestionRefused: there is no question.
+        NoResponders: nobody serves Document Q&A.
+        RemoteError: it was refused, or a component failed; ``error_type`` tells which error it was.
+        DeadlineExceeded: no answer within ``timeout`` seconds.
+    """
+    if not question.strip():
+        raise QuestionRefused("there is no question")
+    data: dict[str, Any] = {
+        "query_id": uuid.uuid4().hex, "query": question, "tenant_id": bus.tenant_id, "mode": mode,
+        "timestamp": codec.now(), "timeout": timeout,
+    }  # fmt: skip
+    given = {"user_id": user_id, "session_id": session_id, "collection": collection}
+    data |= {key: value for key, value in given.items() if value is not None}
+    if parameters:
+        data["parameters"] = parameters
+    return (await bus.request(API_QUERIES, data, timeout=timeout)).data
+
+
+class Desk:
+    """Handles ``api.queries``: returns an ``api_answer``."""
+
+    def __init__(self, bus: Bus, model: str) -> None:
+        self._bus, self._model = bus, model
+
+    async def handle(self, message: Message) -> dict[str, Any]:
+        """Route a question to its answer.
+
+        Raises:
+            QuestionRefused: no question, or a mode that nobody serves.
+            QuestionFailed: a component that the answer needs failed.
+        """
+        data, started = message.data, time.monotonic()
+        self._describe(data)
+        if not data["query"].strip():
+            raise QuestionRefused("there is no question")
+        mode = data.get("mode", "auto")
+        routes = {"auto": self._from_documents, "rag": self._from_documents, "llm": self._from_model}
+        if mode not in routes:
+            raise QuestionRefused(f"nobody here serves mode {mode!r}: use auto, rag or llm")
+        deadline = started + float(data.get("timeout") or SECONDS)
+        answer = await routes[mode](data, deadline)
+        answer |= {
+            "query_id": data["query_id"], "timestamp": codec.now(), "tenant_id": self._bus.tenant_id,
+            "duration": time.monotonic() - started, "status": "success",
+        }  # fmt: skip
+        self._bus.telemetry.annotate(
+            {
+                semconv.RESPONSE_RECEIVED: True,
+                semconv.RESPONSE_TOKENS: answer["metadata"]["tokens"]["total"],
+                semconv.RAG_SUPPORTED: answer["supported"],
+            }
+        )
+        return answer | {key: data[key] for key in ("user_id", "session_id") if key in data}
+
+    async def _from_documents(self, data: dict[str, Any], deadline: float) -> dict[str, Any]:
+        """Ask the tenant's documents."""
+        parameters = {**data.get("parameters", {}), **({"model": data["model"]} if "model" in data else {})}
+        asked: dict[str, Any] = {
+            "query_id": data["query_id"], "query": data["query"], "tenant_id": self._bus.tenant_id,
+            "timestamp": codec.now(), "parameters": parameters, "timeout": _left(deadline),
+        }  # fmt: skip
+        asked |= {key: data[key] for key in _PASSED_ON if key in data}
+        try:
+            result = (await self._bus.request(RAG_QUERIES, asked, timeout=_left(deadline))).data
+        except RemoteError as error:
+            raise QuestionFailed(
+                "rag", error_type=error.error_type, detail=error.detail, retryable=error.retryable
+            ) from error
+        except BusError as error:
+            raise QuestionFailed("rag", error_type=type(error).__name__, detail=str(error), retryable=True) from error
+        kept: dict[str, Any] = {
+            key: result[key] for key in ("answer", "supported", "sources", "reason") if key in result
+        }
+        step = {"name": RAG_QUERIES.name, "status": "success", "duration": result.get("duration", 0.0)}
+        return {**kept, "metadata": result["metadata"], "mode": "rag", "steps": [step]}
+
+    async def _from_model(self, data: dict[str, Any], deadline: float) -> dict[str, Any]:
+        """Ask the model alone: an answer that no document supports, and that says so."""
+        asked: dict[str, Any] = {
+            "request_id": uuid.uuid4().hex, "tenant_id": self._bus.tenant_id, "timestamp": codec.now(),
+            "model": data.get("model", self._model), "messages": [{"role": "user", "content": data["query"]}],
+            "component": "document_qa",
+        }  # fmt: skip
+        asked |= {key: data[key] for key in ("user_id", "session_id") if key in data}
+        try:
+            response = (await self._bus.run(GATEWAY_REQUESTS, asked, timeout=_left(deadline))).data
+        except JobDead as error:
+            raise QuestionFailed("gateway", error_type=error.error_type, detail=error.detail) from error
+        except BusError as error:
+            raise QuestionFailed(
+                "gateway", error_type=type(error).__name__, detail=str(error), retryable=True
+            ) from error
+        metadata = {
+            key: response[key] for key in ("tokens", "cost", "currency", "price_source", "model") if key in response
+        }
+        step = {"name": GATEWAY_REQUESTS.name, "status": "success", "duration": response.get("duration", 0.0)}
+        return {
+            "answer": response["response"], "supported": False, "sources": [], "metadata": metadata, "mode": "llm",
+            "reason": "the model was asked alone, no documents were looked at", "steps": [step],
+        }  # fmt: skip
+
+    def _describe(self, data: dict[str, Any]) -> None:
+        """Put what is known of the question on its span; its words only where content is asked for."""
+        attributes: dict[str, Any] = {
+            semconv.RAG_QUERY_ID: data["query_id"],
+            semconv.RAG_QUERY_LENGTH: len(data["query"]),
+        }
+        if "user_id" in data:
+            attributes[semconv.USER_ID] = data["user_id"]
+        if captures_content():
+            attributes[semconv.QUERY] = data["query"]
+        self._bus.telemetry.annotate(attributes)
+
+
+def _left(deadline: float) -> float:
+    return max(deadline - time.monotonic(), 0.1)
