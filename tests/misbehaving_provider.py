@@ -1,7 +1,7 @@
 """An OpenAI-compatible HTTP server on loopback that misbehaves on purpose, as told by the model's name.
 
 ``ok`` answers; ``slow-0.2`` answers after 0.2 s; ``fail-500x2`` answers 500 twice and then well (without ``x2``:
-always; any status); ``limited-0.3x1`` answers 429 with ``Retry-After: 0.3`` once; ``hang`` never answers; ``cut`` breaks
+always; any status); ``limited-1x1`` answers 429 with ``Retry-After: 1`` once; ``hang`` never answers; ``cut`` breaks
 the connection in the middle (of a stream, or of the body); ``malformed`` sends a body that is no JSON; ``json-{...}``
 answers with that text; ``drip-0.05`` streams a word every 0.05 s.
 """

@@ -135,7 +135,7 @@ def _state(name: str, passages: Sequence[Passage]) -> str:
     text = "\n".join(passage.text for passage in passages).strip()
     if not text:
         return f"{name} returned nothing."
-    bare = "\n" not in text and len(text.split()) <= 3
+    bare = "\n" not in text and ": " not in text and len(text.split()) <= 3
     return f"The result of {name} is {text.rstrip('.')}." if bare else text[:1500]
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 
 _WORD = re.compile(r"\d+(?:[.,:/]\d+)*|[^\W\d_]+(?:['’][^\W\d_]{1,2}\b)?")
 _ABBREVIATION = re.compile(
-    r"(?:\b(?:e\.g|i\.e|etc|cf|vs|approx|ca|no|nos|fig|eq|vol|pp?|mr|mrs|ms|dr|prof|st|jr|sr|inc|ltd|co|u\.s|a\.m|p\.m"
-    r"|jan|feb|mar|apr|jun|jul|aug|sept?|oct|nov|dec)|\b[A-Z]|^\W*\d{1,2})\.$",
+    r"(?:\b(?:e\.g|i\.e|cf|vs|approx|ca|no|nos|fig|eq|vol|pp?|mr|mrs|ms|dr|prof|st|jr|sr|u\.s"
+    r"|jan|feb|mar|apr|jun|jul|aug|sept?|oct|nov|dec)|^\W*\d{1,2})\.$",
     re.IGNORECASE,
 )
 _INITIAL = re.compile(r"(?:^|[\s(\"“'])[A-Z]\.$")
@@ -53,6 +53,35 @@ class Unit:
 def words(text: str) -> list[str]:
     """Return the words and numbers of a text, as written."""
     return _WORD.findall(text)
+
+
+# Words for one thing in everyday documents that the trained vectors do not bring together by themselves.
+_SYNONYMS_TEXT = """
+vacation leave holiday | fee price cost charge fare | warranty guarantee | phone telephone call | wifi wireless wlan |
+begin start commence open | close shut end | buy purchase order | salary pay wage | doctor physician |
+note certificate | email mail | ceo chief | join register signup enrol | inhabitant population resident people |
+food meal | length long character | heavy weight weigh | hot warm cold temperature | brew make prepare |
+amount volume quantity | error exception failure bug | delete remove erase | copy duplicate clone |
+convert cast transform | speed fast slow performance | document documentation manual | install setup |
+run execute launch | show display print | picture image photo | fix repair solve | forbid prohibit ban |
+allow permit | require need must | employee staff worker | firm company
+"""
+_SYNONYMS = [frozenset(group.split()) for group in _SYNONYMS_TEXT.split("|")]
+
+
+@functools.lru_cache(maxsize=1)
+def _synonyms() -> dict[str, frozenset[str]]:
+    table: dict[str, frozenset[str]] = {}
+    for group in _SYNONYMS:
+        stems = frozenset(stem(word) for word in group)
+        for root in stems:
+            table[root] = table.get(root, frozenset()) | stems
+    return table
+
+
+def synonyms(root: str) -> frozenset[str]:
+    """Return the stems of other everyday words for the same thing; empty for most."""
+    return _synonyms().get(root, frozenset())
 
 
 @functools.lru_cache(maxsize=65_536)
