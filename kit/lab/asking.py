@@ -1,0 +1,238 @@
+"""Ask a question of a corpus from the command line: index what is new, ask, show the answer with its sources."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import sys
+import textwrap
+import uuid
+from collections.abc import Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from kit.catalogue import API_QUERIES, RAG_QUERIES
+from kit.errors import ConfigurationError, StoreInUse
+from kit.lab import components
+from kit.lab.project import project_root
+from kit.lab.quantities import elapsed
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from kit.lab.session import Lab
+
+NEEDED = ("gateway", "rag", "document_qa")
+TIMEOUT = 120.0  # seconds for an answer; a large local model takes its time
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """What is asked, of which documents, and how."""
+
+    text: str
+    corpus: Path
+    tenant_id: str = "acme"
+    model: str | None = None
+    top_k: int = 5
+    store: Path = Path(".kit")
+
+    @property
+    def collection(self) -> str:
+        """The corpus' own collection, so that two corpora never mix: its name, and where it is."""
+        where = hashlib.sha256(str(self.corpus.resolve()).encode()).hexdigest()[:8]
+        slug = re.sub(r"[^a-z0-9]+", "-", self.corpus.stem.lower()).strip("-")[:40] or "corpus"
+        return f"{slug}-{where}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What came back.
+
+    Attributes:
+        data: the answer's message: ``answer``, ``supported``, ``sources`` …
+        trace: the question's trace as text, empty unless it was asked for.
+    """
+
+    data: dict[str, Any]
+    trace: str = ""
+
+
+async def ask(question: Question, *, trace: bool = False, progress: TextIO = sys.stderr) -> Answer:
+    """Index the corpus where it is new, ask, and return the answer.
+
+    Raises:
+        ConfigurationError: there is no such corpus, or nothing in it can be read.
+        NoResponders: with NATS_URL, nobody answers there.
+    """
+    if not question.text.strip():
+        raise ConfigurationError("there is no question")
+    if os.environ.get("NATS_URL"):
+        from kit.lab.session import start
+
+        async with start(question.tenant_id) as lab:
+            return await _asked(lab, question, trace=trace, collection=None)
+    _check(question.corpus)
+    async with _served(question) as lab:
+        await _index(lab, question, progress)
+        return await _asked(lab, question, trace=trace, collection=question.collection)
+
+
+def _check(corpus: Path) -> None:
+    if not corpus.exists():
+        raise ConfigurationError(f"there is no {corpus}: say where the documents are by --corpus")
+
+
+@asynccontextmanager
+async def _served(question: Question) -> AsyncIterator[Lab]:
+    """A lab on the kept store, with what answers; while another process has the store, on a temporary one."""
+    from kit.lab.session import start
+
+    try:
+        lab = await start(question.tenant_id, store=question.store / "nats")
+    except StoreInUse:
+        lab = await start(question.tenant_id)
+    async with lab:
+        chosen = [name for name in NEEDED if name in components.names()]
+        await lab.serve(*chosen, uri=question.store / "lancedb")
+        yield lab
+
+
+# --- indexing ---------------------------------------------------------------------------------------------------
+
+
+async def _index(lab: Lab, question: Question, progress: TextIO) -> None:
+    """Index the corpus unless it is there as it is now."""
+    mark = question.store / "corpora" / f"{question.tenant_id}-{question.collection}.json"
+    now = _fingerprint(question.corpus)
+    if mark.is_file() and (question.store / "lancedb").is_dir() and json.loads(mark.read_text()) == now:
+        return
+    from kit.components import rag
+
+    show = _Meter(progress)
+    into = {"collection": question.collection, "progress": show}
+    if question.corpus.suffix in (".jsonl", ".ndjson"):
+        done = await rag.ingest_jsonl(lab.bus, question.corpus, **into)
+    else:
+        done = await rag.ingest_folder(lab.bus, question.corpus, **into)
+    show.end(f"indexed {done.chunks} passages of {len(done.statuses)} documents in {elapsed(done.seconds)}")
+    for name, reason in list(done.failures.items())[:5]:
+        progress.write(f"  not read: {name}: {reason}\n")
+    if len(done.failures) == len(done.statuses):
+        raise ConfigurationError(f"nothing in {question.corpus} can be read")
+    if not done.failures:
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.write_text(json.dumps(now))
+
+
+def _fingerprint(corpus: Path) -> dict[str, Any]:
+    """What tells one state of a corpus from another without reading it: names, sizes, times of change."""
+    digest, count = hashlib.sha256(), 0
+    for path in sorted(corpus.rglob("*")) if corpus.is_dir() else [corpus]:
+        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(corpus).parts):
+            facts, count = path.stat(), count + 1
+            digest.update(f"{path.relative_to(corpus)}\0{facts.st_size}\0{facts.st_mtime_ns}\n".encode())
+    return {"corpus": str(corpus.resolve()), "files": count, "state": digest.hexdigest()}
+
+
+class _Meter:
+    """Shows how many documents are indexed: a line that moves in a terminal, nothing but its end in a log."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out, self._moves = out, out.isatty()
+
+    def __call__(self, state: Any) -> None:
+        if self._moves:
+            self._out.write(f"\rindexing {state.done} of {state.total} documents ")
+            self._out.flush()
+
+    def end(self, text: str) -> None:
+        self._out.write(f"\r{text:<60}\n" if self._moves else f"{text}\n")
+        self._out.flush()
+
+
+# --- asking -----------------------------------------------------------------------------------------------------
+
+
+async def _asked(lab: Lab, question: Question, *, trace: bool, collection: str | None) -> Answer:
+    from kit import codec
+
+    row = API_QUERIES if "document_qa" in components.names() else RAG_QUERIES
+    data: dict[str, Any] = {
+        "query_id": uuid.uuid4().hex,
+        "query": question.text,
+        "tenant_id": question.tenant_id,
+        "timestamp": codec.now(),
+        "parameters": {"top_k": question.top_k},
+        "timeout": TIMEOUT,
+    }
+    data |= {"model": question.model} if question.model else {}
+    data |= {"collection": collection} if collection else {}
+    if row is RAG_QUERIES and "model" in data:
+        data["parameters"]["model"] = data.pop("model")
+    message = await lab.bus.request(row, data, timeout=TIMEOUT)
+    return Answer(data=message.data, trace=_trace(lab, row.send_span.name) if trace else "")
+
+
+def _trace(lab: Lab, span: str) -> str:
+    """The trace that began with the question."""
+    spans = lab.spans()
+    found = spans[spans["name"] == span]
+    return str(lab.trace(str(found.iloc[-1]["trace_id"]))) if len(found) else "nothing was recorded"
+
+
+# --- showing ----------------------------------------------------------------------------------------------------
+
+
+def as_text(answer: Answer, width: int = 100) -> str:
+    """Return an answer for a terminal: the answer, its numbered sources, what it took."""
+    data = answer.data
+    blocks = []
+    if data["supported"] and data["answer"]:
+        blocks.append("\n".join(textwrap.fill(line, width) for line in data["answer"].splitlines()))
+        blocks.append("Sources\n" + "\n".join(_sources(data["sources"], width, cited=True)))
+    else:
+        reason = data.get("reason") or "no passage comes close enough"
+        blocks.append(f"The documents do not support an answer: {reason}.".replace("..", "."))
+        if data["sources"]:
+            blocks.append("Closest passages\n" + "\n".join(_sources(data["sources"][:3], width, cited=False)))
+    blocks.append(_footer(data))
+    if answer.trace:
+        blocks.append(answer.trace)
+    return "\n\n".join(blocks) + "\n"
+
+
+def _sources(sources: list[dict[str, Any]], width: int, *, cited: bool) -> Iterator[str]:
+    """Each source with its number, its name, where it is from, and the words that support the answer."""
+    shown = [source for source in sources if not cited or source.get("cited", True)]
+    for place, source in enumerate(shown or sources, start=1):
+        number = source.get("citation") or source.get("rank") or place
+        yield f"  [{number}] {_title(source)}"
+        if source.get("source"):
+            yield f"      {source['source']}"
+        quote = source.get("quote") or source.get("content")
+        if quote:
+            yield textwrap.indent(textwrap.shorten(quote, 2 * width, placeholder=" …"), "      ")
+
+
+def _title(source: dict[str, Any]) -> str:
+    metadata = source.get("metadata") or {}
+    title = source.get("title") or source.get("heading") or metadata.get("question")
+    return f"{title} ({source['document_id']})" if title else str(source["document_id"])
+
+
+def _footer(data: dict[str, Any]) -> str:
+    facts = data.get("metadata") or {}
+    parts = [f"answered in {elapsed(data['duration'])}" if "duration" in data else "answered"]
+    parts += [str(facts["model"])] if facts.get("model") else []
+    parts += [f"cost {facts['cost']:.6f} {facts.get('currency', '')}".strip()] if facts.get("cost") else []
+    return " · ".join(parts)
+
+
+def default_corpus() -> Path:
+    """Return the corpus that comes with the project."""
+    return project_root() / "data" / "python_faq.jsonl"
