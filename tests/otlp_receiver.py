@@ -9,9 +9,11 @@ from __future__ import annotations
 import contextlib
 import gzip
 import socket
+import ssl
 import threading
 from concurrent import futures
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any, Literal, Self
 
 import grpc
@@ -46,8 +48,11 @@ class OtlpReceiver:
         requests: the messages as they came, with their path and headers.
     """
 
-    def __init__(self, protocol: Protocol = "grpc", behaviour: Behaviour = "accept") -> None:
+    def __init__(
+        self, protocol: Protocol = "grpc", behaviour: Behaviour = "accept", *, tls: tuple[Path, Path] | None = None
+    ) -> None:
         self.protocol = protocol
+        self._tls = tls  # files of the certificate chain and of its key
         self.behaviour = behaviour
         self.requests: list[tuple[str, Any, dict[str, str]]] = []
         self._released = threading.Event()
@@ -55,7 +60,7 @@ class OtlpReceiver:
 
     def __enter__(self) -> Self:
         port = self._start_grpc() if self.protocol == "grpc" else self._start_http()
-        self.endpoint = f"http://127.0.0.1:{port}"
+        self.endpoint = f"http://127.0.0.1:{port}" if self._tls is None else f"https://localhost:{port}"
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -67,7 +72,11 @@ class OtlpReceiver:
         trace_grpc.add_TraceServiceServicer_to_server(_service("/v1/traces", self), server)
         metrics_grpc.add_MetricsServiceServicer_to_server(_service("/v1/metrics", self), server)
         logs_grpc.add_LogsServiceServicer_to_server(_service("/v1/logs", self), server)
-        port = server.add_insecure_port("127.0.0.1:0")
+        if self._tls is None:
+            port = server.add_insecure_port("127.0.0.1:0")
+        else:
+            chain, key = (path.read_bytes() for path in self._tls)
+            port = server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([(key, chain)]))
         server.start()
         self._stop = lambda: server.stop(grace=None).wait(2.0)
         return port
@@ -75,6 +84,10 @@ class OtlpReceiver:
     def _start_http(self) -> int:
         server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_HttpHandler,), {"receiver": self}))
         server.daemon_threads = True
+        if self._tls is not None:
+            context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+            context.load_cert_chain(*self._tls)
+            server.socket = context.wrap_socket(server.socket, server_side=True)
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
 
         def stop() -> None:

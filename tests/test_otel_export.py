@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from otlp_receiver import OtlpReceiver, Protocol, attributes
@@ -240,16 +241,28 @@ def test_numbers_that_are_none_are_told_and_ignored(
     assert milliseconds("OTEL_BSP_SCHEDULE_DELAY", 5000) == 0.25
 
 
-def test_a_certificate_is_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    certificate = tmp_path / "ca.pem"
-    certificate.write_text("not one", encoding="ascii")
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_CERTIFICATE", str(certificate))
-    telemetry = start_telemetry("x", endpoint="https://127.0.0.1:1", protocol="http/protobuf")
-    with telemetry.operation(RAG_QUERY):
-        pass
-    assert telemetry.force_flush(2.0) is False
-    telemetry.shutdown(0.5)
-    assert telemetry.dropped["traces"] == 1
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_an_endpoint_is_trusted_by_its_certificate_only(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, protocol: Protocol
+) -> None:
+    trustme = pytest.importorskip("trustme")
+    authority, stranger = trustme.CA(), trustme.CA()
+    leaf = authority.issue_cert("localhost")
+    chain, key = tmp_path / "chain.pem", tmp_path / "key.pem"
+    chain.write_bytes(b"".join(blob.bytes() for blob in leaf.cert_chain_pems))
+    key.write_bytes(leaf.private_key_pem.bytes())
+    with OtlpReceiver(protocol, tls=(chain, key)) as receiver:
+        for number, (trusted, expected) in enumerate([(stranger, False), (authority, True)]):
+            ca = tmp_path / f"ca{number}.pem"
+            ca.write_bytes(trusted.cert_pem.bytes())
+            monkeypatch.setenv("OTEL_EXPORTER_OTLP_CERTIFICATE", str(ca))
+            telemetry = start_telemetry("x", endpoint=receiver.endpoint, protocol=protocol, capture_logging=False)
+            with telemetry.operation(RAG_QUERY):
+                pass
+            assert telemetry.force_flush(10.0 if expected else 0.5) is expected
+            telemetry.shutdown(0.2)
+            assert telemetry.exported["traces"] == int(expected)
+        assert [span.name for span in receiver.spans] == ["rag.query"]
 
 
 # --- the queue, with an exporter whose pace the test sets --------------------------------------------------------
@@ -405,3 +418,30 @@ t.shutdown(10)
     assert receiver.metrics["rag.queries.executed"].sum.data_points[0].as_int == 1
     (record,) = receiver.logs
     assert (record.body.string_value, record.span_id) == ("their log", theirs.span_id)
+
+
+def test_what_other_libraries_record_goes_where_the_kits_goes(
+    monkeypatch: pytest.MonkeyPatch, receiver: OtlpReceiver
+) -> None:
+    """As above, but the global providers are caught instead of set, since a process can set them only once."""
+    caught: dict[str, Any] = {}
+    monkeypatch.setattr("opentelemetry.trace.set_tracer_provider", lambda provider: caught.update(tracer=provider))
+    monkeypatch.setattr("opentelemetry.metrics.set_meter_provider", lambda provider: caught.update(meter=provider))
+    monkeypatch.setattr("kit.otel.foreign.set_logger_provider", lambda provider: caught.update(logger=provider))
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "delta")
+    telemetry = start_telemetry("x", endpoint=receiver.endpoint, protocol=receiver.protocol, set_global=True)
+    with telemetry.operation(RAG_QUERY), caught["tracer"].get_tracer("theirs").start_as_current_span("their.span"):
+        caught["logger"].get_logger("theirs").emit(body="their log")
+    counter = caught["meter"].get_meter("theirs").create_counter("their.counter")
+    counts = []
+    for _ in range(2):
+        counter.add(3)
+        assert telemetry.force_flush()
+        assert caught["logger"].force_flush()
+        counts.append(receiver.metrics["their.counter"].sum.data_points[0].as_int)
+    assert counts == [3, 3]
+    assert str(telemetry.recorder.trace()) == "rag.query\n└─ their.span"
+    assert telemetry.recorder.logs()["body"].tolist() == ["their log"]
+    for provider in caught.values():
+        provider.shutdown()
+    telemetry.shutdown()

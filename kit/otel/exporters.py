@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
+    import requests
     from opentelemetry.sdk._logs.export import LogRecordExporter
     from opentelemetry.sdk.metrics.export import MetricExporter
     from opentelemetry.sdk.trace.export import SpanExporter
@@ -69,10 +70,13 @@ class Target:
     def arguments(self, signal: Signal) -> dict[str, Any]:
         """Return the arguments of a signal's OTLP exporter; what is missing it reads from the variables itself."""
         _say_only_failures()
+        http = self.speaks(signal) == HTTP
         arguments: dict[str, Any] = {}
+        if http and setting(signal, "CERTIFICATE"):
+            arguments["session"] = _session()
         if self.endpoint is not None:
             base = self.endpoint.rstrip("/")
-            arguments["endpoint"] = f"{base}/v1/{signal}" if self.speaks(signal) == HTTP else base
+            arguments["endpoint"] = f"{base}/v1/{signal}" if http else base
         if self.headers is not None:
             arguments["headers"] = {name.lower(): value for name, value in self.headers.items()}  # gRPC wants it so
         return arguments
@@ -89,6 +93,22 @@ def _say_only_failures() -> None:
     theirs = logging.getLogger("opentelemetry.exporter")
     if theirs.level == logging.NOTSET:
         theirs.setLevel(logging.ERROR)
+
+
+def _session() -> requests.Session:
+    """A session that trusts what OTEL_EXPORTER_OTLP_CERTIFICATE says, even where REQUESTS_CA_BUNDLE is set.
+
+    By itself requests lets that variable win over the session's own certificate.
+    Source: https://github.com/psf/requests/issues/3829
+    """
+    import requests
+
+    class Session(requests.Session):
+        def merge_environment_settings(self, url: Any, proxies: Any, stream: Any, verify: Any, cert: Any) -> Any:
+            told = self.verify if verify is None and self.verify is not True else verify
+            return super().merge_environment_settings(url, proxies, stream, told, cert)
+
+    return Session()
 
 
 def _port(endpoint: str) -> int | None:
