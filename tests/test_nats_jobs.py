@@ -571,7 +571,7 @@ async def test_a_job_that_kills_every_worker_becomes_a_dead_letter(
 async def test_a_worker_that_lost_its_lease_does_not_answer_twice(
     tenant_bus: Bus, server: Server, tmp_path: Path
 ) -> None:
-    """The first worker blocks its loop past ack_wait; the second takes over; one result, and the late one is dropped."""
+    """The first worker blocks its loop past ack_wait, the second takes over: one result, the late one is dropped."""
     job = await tenant_bus.enqueue(QUICK, TASK, message_id="contested")
     async with workers(tenant_bus, server, tmp_path / "ledger", "block") as (_, noted):
         await eventually(lambda: noted("began") == ["contested"], 10)
