@@ -152,10 +152,12 @@ async def test_failures_use_nothing_up(tenant_bus: Bus) -> None:
     config = (await js.stream_info(AGENT_TASKS.stream or "")).config
     config.max_msgs, config.discard = 1, api.DiscardPolicy.NEW
     await js.update_stream(config)
-    failures = [tenant_bus.enqueue(AGENT_TASKS, TASK, timeout=0.05) for _ in range(500)]
-    outcomes = await asyncio.gather(*failures, return_exceptions=True)
-    assert all(isinstance(outcome, NotStored) for outcome in outcomes)
-    del outcomes, failures  # their tracebacks hold the jobs
+
+    async def failures() -> int:
+        attempts = (tenant_bus.enqueue(AGENT_TASKS, TASK, timeout=0.05) for _ in range(500))
+        return sum(isinstance(end, NotStored) for end in await asyncio.gather(*attempts, return_exceptions=True))
+
+    assert await failures() == 500
     gc.collect()
     assert len(tenant_bus._desk._waiting) <= 1
     assert len(tenant_bus.connection._listeners) == 0
