@@ -8,16 +8,14 @@ import os
 import re
 import sys
 import textwrap
-import uuid
 from collections.abc import Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from kit.catalogue import API_QUERIES, RAG_QUERIES
+from kit.catalogue import API_QUERIES
 from kit.errors import ConfigurationError, StoreInUse
-from kit.lab import components
 from kit.lab.project import project_root
 from kit.lab.quantities import elapsed
 
@@ -26,6 +24,7 @@ if TYPE_CHECKING:
 
     from kit.lab.session import Lab
 
+UNSUPPORTED = "The documents do not support an answer"
 NEEDED = ("gateway", "rag", "document_qa")
 TIMEOUT = 120.0  # seconds for an answer; a large local model takes its time
 
@@ -97,8 +96,7 @@ async def _served(question: Question) -> AsyncIterator[Lab]:
     except StoreInUse:
         lab = await start(question.tenant_id)
     async with lab:
-        chosen = [name for name in NEEDED if name in components.names()]
-        await lab.serve(*chosen, uri=question.store / "lancedb")
+        await lab.serve(*NEEDED, uri=question.store / "lancedb")
         yield lab
 
 
@@ -114,7 +112,7 @@ async def _index(lab: Lab, question: Question, progress: TextIO) -> None:
     from kit.components import rag
 
     show = _Meter(progress)
-    into = {"collection": question.collection, "progress": show}
+    into: dict[str, Any] = {"collection": question.collection, "progress": show}
     if question.corpus.suffix in (".jsonl", ".ndjson"):
         done = await rag.ingest_jsonl(lab.bus, question.corpus, **into)
     else:
@@ -159,29 +157,17 @@ class _Meter:
 
 
 async def _asked(lab: Lab, question: Question, *, trace: bool, collection: str | None) -> Answer:
-    from kit import codec
+    from kit.components import document_qa
 
-    row = API_QUERIES if "document_qa" in components.names() else RAG_QUERIES
-    data: dict[str, Any] = {
-        "query_id": uuid.uuid4().hex,
-        "query": question.text,
-        "tenant_id": question.tenant_id,
-        "timestamp": codec.now(),
-        "parameters": {"top_k": question.top_k},
-        "timeout": TIMEOUT,
-    }
-    data |= {"model": question.model} if question.model else {}
-    data |= {"collection": collection} if collection else {}
-    if row is RAG_QUERIES and "model" in data:
-        data["parameters"]["model"] = data.pop("model")
-    message = await lab.bus.request(row, data, timeout=TIMEOUT)
-    return Answer(data=message.data, trace=_trace(lab, row.send_span.name) if trace else "")
+    parameters: dict[str, Any] = {"top_k": question.top_k, **({"model": question.model} if question.model else {})}
+    data = await document_qa.ask(lab.bus, question.text, collection=collection, timeout=TIMEOUT, **parameters)
+    return Answer(data=data, trace=_trace(lab) if trace else "")
 
 
-def _trace(lab: Lab, span: str) -> str:
+def _trace(lab: Lab) -> str:
     """The trace that began with the question."""
     spans = lab.spans()
-    found = spans[spans["name"] == span]
+    found = spans[spans["name"] == API_QUERIES.send_span.name]
     return str(lab.trace(str(found.iloc[-1]["trace_id"]))) if len(found) else "nothing was recorded"
 
 
@@ -196,8 +182,9 @@ def as_text(answer: Answer, width: int = 100) -> str:
         blocks.append("\n".join(textwrap.fill(line, width) for line in data["answer"].splitlines()))
         blocks.append("Sources\n" + "\n".join(_sources(data["sources"], width, cited=True)))
     else:
-        reason = data.get("reason") or "no passage comes close enough"
-        blocks.append(f"The documents do not support an answer: {reason}.".replace("..", "."))
+        reason = (data.get("reason") or "").rstrip(".")
+        more = f" ({reason})" if reason and reason.lower() not in UNSUPPORTED.lower() else ""
+        blocks.append(f"{UNSUPPORTED}{more}.")
         if data["sources"]:
             blocks.append("Closest passages\n" + "\n".join(_sources(data["sources"][:3], width, cited=False)))
     blocks.append(_footer(data))

@@ -1,0 +1,163 @@
+"""`kit ask` answers from documents that the project has never seen, cites them, and says when they say nothing."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kit.errors import ConfigurationError
+from kit.lab import asking
+from kit.lab.asking import Answer, Question, as_text, ask
+from kit.lab.cli import main
+
+PAGES = {
+    "leave.md": "# Leave\n\n## Parental leave\n\nParental leave is sixteen weeks at full pay. Ask your manager first.",
+    "travel.md": "# Travel\n\n## Trains\n\nTrain tickets are booked in second class. First class needs an approval.",
+    "notes/coffee.txt": "The coffee machine on the third floor is cleaned every Monday.",
+    ".hidden.md": "# Hidden\n\nNobody reads this.",
+}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("handbook")
+    for name, text in PAGES.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("store")
+
+
+async def _ask(text: str, corpus: Path, store: Path, *, trace: bool = False) -> tuple[Answer, str]:
+    said = io.StringIO()
+    answer = await ask(Question(text=text, corpus=corpus, store=store), trace=trace, progress=said)
+    return answer, said.getvalue()
+
+
+async def test_a_question_is_answered_with_its_source_and_its_trace(corpus: Path, store: Path) -> None:
+    answer, said = await _ask("How long is parental leave?", corpus, store, trace=True)
+    assert "sixteen weeks" in answer.data["answer"]
+    assert answer.data["supported"] is True
+    assert answer.data["sources"][0]["document_id"] == "leave.md"
+    assert said.startswith("indexed ")
+    assert "of 3 documents" in said
+    assert "rag.vector.search" in answer.trace
+    text = as_text(answer)
+    assert "sixteen weeks at full pay. [1]" in text
+    assert "\n  [1] " in text
+    assert "leave.md" in text
+
+
+async def test_the_second_question_indexes_nothing_and_a_changed_corpus_is_indexed_again(
+    corpus: Path, store: Path
+) -> None:
+    first, _ = await _ask("When is the coffee machine cleaned?", corpus, store)
+    assert "Monday" in first.data["answer"]
+    again, said = await _ask("When is the coffee machine cleaned?", corpus, store)
+    assert said == ""
+    assert again.data["answer"] == first.data["answer"]
+    (corpus / "bicycles.md").write_text("# Bicycles\n\nBicycles are stored in the basement beside the archive.")
+    changed, said = await _ask("Where are bicycles stored?", corpus, store)
+    assert "of 4 documents" in said
+    assert "basement" in changed.data["answer"]
+
+
+async def test_what_the_documents_do_not_support_is_not_answered(corpus: Path, store: Path) -> None:
+    answer, _ = await _ask("Who won the chess world championship in 1972?", corpus, store)
+    assert answer.data["supported"] is False
+    assert as_text(answer).startswith("The documents do not support an answer")
+
+
+async def test_while_another_process_has_the_store_questions_are_answered_all_the_same(
+    corpus: Path, store: Path
+) -> None:
+    from kit.nats.server import Server
+
+    async with Server(store / "nats"):
+        answer, _ = await _ask("How long is parental leave?", corpus, store)
+    assert answer.data["supported"] is True
+
+
+def test_the_command_prints_json_and_ends_with_0(corpus: Path, store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--corpus", str(corpus), "--store", str(store)]
+    assert main(["ask", "Which class are train tickets booked in?", *options, "--json"]) == 0
+    body = json.loads(capsys.readouterr().out)
+    assert "second class" in body["answer"]
+    assert main(["ask", "What is the melting point of iron?", *options]) == 0
+    assert capsys.readouterr().out.startswith("The documents do not support an answer")
+
+
+def test_a_corpus_or_a_question_that_is_not_there_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["ask", "What?", "--corpus", str(tmp_path / "nowhere")]) == 2
+    assert capsys.readouterr().err.startswith(f"kit ask: there is no {tmp_path / 'nowhere'}: say where")
+    assert main(["ask", "  "]) == 2
+    assert "there is no question" in capsys.readouterr().err
+
+
+async def test_a_corpus_with_nothing_to_read_is_said(tmp_path: Path, store: Path) -> None:
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG")
+    with pytest.raises(ConfigurationError, match=r"nothing in .* can be read"):
+        await _ask("What?", tmp_path, store)
+
+
+# --- what is shown ----------------------------------------------------------------------------------------------
+
+
+def _answer(**data: Any) -> Answer:
+    return Answer(data={"answer": "It is so. [1]", "supported": True, "sources": [], **data})
+
+
+def test_sources_are_numbered_as_the_answer_cites_them() -> None:
+    sources = [
+        {"document_id": "a", "citation": 1, "cited": True, "title": "A", "source": "a.md", "quote": "It is so."},
+        {"document_id": "b", "citation": 2, "cited": False, "content": "x " * 500},
+        {"document_id": "c", "citation": 3, "cited": True, "metadata": {"question": "Why c?"}},
+    ]
+    metadata = {"model": "openai/x", "cost": 0.00012, "currency": "USD"}
+    text = as_text(_answer(sources=sources, duration=0.5, metadata=metadata), 60)
+    assert text == (
+        "It is so. [1]\n\n"
+        "Sources\n  [1] A (a)\n      a.md\n      It is so.\n  [3] Why c? (c)\n\n"
+        "answered in 0.5 s · openai/x · cost 0.000120 USD\n"
+    )
+
+
+def test_an_unsupported_answer_shows_its_reason_and_the_closest_passages() -> None:
+    sources = [{"document_id": name, "rank": rank} for rank, name in enumerate("abcd", start=1)]
+    text = as_text(_answer(answer=None, supported=False, reason="no passage is close enough", sources=sources))
+    assert text.startswith("The documents do not support an answer (no passage is close enough).\n")
+    assert text.count("\n  [") == 3
+    same = as_text(_answer(answer=None, supported=False, reason="the documents do not support an answer."))
+    assert same.startswith("The documents do not support an answer.\n")
+
+
+def test_two_corpora_of_one_name_do_not_mix(tmp_path: Path) -> None:
+    names = {Question(text="?", corpus=tmp_path / folder / "Hand Book.d").collection for folder in ("a", "b")}
+    assert len(names) == 2
+    assert all(name.startswith("hand-book-") for name in names)
+    assert asking.default_corpus().is_file()
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_indexing_shows_how_far_it_is_in_a_terminal() -> None:
+    class State:
+        done, total = 3, 10
+
+    terminal = _Terminal()
+    meter = asking._Meter(terminal)
+    meter(State())
+    meter.end("indexed")
+    assert "\rindexing 3 of 10 documents" in terminal.getvalue()
+    assert terminal.getvalue().rstrip().endswith("indexed")
