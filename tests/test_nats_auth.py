@@ -253,6 +253,17 @@ async def test_websocket(tmp_path: Path) -> None:
         await succeeds(ports(tmp_path)["websocket"][0])
 
 
+@pytest.mark.filterwarnings("ignore:parameter .timeout. of type:DeprecationWarning")  # nats-py's
+async def test_websocket_with_tls(tmp_path: Path, pem: Callable[[str], str]) -> None:
+    tls = {"cert_file": pem("server.pem"), "key_file": pem("server.key")}
+    with serving(tmp_path, websocket={"host": "127.0.0.1", "port": -1, "tls": tls}):
+        at = ports(tmp_path)["websocket"][0]
+        await succeeds(at, ca=pem("ca.pem"))
+        await refused(at, "certificate")
+        with pytest.raises(ConfigurationError, match="ws:// is never encrypted"):
+            await connect(at.replace("wss", "ws"), ca=pem("ca.pem"))
+
+
 # --- contradictions ---------------------------------------------------------------------------------------------
 
 

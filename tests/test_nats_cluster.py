@@ -43,7 +43,7 @@ async def test_the_loss_of_a_member_is_borne(cluster: Cluster) -> None:
         assert cluster.running == tuple(index for index in range(3) if index != leader)
         await connection.wait_connected(5.0)
         await stored(connection, "kept", "while one is down")
-        await cluster.add_tenant("globex")
+        assert await cluster.add_tenant("globex") == await cluster.add_tenant("globex")
         await cluster.start_node(leader)
         assert cluster.running == (0, 1, 2)
         assert await cluster.leader() in cluster.running

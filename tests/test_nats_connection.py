@@ -53,7 +53,7 @@ async def frozen(server: Server) -> AsyncIterator[None]:
     pid = server.pid
     os.kill(pid, signal.SIGSTOP)
     while not stands_still(pid):
-        await asyncio.sleep(0.001)  # noqa: ASYNC110 - another process has no event for it
+        time.sleep(0.001)  # noqa: ASYNC251 - at once, before this loop runs anything else
     try:
         yield
     finally:
@@ -133,6 +133,15 @@ async def test_a_coroutine_that_fails_is_counted_and_logged(
     assert "on purpose" in caplog.text
 
 
+async def test_an_object_may_handle_messages(connection: Connection) -> None:
+    class Echo:
+        async def __call__(self, message: Msg) -> None:
+            await message.respond(message.data)
+
+    await connection.subscribe("test.object", Echo())
+    assert (await connection.request("test.object", b"x")).data == b"x"
+
+
 async def test_nobody_serves(connection: Connection) -> None:
     with pytest.raises(NoResponders, match=r"nobody serves test\.nobody"):
         await connection.request("test.nobody", b"")
@@ -175,6 +184,8 @@ async def test_subjects_and_headers_that_cannot_be_are_refused(connection: Conne
     for subject in ("", "a b", "a\r\nPUB x 0\r\n"):
         with pytest.raises(ConfigurationError):
             await connection.publish(subject, b"")
+        with pytest.raises(ConfigurationError):
+            await connection.subscribe(subject, echo)
     with pytest.raises(ConfigurationError, match="no header name"):
         await connection.publish("test.headers", b"", headers={"a: b\r\nc": "d"})
     assert encode_headers({"a": " b\r\nc ", "d": "é"}) == "NATS/1.0\r\na: b  c\r\nd: é\r\n\r\n".encode()
@@ -346,6 +357,33 @@ async def test_an_unforeseen_error_while_reading_reconnects(own: Server, monkeyp
         assert (await connection.request("test.echo", b"alive")).data == b"alive"
 
 
+async def test_an_interrupt_while_reading_reconnects(own: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupt(BaseException):
+        """Stands for KeyboardInterrupt, which would end the test's own loop."""
+
+    async with await own.connect("acme") as connection:
+
+        async def interrupted(data: bytes) -> None:
+            raise Interrupt
+
+        monkeypatch.setattr(connection.client._ps, "parse", interrupted)
+        with pytest.raises(Disconnected):
+            await connection.flush()
+        monkeypatch.undo()
+        await connection.wait_connected(5.0)
+        await connection.flush()
+
+
+async def test_a_subscription_that_the_server_never_saw_is_undone(own: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kit.nats.connection._ATTEMPT", 0.05)
+    async with await own.connect("acme") as connection:
+        async with frozen(own):
+            with pytest.raises(DeadlineExceeded):
+                await connection.subscribe("test.never", echo)
+        with pytest.raises(NoResponders):
+            await connection.request("test.never", b"")
+
+
 async def test_a_server_that_closes_for_good_is_quoted(own: Server, caplog: pytest.LogCaptureFixture) -> None:
     connection = await own.connect("acme")
     connection.client._max_payload = 10**9  # the gate left open
@@ -356,6 +394,7 @@ async def test_a_server_that_closes_for_good_is_quoted(own: Server, caplog: pyte
     with pytest.raises(Disconnected, match=r"closed the connection for good .*maximum payload"):
         await connection.publish("test.large", b"x")
     assert connection.state == "closed"
+    await connection.wait_closed()
     await connection.close()
 
 
@@ -426,12 +465,16 @@ async def test_closing_is_bounded_when_nobody_answers(own: Server, caplog: pytes
 
 async def test_closing_while_disconnected_is_at_once(own: Server) -> None:
     connection = await own.connect("acme")
+    with pytest.raises(DeadlineExceeded):
+        await connection.wait_closed(0.01)
     await own.halt(kill=True)
     await connection.wait_disconnected(5.0)
+    await connection.client._send_command(b"PUB test.unsent 1\r\nx\r\n")  # as if taken just before the break
     before = time.monotonic()
     await connection.close()
     assert time.monotonic() - before < 1.5
     assert "closed" in repr(connection)
+    assert connection.counters.unsent_bytes == 22
     with pytest.raises(Disconnected):
         await connection.wait_connected()
 
@@ -444,7 +487,7 @@ async def test_waiting_for_a_break_that_does_not_come_ends(connection: Connectio
 # --- the first connection ---------------------------------------------------------------------------------------
 
 
-async def test_nobody_listens() -> None:
+async def test_nobody_listens(caplog: pytest.LogCaptureFixture) -> None:
     with socket.socket() as reserved:
         reserved.bind(("127.0.0.1", 0))
         url = f"nats://user:secret-word@127.0.0.1:{reserved.getsockname()[1]}"
@@ -453,6 +496,7 @@ async def test_nobody_listens() -> None:
             await connect(url, connect_timeout=0.2)
         assert time.monotonic() - before < 1.0
         assert "secret-word" not in str(caught.value)
+    assert not caplog.records
 
 
 async def test_a_server_that_comes_up_in_time_is_reached() -> None:

@@ -14,8 +14,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+from jupyter_client.manager import KernelManager
 
 from kit.errors import ConfigurationError, ConnectError, ServerError, StoreInUse
 from kit.nats import child, supervisor
@@ -282,6 +284,13 @@ async def test_a_store_keeps_streams_secrets_and_tenants(tmp_path: Path) -> None
             assert (await globex.jetstream().get_msg("KEPT", 1)).data == b"x"
 
 
+async def test_a_store_may_have_any_name(tmp_path: Path) -> None:
+    store = tmp_path / 'mein Ordner „ü" $HOME'
+    async with Server(store) as server, await server.connect("acme") as acme:
+        await acme.jetstream().add_stream(name="KEPT", subjects=["kept"])
+        assert (store / "jetstream").is_dir()
+
+
 async def test_a_store_in_use_is_refused_with_its_owner(tmp_path: Path) -> None:
     with owner(tmp_path) as (process, _, _):
         with pytest.raises(StoreInUse, match=f"process {process.pid}") as caught:
@@ -374,6 +383,16 @@ async def test_a_killed_supervisor_takes_the_server_along_and_is_reported() -> N
     assert not store.exists()
 
 
+async def test_a_supervisor_that_is_terminated_stops_the_server() -> None:
+    server = Server()
+    await server.start()
+    pid, store = server.pid, server.store
+    os.kill(server._child._process.pid, signal.SIGTERM)
+    assert await until(lambda: not server.is_up)
+    assert not alive(pid)
+    assert not store.exists()
+
+
 async def test_a_supervisor_that_hangs_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(child, "_GRACE", -1.5)  # leaves half a second
     server = Server()
@@ -382,6 +401,42 @@ async def test_a_supervisor_that_hangs_is_killed(monkeypatch: pytest.MonkeyPatch
     os.kill(server._child._process.pid, signal.SIGSTOP)
     await server.stop()
     assert await until(lambda: not alive(pid))
+
+
+NO_PID = {"data": {"text/plain": "0"}}
+
+
+async def test_in_a_notebook_an_interrupted_cell_spares_it_and_the_end_of_the_kernel_does_not() -> None:
+    manager = KernelManager(kernel_name="python3", transport_encryption="auto")
+    manager.start_kernel()
+    client = manager.blocking_client()
+    try:
+        client.start_channels()
+        client.wait_for_ready(timeout=30)
+
+        def interrupt(message: dict[str, Any]) -> None:
+            if message["msg_type"] == "stream":
+                manager.interrupt_kernel()
+
+        def run(code: str) -> tuple[str, int]:
+            answer = client.execute_interactive(
+                code, user_expressions={"pid": "server.pid"}, output_hook=interrupt, timeout=30
+            )["content"]
+            return answer["status"], int(answer.get("user_expressions", {}).get("pid", NO_PID)["data"]["text/plain"])
+
+        _, pid = run("from kit.nats.server import Server; server = await Server().start()")
+        for endless in (
+            "import time; print('begun'); time.sleep(60)",
+            "import asyncio; print('begun')\nwhile True: await asyncio.sleep(0.05)",
+        ):
+            assert run(endless) == ("error", 0)
+            assert run("") == ("ok", pid)
+        assert alive(pid)
+        manager.shutdown_kernel(now=True)
+        assert await until(lambda: not alive(pid), 2.0)
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
 
 
 # --- run_server -------------------------------------------------------------------------------------------------

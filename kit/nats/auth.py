@@ -91,7 +91,11 @@ def resolve(given: Given, environment: Mapping[str, str] = os.environ) -> Access
         options["tls"] = context
     if given.tls_hostname is not None:
         options["tls_hostname"] = given.tls_hostname
-    tls = context is not None or any(url.startswith(("tls://", "wss://")) for url in urls)
+    if context is not None and any(url.startswith("ws://") for url in urls):
+        raise ConfigurationError("ws:// is never encrypted: use wss:// with a CA or a certificate")
+    tls = any(url.startswith("tls://") for url in urls) or (
+        context is not None and not any(url.startswith("wss://") for url in urls)  # there the scheme alone decides
+    )
     return Access(urls=urls, options=options, who=who, tls=tls)
 
 
@@ -113,6 +117,7 @@ def _is_refusal(error: BaseException | None) -> bool:
 
 
 def _reason(error: BaseException | None, access: Access, seconds: float) -> str:
+    error = getattr(error, "certificate_error", error)  # aiohttp wraps it, for wss://
     match error:
         case nats.errors.SecureConnWantedError():
             return "it offers no TLS, which tls:// or a CA asks for; no credentials were sent"

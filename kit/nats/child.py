@@ -153,6 +153,8 @@ class Child:
         assert self._process.stdout is not None
         with self._process.stdout as events:
             for line in events:
+                if not line.endswith(b"\n"):  # it was killed in the middle of a word
+                    break
                 with self._changed:
                     self._note(json.loads(line))
                     self._changed.notify_all()

@@ -132,10 +132,12 @@ class Client(NatsClient):
         await self._flush_pending()
 
     async def _read_loop(self) -> None:
-        await super()._read_loop()
-        task = asyncio.current_task()
-        if self.is_connected and not self.is_draining and task is not None and not task.cancelling():
-            await self._process_op_err(nats.errors.StaleConnectionError())
+        try:
+            await super()._read_loop()
+        finally:  # an interrupt of the kernel may be raised in here as well
+            task = asyncio.current_task()
+            if self.is_connected and not self.is_draining and task is not None and not task.cancelling():
+                await self._process_op_err(nats.errors.StaleConnectionError())
 
     def _connect_command(self) -> bytes:
         if self.tls_wanted and not self._server_info.get("tls_required"):

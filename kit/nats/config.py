@@ -142,7 +142,7 @@ def render(*, name: str, store: Path, port: int, secrets: Secrets, limits: Limit
             "authorization": {"user": "route", "password": routes.password, "timeout": 5},
             "routes": [f"nats://route:{routes.password}@{HOST}:{port}" for port in routes.ports if port != routes.port],
         }
-    return json.dumps(document, indent=2)
+    return json.dumps(document, indent=2, ensure_ascii=False)  # nats-server does not know \u escapes
 
 
 def write_private(path: Path, text: str) -> None:

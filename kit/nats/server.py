@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets as tokens
+import shlex
 import shutil
 import signal
 import tempfile
@@ -52,7 +53,8 @@ class Server:
     ) -> None:
         self._wanted = tuple(check_id(tenant) for tenant in tenants)
         self._folder = None if store is None else Path(store).expanduser().resolve()
-        self._port, self._limits, self._binary = port, limits or Limits(), binary
+        self._requested, self._port = port, port
+        self._limits, self._binary = limits or Limits(), binary
         self._routes, self._secrets, self._shared = routes, secrets, secrets is not None
         self.name = f"kit-{tokens.token_hex(4)}"
         self._store: Path | None = None  # while it is up or halted
@@ -130,7 +132,7 @@ class Server:
         with self._busy:
             if self._child is not None:
                 self._child.stop()
-            self._store = None
+            self._store, self._port = None, self._requested
 
     def _halt(self, kill: bool) -> None:
         with self._busy:
@@ -281,7 +283,7 @@ async def run_server(
         async with Server(store, tenants, port, limits=limits) as server:
             show(f"nats-server listens at {server.url} and keeps its streams in {server.store}")
             for tenant_id, path in _write_environments(server).items():
-                show(f"connect as {tenant_id}: set -a; . {path}; set +a")
+                show(f"connect as {tenant_id}: set -a; . {shlex.quote(str(path))}; set +a")
             show("stop it with Ctrl-C")
             while not ended.is_set():
                 await _within_half_a_second(ended)

@@ -227,18 +227,24 @@ def _prctl() -> Any:  # a ctypes function pointer
     return ctypes.CDLL(None, use_errno=True).prctl
 
 
-def main(commands: int = 0, events: int = 1) -> int:
-    """Read the order and supervise; return the exit status."""
+def main(commands: int = 0, events: int = 1, *, signals: bool = False) -> int:
+    """Read the order and supervise; return the exit status.
+
+    With ``signals``, this is a process of its own: SIGTERM stops the server, interrupts are the owner's business.
+    """
     line = b""
     while not line.endswith(b"\n"):
         byte = os.read(commands, 1)
         if not byte:
             return 1
         line += byte
-    return Supervisor(Order(line), commands, events).run()
+    supervisor = Supervisor(Order(line), commands, events)
+    if signals:  # pragma: no cover - in a process of its own
+        for number in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
+            signal.signal(number, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, lambda *_: supervisor.stop())
+    return supervisor.run()
 
 
-if __name__ == "__main__":  # pragma: no cover - in a process of its own
-    for _number in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
-        signal.signal(_number, signal.SIG_IGN)
-    sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main(signals=True))
