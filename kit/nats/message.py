@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from kit.catalogue import Operation
 
@@ -16,9 +15,8 @@ class Chunks(Protocol):
         """Send one piece."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
-class Message:
-    """A checked message, in the latest version of its contract that is known here.
+class Message(NamedTuple):
+    """A checked message, in the latest version of its contract that is known here; it cannot be changed.
 
     Attributes:
         data: its content; embeddings are numpy float32 arrays.
@@ -29,8 +27,10 @@ class Message:
         subject: where it was sent.
         message_id: its id; for a job, the key under which its effect happens once. None where no id travels.
         attempt: which delivery this is, from 1.
+        chunks: where the pieces of a streamed answer go; see ``emit``.
     """
 
+    # A named tuple, as an envelope is: two are made for every request, and a frozen dataclass costs four times as much.
     data: dict[str, Any]
     message_type: str
     schema_version: str
@@ -39,7 +39,7 @@ class Message:
     subject: str
     message_id: str | None = None
     attempt: int = 1
-    chunks: Chunks | None = field(default=None, compare=False)
+    chunks: Chunks | None = None
 
     def __repr__(self) -> str:
         # Names of fields, never what is in them: a message gets into logs more easily than one thinks.

@@ -118,15 +118,15 @@ class Route:
     ) -> Message:
         """Return what a handler or a caller gets."""
         return Message(
-            data=envelope.data,
-            message_type=envelope.message_type,
-            schema_version=envelope.schema_version,
-            operation=self.operation,
-            tenant_id=self.tenant_id,
-            subject=self.subject,
-            message_id=message_id,
-            attempt=attempt,
-            chunks=chunks,
+            envelope.data,
+            envelope.message_type,
+            envelope.schema_version,
+            self.operation,
+            self.tenant_id,
+            self.subject,
+            message_id,
+            attempt,
+            chunks,
         )
 
 
