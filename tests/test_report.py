@@ -16,7 +16,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from kit.errors import ReportError
-from kit.lab.report import Options, run_report
+from kit.lab.report import Options, Outcome, run_report
 from kit.lab.report.run import Report
 
 STEADY = [
@@ -181,6 +181,11 @@ def test_it_is_rendered_again_without_running(project: Project, compared: Report
     assert again.good
     assert again.outcomes[0].seconds == compared.outcomes[0].seconds
     assert "The steady one" in project.page("01_steady")
+    assert [outcome.name for outcome in again.earlier] == ["02_broken"]
+    index = again.index.read_text()
+    assert index.count("from an earlier run") == 1
+    assert "failed in cell [2]" in index
+    assert "Timeline of 1 notebooks" in index
     assert _outputs(project.reports / "executed" / "01_steady.ipynb") == before
     with pytest.raises(ReportError, match="02_broken was not executed yet"):
         run_report(
@@ -192,109 +197,114 @@ def test_it_is_rendered_again_without_running(project: Project, compared: Report
 # --- what differs -----------------------------------------------------------------------------------------------
 
 
-def _tamper(path: Path, change: Any) -> None:
-    notebook = nbformat.read(path, 4)
-    change([cell for cell in notebook.cells if cell.cell_type == "code"])
-    nbformat.write(notebook, path)
+def _value(cells: list[Any]) -> None:
+    cells[2].outputs[1].data["text/plain"] = "([0, 1, 2], 'globex')"
 
 
-@pytest.fixture
-def copy(project: Project, compared: Report, tmp_path: Path) -> Project:
-    """The executed project again: comparing needs no second execution."""
-    made = Project(tmp_path)
-    for folder in ("notebooks", "reports"):
-        for path in (project.notebooks.parent / folder).rglob("01_steady.*"):
-            target = tmp_path / path.relative_to(project.notebooks.parent)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(path.read_bytes())
+def _volatile(cells: list[Any]) -> None:
+    cells[2].outputs[0].text = "took 99 µs at 1999-12-31T23:59:59.123Z\n"
+    bundle = cells[3].outputs[0].data
+    moved = re.sub(r'd="[^"]*"', 'd="M 0 0"', bundle["image/svg+xml"])
+    bundle["image/svg+xml"] = moved.replace("4.00 µs", "9.00 µs")
+    cells[4].outputs[0].data["application/vnd.kit.record+json"]["values"] = {"n": 4}
+
+
+def _words(cells: list[Any]) -> None:
+    bundle = cells[3].outputs[0].data
+    bundle["image/svg+xml"] = bundle["image/svg+xml"].replace(">kit<", ">other<")
+
+
+def _missing(cells: list[Any]) -> None:
+    cells[2].outputs = cells[2].outputs[:1]
+
+
+def _stripped(cells: list[Any]) -> None:
+    for cell in cells:
+        cell.outputs, cell.execution_count = [], None
+
+
+def _source(cells: list[Any]) -> None:
+    cells[2].source = "print('else')"
+
+
+@pytest.fixture(scope="module")
+def spoiled(project: Project, compared: Report, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The executed notebook under several names, each with another reference: comparing needs no second execution."""
+    made = Project(tmp_path_factory.mktemp("spoiled"))
+    (made.reports / "executed").mkdir(parents=True)
+    for change in (_value, _volatile, _words, _missing, _stripped, _source):
+        name = change.__name__.removeprefix("_")
+        for folder, suffix in (("notebooks", "ipynb"), ("reports/executed", "ipynb"), ("reports", "json")):
+            original = project.notebooks.parent / folder / f"01_steady.{suffix}"
+            (made.notebooks.parent / folder / f"{name}.{suffix}").write_bytes(original.read_bytes())
+        notebook = nbformat.read(made.notebooks / f"{name}.ipynb", 4)
+        change([cell for cell in notebook.cells if cell.cell_type == "code"])
+        nbformat.write(notebook, made.notebooks / f"{name}.ipynb")
     return made
 
 
-def _compare(project: Project, change: Any) -> Report:
-    _tamper(project.notebooks / "01_steady.ipynb", change)
-    return project.run(run=False)
+@pytest.fixture(scope="module")
+def judged(spoiled: Project) -> dict[str, Outcome]:
+    report = spoiled.run(run=False)
+    assert not report.good
+    return {outcome.name: outcome for outcome in report.outcomes}
 
 
-def test_another_value_differs_and_the_page_shows_both(copy: Project) -> None:
-    def change(cells: list[Any]) -> None:
-        cells[2].outputs[1].data["text/plain"] = "([0, 1, 2], 'globex')"
-
-    report = _compare(copy, change)
-    (outcome,) = report.outcomes
+def test_another_value_differs_and_the_page_shows_both(spoiled: Project, judged: dict[str, Outcome]) -> None:
+    outcome = judged["value"]
     assert outcome.comparison == "differs"
     assert [mismatch.cell for mismatch in outcome.mismatches] == [2]
     assert "globex" in outcome.mismatches[0].detail
-    assert not report.good
-    page = copy.page("01_steady")
+    page = spoiled.page("value")
     assert "1 cell(s) differ" in page
     assert "'globex'" in page
     assert re.search(r'tag-kit-differs" id="code-2"', page)
-    assert "≠ 01_steady: 1 cell(s) differ" in copy.said
-    assert "differs from the reference" in report.index.read_text()
+    assert "≠ value: 1 cell(s) differ" in spoiled.said
+    assert "differ from the reference" in (spoiled.reports / "index.html").read_text()
 
 
-def test_times_timestamps_and_pictures_strokes_do_not_differ(copy: Project) -> None:
-    def change(cells: list[Any]) -> None:
-        cells[2].outputs[0].text = "took 99 µs at 1999-12-31T23:59:59.123Z\n"
-        bundle = cells[3].outputs[0].data
-        bundle["image/svg+xml"] = re.sub(r'd="[^"]*"', 'd="M 0 0"', bundle["image/svg+xml"]).replace(
-            "4.00 µs", "9.00 µs"
-        )
-        cells[4].outputs[0].data["application/vnd.kit.record+json"]["values"] = {"n": 4}
-
-    assert _compare(copy, change).outcomes[0].comparison == "same"
+def test_times_timestamps_and_pictures_strokes_do_not_differ(judged: dict[str, Outcome]) -> None:
+    assert judged["volatile"].comparison == "same", judged["volatile"].mismatches
 
 
-def test_the_words_of_a_picture_are_compared(copy: Project) -> None:
-    def change(cells: list[Any]) -> None:
-        bundle = cells[3].outputs[0].data
-        bundle["image/svg+xml"] = bundle["image/svg+xml"].replace(">kit<", ">other<")
-
-    (outcome,) = _compare(copy, change).outcomes
-    assert [mismatch.cell for mismatch in outcome.mismatches] == [3]
+def test_the_words_of_a_picture_are_compared(judged: dict[str, Outcome]) -> None:
+    assert [mismatch.cell for mismatch in judged["words"].mismatches] == [3]
 
 
-def test_an_output_that_is_missing_differs(copy: Project) -> None:
-    def change(cells: list[Any]) -> None:
-        cells[2].outputs = cells[2].outputs[:1]
-
-    assert _compare(copy, change).outcomes[0].comparison == "differs"
+def test_an_output_that_is_missing_differs(judged: dict[str, Outcome]) -> None:
+    assert judged["missing"].comparison == "differs"
 
 
-def test_a_stripped_reference_is_none_rather_than_equal_to_everything(copy: Project) -> None:
-    def change(cells: list[Any]) -> None:
-        for cell in cells:
-            cell.outputs, cell.execution_count = [], None
-
-    report = _compare(copy, change)
-    assert report.outcomes[0].comparison == "no reference"
-    assert not report.good
-    assert "kit report --update" in copy.said
+def test_a_stripped_reference_is_none_rather_than_equal_to_everything(
+    spoiled: Project, judged: dict[str, Outcome]
+) -> None:
+    assert judged["stripped"].comparison == "no reference"
+    assert not judged["stripped"].good
+    assert "✗ stripped: no reference outputs; `kit report --update` writes them" in spoiled.said
 
 
-def test_a_changed_source_is_not_compared_with_an_old_execution(copy: Project) -> None:
-    def change(cells: list[Any]) -> None:
-        cells[2].source = "print('else')"
-
-    (outcome,) = _compare(copy, change).outcomes
-    assert "execute the notebook again" in outcome.mismatches[0].detail
+def test_a_changed_source_is_not_compared_with_an_old_execution(judged: dict[str, Outcome]) -> None:
+    assert "execute the notebook again" in judged["source"].mismatches[0].detail
 
 
-def test_without_check_nothing_is_compared(copy: Project) -> None:
-    report = copy.run(run=False, check=False)
+def test_without_check_nothing_is_compared(spoiled: Project, judged: dict[str, Outcome]) -> None:
+    report = spoiled.run(only=("value",), run=False, check=False)
     assert report.outcomes[0].verdict == "executed, not compared"
     assert report.good
 
 
-def test_an_update_replaces_what_differs(copy: Project) -> None:
-    def change(cells: list[Any]) -> None:
-        cells[2].outputs = []
-
-    _tamper(copy.notebooks / "01_steady.ipynb", change)
-    report = copy.run(run=False, update="differing")
-    assert report.outcomes[0].verdict == "reference updated"
+def test_an_update_replaces_what_differs_and_nothing_else(spoiled: Project, judged: dict[str, Outcome]) -> None:
+    before = (spoiled.notebooks / "volatile.ipynb").read_bytes()
+    report = spoiled.run(only=("value", "stripped", "volatile"), run=False, update="differing")
     assert report.good
-    assert copy.run(run=False).outcomes[0].comparison == "same"
+    assert {outcome.name: outcome.updated for outcome in report.outcomes} == {
+        "value": True,
+        "stripped": True,
+        "volatile": False,
+    }
+    assert (spoiled.notebooks / "volatile.ipynb").read_bytes() == before
+    assert "globex" not in _outputs(spoiled.notebooks / "value.ipynb")
+    assert _outputs(spoiled.notebooks / "stripped.ipynb") == _outputs(spoiled.notebooks / "value.ipynb")
 
 
 def test_plain_nbval_agrees(project: Project, compared: Report) -> None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 def write_index(report: Report) -> None:
     """Write a report's front page."""
     templates = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined)
+    everything = sorted([*report.outcomes, *report.earlier], key=lambda outcome: outcome.name)
     page = templates.get_template("front.html.j2").render(
         report=report,
         policy=POLICY,
@@ -28,9 +29,9 @@ def write_index(report: Report) -> None:
         headline=_headline(report.outcomes),
         took=elapsed(report.seconds),
         tiles=_tiles(report),
-        headlines=list(_headlines(report.outcomes)),
-        cards=[_card(outcome, place) for place, outcome in enumerate(report.outcomes)],
-        targets=list(_targets(report.outcomes)),
+        headlines=list(_headlines(everything)),
+        cards=[_card(outcome, place, outcome in report.earlier) for place, outcome in enumerate(everything)],
+        targets=list(_targets(everything)),
         timeline=_timeline(report.outcomes),
         facts=_facts(report.environment),
     )
@@ -88,7 +89,7 @@ def _headlines(outcomes: list[Outcome]) -> Iterator[dict[str, str]]:
                 yield {**headline, "value": number(headline), "name": outcome.name}
 
 
-def _card(outcome: Outcome, place: int) -> dict[str, Any]:
+def _card(outcome: Outcome, place: int, earlier: bool) -> dict[str, Any]:
     verdicts = outcome.verdicts
     return {
         "outcome": outcome,
@@ -97,7 +98,7 @@ def _card(outcome: Outcome, place: int) -> dict[str, Any]:
         "took": elapsed(outcome.seconds),
         "thumb": _thumb(outcome.figures, place),
         "letters": outcome.name.partition("_")[0],
-        "anchor": "",
+        "earlier": earlier,
         "targets": {"met": sum(row["met"] for row in verdicts), "of": len(verdicts)} if verdicts else None,
     }
 

@@ -21,7 +21,7 @@ from kit.lab.report import notebooks
 from kit.lab.report.compare import compare
 from kit.lab.report.executor import Executor
 from kit.lab.report.figures import figures
-from kit.lab.report.outcome import Failure, Outcome
+from kit.lab.report.outcome import Failure, Mismatch, Outcome
 from kit.lab.report.progress import Progress
 
 
@@ -53,9 +53,14 @@ class Options:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """A finished report."""
+    """A finished report.
+
+    Attributes:
+        outcomes: of this run; earlier: notebooks that were not part of it, as an earlier run left them.
+    """
 
     outcomes: list[Outcome]
+    earlier: list[Outcome]
     seconds: float
     environment: dict[str, Any]
     index: Path
@@ -89,6 +94,7 @@ async def _run(options: Options, out: TextIO, command: str) -> Report:
     else:
         for outcome in outcomes:
             _recall(outcome, options)
+            outcome.comparison, outcome.updated, outcome.mismatches = "not compared", False, []
     for outcome in outcomes:
         _read(outcome)
     if options.check or options.update:
@@ -111,6 +117,7 @@ def _render(outcomes: list[Outcome], options: Options, progress: Progress, *, co
         _write_json(outcome, options, around)
     report = Report(
         outcomes=outcomes,
+        earlier=_earlier(outcomes, options),
         seconds=time.monotonic() - began,
         environment=around,
         index=options.output / "index.html",
@@ -216,6 +223,19 @@ def _settle(outcome: Outcome) -> None:
     notebooks.write(executed, outcome.executed)
 
 
+def _earlier(outcomes: list[Outcome], options: Options) -> list[Outcome]:
+    """Return the notebooks that this run left out and an earlier one rendered: the front page shows them too."""
+    now, found = {outcome.name for outcome in outcomes}, []
+    for path in notebooks.find(options.folder):
+        if path.stem not in now and (options.output / f"{path.stem}.html").is_file():
+            with contextlib.suppress(ReportError):  # what an older version left is not shown
+                outcome = _outcome(path, options, {})
+                _recall(outcome, options)
+                _read(outcome)
+                found.append(outcome)
+    return found
+
+
 def _recall(outcome: Outcome, options: Options) -> None:
     """Take a notebook's run from the files that the last report left.
 
@@ -225,9 +245,14 @@ def _recall(outcome: Outcome, options: Options) -> None:
     path = options.output / f"{outcome.name}.json"
     if not (path.is_file() and outcome.executed.is_file()):
         raise ReportError(f"{outcome.name} was not executed yet into {options.output}: run without --no-run first")
-    kept = json.loads(path.read_text())
-    outcome.parameters, outcome.seconds, outcome.started = kept["parameters"], kept["seconds"], kept["started"]
-    outcome.failure = Failure(**kept["failure"]) if kept["failure"] else None
+    try:
+        kept = json.loads(path.read_text())
+        outcome.parameters, outcome.seconds, outcome.started = kept["parameters"], kept["seconds"], kept["started"]
+        outcome.failure = Failure(**kept["failure"]) if kept["failure"] else None
+        outcome.comparison, outcome.updated = kept["comparison"], kept["updated"]
+        outcome.mismatches = [Mismatch(**mismatch) for mismatch in kept["mismatches"]]
+    except (KeyError, TypeError, ValueError) as fault:
+        raise ReportError(f"{path} was not written by this version: run without --no-run first") from fault
     _settle(outcome)
 
 
@@ -269,6 +294,7 @@ def _write_json(outcome: Outcome, options: Options, around: Mapping[str, Any]) -
         "good": outcome.good,
         "verdict": outcome.verdict,
         "comparison": outcome.comparison,
+        "updated": outcome.updated,
         "mismatches": [asdict(mismatch) for mismatch in outcome.mismatches],
         "failure": asdict(outcome.failure) if outcome.failure else None,
         "environment": dict(around),
