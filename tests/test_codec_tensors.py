@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kit.codec import CodecError, ContractViolation, MalformedEnvelope, decode, encode, validate
+from kit.codec import CodecError, ContractViolation, MalformedEnvelope, decode, encode, tensors, validate
 
 NOW = "2025-06-01T12:00:00.000000Z"
 RNG = np.random.default_rng(3)
@@ -181,6 +181,30 @@ def test_whole_floats_in_a_description_are_integers_as_json_schema_has_it() -> N
     tail = np.array([1.0, 2.0], np.float32).tobytes()
     found = decode(wire(document(described(0.0, [2.0])), tail)).data["chunks"][0]["embedding"]
     assert found.tolist() == [1.0, 2.0]
+
+
+def test_an_array_of_tensors_beside_another_keeps_both_in_order() -> None:
+    tensor = {"type": "object", tensors.KEYWORD: {"dtype": "float32", "rank": 1}}
+    schema = {
+        "properties": {"one": tensor, "many": {"type": "array", "items": {"$ref": "#/$defs/t"}}},
+        "$defs": {"t": tensor},
+    }
+    paths = tensors.find(schema)
+    assert paths == {("one",): 1, ("many", "*"): 1}
+    data = {"one": floats(2), "many": [floats(3), floats(1)]}
+    detacher, text = tensors.Detacher("thing"), data
+    for path, rank in paths.items():
+        text = detacher.detach(text, path, rank)
+    assert text == {"one": described(0, [2]), "many": [described(8, [3]), described(20, [1])]}
+    attacher = tensors.Attacher("thing", detacher.tail(), strict=True)
+    for path in paths:
+        attacher.attach(text, path)
+    attacher.finish(has_tail=True)
+    np.testing.assert_array_equal(text["one"], data["one"])
+    np.testing.assert_array_equal(text["many"][1], data["many"][1])
+    with pytest.raises(ContractViolation) as caught:
+        tensors.Detacher("thing").detach({"many": [floats(1), 3]}, ("many", "*"), 1)
+    assert caught.value.path == "/data/many/1"
 
 
 def test_a_tail_on_a_type_without_tensors_is_refused() -> None:

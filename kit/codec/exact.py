@@ -11,9 +11,9 @@ that comparison costs a fraction of the parsing. Only a text in another layout i
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable
 from enum import Enum
+from math import isfinite
 from typing import Any
 
 import orjson
@@ -29,6 +29,8 @@ __all__ = ["MAX_DEPTH", "OPTIONS", "PLAIN", "dumps", "fault", "keeps", "loads", 
 OPTIONS = orjson.OPT_PASSTHROUGH_SUBCLASS | orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_PASSTHROUGH_DATACLASS
 PLAIN = frozenset({str, int, bool, type(None)})
 _EQUAL = (str, int)  # what of it orjson writes is an Enum that equals its value
+_FLOATS = {float}
+_MANY = 8  # values from which on it pays to look at their types together
 _LEAST, _GREATEST = -(2**63), 2**64 - 1
 _SHOWN = 120
 
@@ -66,7 +68,7 @@ def _scalar_fault(value: Any) -> str | None:
     if kind is int:
         return None if _LEAST <= value <= _GREATEST else "the integer exceeds 64 bits"
     if kind is float:
-        return None if math.isfinite(value) else "the number is not finite"
+        return None if isfinite(value) else "the number is not finite"
     if kind is str:
         try:
             value.encode()
@@ -119,9 +121,19 @@ def keeps(value: Any) -> bool:
     if kind is dict:
         value = value.values()
     elif kind is not list:
-        return kind in PLAIN or (math.isfinite(value) if kind is float else isinstance(value, _EQUAL))
-    for item in value:  # noqa: SIM110 - all() costs a generator
-        if item.__class__ not in PLAIN and not keeps(item):
+        return kind in PLAIN or (isfinite(value) if kind is float else isinstance(value, _EQUAL))
+    if len(value) > _MANY:
+        kinds = set(map(type, value))
+        if kinds <= PLAIN:
+            return True
+        if kinds == _FLOATS:
+            return all(map(isfinite, value))
+    for item in value:
+        kind = item.__class__
+        if kind is float:
+            if not isfinite(item):
+                return False
+        elif kind not in PLAIN and not keeps(item):
             return False
     return True
 

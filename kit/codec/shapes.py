@@ -69,7 +69,7 @@ def compile_shape(schema: dict[str, Any], prefix: bytes) -> Shape | None:
     common: dict[str, Any] = {"join": b"".join, "prefix": prefix, "end": b"}", "render": exact.render}
     try:
         reading = _Checks(schema, exactly=False)
-        envelope = msgspec.defstruct("Envelope", [("data", _Types(schema, structs=False).of(schema))])
+        envelope = msgspec.defstruct("Envelope", [("data", _Types(schema, structs=False).of(schema))], gc=False)
         read = reading.function(
             "v = parse(argument).data",
             # What is read and rendered again as the same text has lost nothing: no field, no second key, no digit.
@@ -199,7 +199,7 @@ class _Types:
         rows: list[Any] = [(n, t) for n, t in fields.items() if n in required]
         unset = msgspec.UnsetType
         rows += [(n, Union[t, unset], msgspec.UNSET) for n, t in fields.items() if n not in required]  # noqa: UP007
-        return msgspec.defstruct("Data", rows, forbid_unknown_fields=forbid)
+        return msgspec.defstruct("Data", rows, forbid_unknown_fields=forbid, gc=False)
 
 
 def _bounded(kind: Any, **limits: float | None) -> Any:
@@ -245,6 +245,8 @@ class _Checks:
         self.names: dict[str, Any] = {
             "keeps": exact.keeps,
             "plain": exact.PLAIN,
+            "marks": slice(4, 20, 3),
+            "end_of_time": slice(26, None),
             "parse_time": datetime.fromisoformat,
             "convert": msgspec.convert,
         }
@@ -341,7 +343,7 @@ def _utc(name: str) -> list[str]:
     The slices leave only digits to `fromisoformat`, which takes much that RFC 3339 does not.
     """
     return [
-        f"if {name}[4:20:3] != '--T::.' or {name}[26:] != 'Z': return None",
+        f"if {name}[marks] != '--T::.' or {name}[end_of_time] != 'Z': return None",
         f"parse_time({name})",  # raises ValueError
     ]
 

@@ -11,7 +11,8 @@ not say them, and one NaN in an index spoils its distances without a sound.
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterator
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -53,20 +54,8 @@ def _find(node: Any, root: dict[str, Any], path: Path, found: dict[Path, int]) -
     _find(node.get("items"), root, (*path, EACH), found)
 
 
-def _bytes_of(value: Any, rank: int, path: tuple[str | int, ...], message_type: str) -> np.ndarray[Any, Any]:
-    """Check one tensor and return it as contiguous float32.
-
-    Raises:
-        ContractViolation: not a float32 array of that rank.
-    """
-    if type(value) is not np.ndarray or value.dtype != _DTYPE or value.ndim != rank:
-        found = f"{value.dtype} array of rank {value.ndim}" if isinstance(value, np.ndarray) else type(value).__name__
-        raise ContractViolation(
-            f"a numpy float32 array of rank {rank} is needed, not {found}",
-            message_type=message_type,
-            path=pointer(("data", *path)),
-        )
-    return np.ascontiguousarray(value) if not value.flags.c_contiguous else value
+class _NotATensor(Exception):
+    """Something else than a float32 array of the rank stands in a tensor's place; where, is looked up afterwards."""
 
 
 class Detacher:
@@ -74,29 +63,63 @@ class Detacher:
 
     def __init__(self, message_type: str) -> None:
         self.message_type = message_type
-        self.parts: list[np.ndarray[Any, Any]] = []
+        self.rank = 1
+        self.parts: list[Any] = []
         self.size = 0
 
-    def detach(self, node: Any, path: Path, rank: int, at: tuple[str | int, ...] = ()) -> Any:
-        """Return a copy of the node in which the tensors at ``path`` are described instead.
+    def describe(self, value: Any) -> dict[str, Any]:
+        """Take one tensor, and return what stands for it in the JSON."""
+        if type(value) is not np.ndarray or value.ndim != self.rank:
+            raise _NotATensor
+        if value.dtype is not _DTYPE and value.dtype != _DTYPE:
+            raise _NotATensor
+        begin = self.size
+        self.parts.append(value)
+        self.size += value.nbytes
+        return {"offset": begin, "shape": list(value.shape)}
+
+    def detach(self, data: Any, path: Path, rank: int) -> Any:
+        """Return a copy of the data in which the tensors at ``path`` are described instead.
 
         Raises:
-            ContractViolation: something else than a float32 array stands there.
+            ContractViolation: something else than a float32 array of that rank stands there.
         """
+        self.rank = rank
+        try:
+            return self._copy(data, path)
+        except _NotATensor:
+            at, value = next(self._wrong(data, path, ()))
+        found = f"{value.dtype} array of rank {value.ndim}" if isinstance(value, np.ndarray) else type(value).__name__
+        raise ContractViolation(
+            f"a numpy float32 array of rank {self.rank} is needed, not {found}",
+            message_type=self.message_type,
+            path=pointer(("data", *at)),
+        )
+
+    def _copy(self, node: Any, path: Path) -> Any:
         if not path:
-            array = _bytes_of(node, rank, at, self.message_type)
-            described = {"offset": self.size, "shape": list(array.shape)}
-            self.parts.append(array)
-            self.size += array.nbytes
-            return described
+            return self.describe(node)
         name, rest = path[0], path[1:]
         if name == EACH:
-            if type(node) is not list:
-                return node
-            return [self.detach(child, rest, rank, (*at, index)) for index, child in enumerate(node)]
+            return [self._copy(child, rest) for child in node] if type(node) is list else node
         if type(node) is not dict or name not in node:
-            return node
-        return {**node, name: self.detach(node[name], rest, rank, (*at, name))}
+            return node  # The validator says what is wrong with it, if anything.
+        copied = node.copy()
+        copied[name] = self._copy(node[name], rest)
+        return copied
+
+    def _wrong(self, node: Any, path: Path, at: tuple[str | int, ...]) -> Iterator[tuple[tuple[str | int, ...], Any]]:
+        """Yield the path and the value of everything in a tensor's place that is none."""
+        if not path:
+            try:
+                self.describe(node)
+            except _NotATensor:
+                yield at, node
+        elif path[0] == EACH:
+            for index, child in enumerate(node) if type(node) is list else ():
+                yield from self._wrong(child, path[1:], (*at, index))
+        elif type(node) is dict and path[0] in node:
+            yield from self._wrong(node[path[0]], path[1:], (*at, path[0]))
 
     def tail(self) -> bytes:
         """Return the bytes after the NUL.
@@ -104,7 +127,10 @@ class Detacher:
         Raises:
             ContractViolation: a number is NaN or infinite.
         """
-        tail = b"".join(part.data for part in self.parts)
+        try:
+            tail = b"".join(self.parts)
+        except TypeError:  # an array that is not contiguous has no buffer
+            tail = b"".join([np.ascontiguousarray(part).data for part in self.parts])
         if not finite(np.frombuffer(tail, _DTYPE)):
             raise ContractViolation("a tensor holds NaN or infinity", message_type=self.message_type, path="/data")
         return tail
@@ -137,31 +163,32 @@ class Attacher:
     def _refused(self, reason: str) -> MalformedEnvelope:
         return MalformedEnvelope(reason, message_type=self.message_type, path="/data")
 
-    def attach(self, node: Any, path: Path) -> Any:
-        """Return the node with arrays in place of their descriptions.
+    def attach(self, node: Any, path: Path) -> None:
+        """Put arrays in place of their descriptions at ``path``.
 
         Raises:
             MalformedEnvelope: descriptions and tail do not fit.
         """
-        if not path:
-            # int(), because JSON Schema takes 4.0 for an integer.
-            return self._array(int(node["offset"]), [int(length) for length in node["shape"]])
         name, rest = path[0], path[1:]
-        if name == EACH:
-            for index, child in enumerate(node):
-                node[index] = self.attach(child, rest)
-        elif name in node:
-            node[name] = self.attach(node[name], rest)
-        return node
+        for key in range(len(node)) if name == EACH else (name,) if name in node else ():
+            if rest:
+                self.attach(node[key], rest)
+            else:
+                described = node[key]
+                node[key] = self._array(described["offset"], described["shape"])
 
     def _array(self, offset: int, shape: list[int]) -> np.ndarray[Any, Any]:
-        begin, count = offset // 4, math.prod(shape)
-        if offset % 4 or (self.strict and begin != self.at) or begin + count > len(self.numbers):
+        begin, count = offset // 4, prod(shape)
+        end = begin + count
+        if (begin != self.at and self.strict) or offset % 4 or end > len(self.numbers):
             raise self._refused("the tail does not hold the tensors described")
-        self.at, self.found = begin + count, True
-        array = self.numbers[begin : begin + count].reshape(shape)
+        # JSON Schema takes 4.0 for an integer; a slice does not.
+        array = self.numbers[begin:end] if end.__class__ is int else self.numbers[int(begin) : int(end)]
+        if len(shape) != 1:
+            array = array.reshape([int(length) for length in shape])
         if not self.strict and not finite(array):
             raise self._refused("a tensor holds NaN or infinity")
+        self.at, self.found = end, True
         return array
 
     def finish(self, *, has_tail: bool) -> None:
