@@ -410,25 +410,25 @@ GATEWAY_RATE_LIMIT = Operation(
     name="GATEWAY_RATE_LIMIT", prefix="ai.gateway.rate-limit", mode=Mode.EVENT, component="gateway",
     message_type="rate_limit_event", publisher="rate limiter", subscriber="monitoring",
     purpose="rate limit violations",
-    send_span=GATEWAY_RATE_LIMIT_PUBLISH, handle_span=GATEWAY_RATE_LIMIT_RECEIVE,
+    send_span=GATEWAY_RATE_LIMIT_PUBLISH, handle_span=GATEWAY_RATE_LIMIT_RECEIVE, served=True,
 )  # fmt: skip
 GATEWAY_CACHE_INVALIDATE = Operation(
     name="GATEWAY_CACHE_INVALIDATE", prefix="ai.gateway.cache.invalidate", mode=Mode.EVENT, component="gateway",
     message_type="cache_invalidation", publisher="anyone", subscriber="gateway workers",
     purpose="forget cached responses",
-    send_span=GATEWAY_CACHE_INVALIDATE_PUBLISH, handle_span=GATEWAY_CACHE_INVALIDATE_RECEIVE,
+    send_span=GATEWAY_CACHE_INVALIDATE_PUBLISH, handle_span=GATEWAY_CACHE_INVALIDATE_RECEIVE, served=True,
 )  # fmt: skip
 GATEWAY_HEALTH = Operation(
     name="GATEWAY_HEALTH", prefix="ai.gateway.health", mode=Mode.EVENT, component="gateway",
     message_type="provider_health", publisher="gateway workers", subscriber="health monitor",
     purpose="health of model providers",
-    send_span=GATEWAY_HEALTH_PUBLISH, handle_span=GATEWAY_HEALTH_RECEIVE,
+    send_span=GATEWAY_HEALTH_PUBLISH, handle_span=GATEWAY_HEALTH_RECEIVE, served=True,
 )  # fmt: skip
 GATEWAY_COST_ALERTS = Operation(
     name="GATEWAY_COST_ALERTS", prefix="ai.gateway.cost-alerts", mode=Mode.EVENT, component="gateway",
     message_type="cost_alert", publisher="gateway workers", subscriber="alerting", stored=True,
     purpose="one request refused by, or close to, the tenant's budget",
-    send_span=GATEWAY_COST_ALERT_PUBLISH, handle_span=GATEWAY_COST_ALERT_RECEIVE,
+    send_span=GATEWAY_COST_ALERT_PUBLISH, handle_span=GATEWAY_COST_ALERT_RECEIVE, served=True,
 )  # fmt: skip
 GATEWAY_EMBEDDINGS = Operation(
     name="GATEWAY_EMBEDDINGS", prefix="ai.gateway.embeddings", mode=Mode.REQUEST, component="gateway",

@@ -363,7 +363,8 @@ def test_splits_text_into_units_that_can_be_quoted() -> None:
         ("sentence", "Done."),
     ]
     cut = split_units(
-        "and so the first one is cut. The second is whole. The third sentence is rather long, and then it is cut off in the mid"
+        "and so the first one is cut. The second is whole. "
+        "The third sentence is rather long, and then it is cut off in the mid"
     )
     assert [unit.whole for unit in cut] == [False, True, False]
 

@@ -95,6 +95,7 @@ async def serve(bus: Bus, **settings: Any) -> Service:
     litellm, _ = await asyncio.gather(litellm_module(), asyncio.to_thread(static_embeddings))
     parts = await _assemble(bus, chosen, litellm, worker_id)
     gateway, embedder = Gateway(parts), Embedder(parts, bus)
+    warming = asyncio.create_task(parts.providers.warm_up()) if chosen.models or chosen.fallbacks else None
 
     async def forget(message: Message) -> None:
         if parts.cache is not None:
@@ -109,6 +110,8 @@ async def serve(bus: Bus, **settings: Any) -> Service:
     ]
 
     async def end() -> None:
+        if warming is not None:
+            await asyncio.gather(warming, return_exceptions=True)
         await parts.events.drain(_LAST_EVENTS)
         if parts.cache is not None:
             await parts.cache.close()

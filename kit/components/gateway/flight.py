@@ -30,7 +30,7 @@ class Flights:
 
     def __init__(self, store: Store, peers: Peers) -> None:
         self._store, self._peers = store, peers
-        self._flying: dict[str, asyncio.Task[Answer]] = {}
+        self._flying: dict[str, asyncio.Task[tuple[Answer, bool]]] = {}
         self._riders: dict[str, int] = {}
 
     @classmethod
@@ -63,7 +63,8 @@ class Flights:
             task.add_done_callback(lambda _: self._flying.pop(key, None))
         self._riders[key] = self._riders.get(key, 0) + 1
         try:
-            return await asyncio.shield(task), shared
+            answer, elsewhere = await asyncio.shield(task)
+            return answer, shared or elsewhere
         finally:
             self._riders[key] -= 1
             if not self._riders[key]:
@@ -77,9 +78,10 @@ class Flights:
         fly: Callable[[], Coroutine[Any, Any, Answer]],
         landed: Callable[[], Awaitable[Answer | None]],
         timeout: float,
-    ) -> Answer:
+    ) -> tuple[Answer, bool]:
+        """Return the answer, and whether another worker had asked for it."""
         if self._peers.alone:
-            return await fly()
+            return await fly(), False
         look = _FIRST_LOOK
         while True:
             try:
@@ -90,10 +92,10 @@ class Flights:
                 look = min(look * 1.5, _LONGEST_LOOK)
             answer = await landed()
             if answer is not None:
-                return answer
+                return answer, True
         try:
-            # Between a look and the lock another flight may have landed.
-            return await landed() or await fly()
+            answer = await landed()  # between the last look and the lock
+            return (answer, True) if answer is not None else (await fly(), False)
         finally:
             await self._unlock(key)
 

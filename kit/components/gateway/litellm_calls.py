@@ -55,8 +55,15 @@ def load_litellm() -> Any:
             f"{PROVIDER}/{EMBEDDING_MODEL}": {**_OFFLINE_PRICES, "mode": "embedding"},
         }
     )
+    listed_models(litellm)
     _warm_up(litellm)
     return litellm
+
+
+@functools.cache
+def listed_models(litellm: Any) -> frozenset[str]:
+    """Return the models whose prices the installed LiteLLM carries; read before its Router adds others without any."""
+    return frozenset(litellm.model_cost)
 
 
 def _warm_up(litellm: Any) -> None:
@@ -122,7 +129,7 @@ class Providers:
         self._router: Any = None
         import openai  # LiteLLM's own errors hang under its tree
 
-        self.errors: tuple[type[Exception], ...] = (openai.OpenAIError, ValueError, TypeError)
+        self.errors: tuple[type[Exception], ...] = (openai.OpenAIError, ValueError)
 
     def provider_of(self, model: str) -> str:
         """Return who runs a model, as LiteLLM names it: ``openai``, ``kit``, …"""
@@ -185,7 +192,7 @@ class Providers:
         )  # fmt: skip
 
     async def _routed(self, call: Call, model: str, fallbacks: Sequence[str], retries: int, *, spent: int) -> Outcome:
-        router = self._router_for([model, *fallbacks])
+        router = await self._router_for([model, *fallbacks])
         try:
             response = await router.acompletion(
                 model=model, messages=list(call.messages), timeout=call.timeout, num_retries=retries,
@@ -199,12 +206,20 @@ class Providers:
         answered = [model, *fallbacks][min(fell, len(fallbacks))]
         return Outcome(response=response, model=answered, attempts=tried)
 
-    def _router_for(self, models: Sequence[str]) -> Any:
-        """Return the Router, with the models in it that it needs now."""
+    async def warm_up(self) -> None:
+        """Make the Router ahead of the first failure: what it imports takes seconds, here on a worker thread."""
         if self._router is None:
-            self._router = self.litellm.Router(
-                model_list=[], disable_cooldowns=True, retry_after=0, timeout=self._settings.timeout, num_retries=0
-            )
+            timeout = self._settings.timeout
+            make = functools.partial(
+                self.litellm.Router,
+                model_list=[], disable_cooldowns=True, retry_after=0, timeout=timeout, num_retries=0,
+            )  # fmt: skip
+            made = await asyncio.to_thread(make)
+            self._router = self._router or made
+
+    async def _router_for(self, models: Sequence[str]) -> Any:
+        """Return the Router, with the models in it that it needs now."""
+        await self.warm_up()
         known = set(self._router.get_model_names())
         for model in models:
             if model not in known:

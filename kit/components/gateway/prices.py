@@ -7,10 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .litellm_calls import listed_models
 from .settings import Settings
 
 CURRENCY = "USD"
 OFFLINE = "offline model: no charge"
+OWN = "gateway settings"
+UNKNOWN = "no price known"
 _COMPLETION = 1024  # tokens; what a response is taken to have at most when its request does not say
 _CHARACTERS = 3.0  # per token: few, so that an estimate is rather too high
 
@@ -33,44 +36,39 @@ class Prices:
 
     def __init__(self, settings: Settings, litellm: Any) -> None:
         self._settings, self._litellm = settings, litellm
+        self._names = listed_models(litellm)
         self._listed = f"litellm {importlib.metadata.version('litellm')} price list"
 
     def source(self, model: str) -> str:
         """Return where a model's price comes from."""
-        deployment = self._settings.deployment(model)
-        if deployment["model"].startswith("kit/"):
+        if self._settings.deployment(model)["model"].startswith("kit/"):
             return OFFLINE
-        return "gateway settings" if "input_cost_per_token" in deployment else self._listed
+        return OWN if self._settings.prices(model) is not None else self._listed
 
     def of(self, model: str, prompt: int, completion: int) -> Price:
         """Return what a call with so many tokens costs."""
-        deployment = self._settings.deployment(model)
-        if deployment["model"].startswith("kit/"):
+        name = self._settings.deployment(model)["model"]
+        own = self._settings.prices(model)
+        if own is not None:
+            return Price(amount=prompt * own[0] + completion * own[1], source=OWN)
+        if name.startswith("kit/"):
             return Price(amount=0.0, source=OFFLINE)
-        if "input_cost_per_token" in deployment:
-            own = prompt * deployment["input_cost_per_token"] + completion * deployment.get(
-                "output_cost_per_token", 0.0
-            )
-            return Price(amount=own, source="gateway settings")
+        if not {name, name.partition("/")[2], name.rpartition("/")[2]} & self._names:
+            return Price(amount=None, source=UNKNOWN)
         try:
-            costs = self._litellm.cost_per_token(
-                model=deployment["model"], prompt_tokens=prompt, completion_tokens=completion
-            )
-        except (self._litellm.exceptions.BadRequestError, ValueError, KeyError, LookupError):
-            return Price(amount=None, source="no price known")
-        except Exception as error:
-            if type(error).__name__ != "ModelNotMappedError":
-                raise
-            return Price(amount=None, source="no price known")
+            costs = self._litellm.cost_per_token(model=name, prompt_tokens=prompt, completion_tokens=completion)
+        except (self._litellm.exceptions.ModelNotMappedError, self._litellm.exceptions.BadRequestError):
+            return Price(amount=None, source=UNKNOWN)
         return Price(amount=float(sum(costs)), source=self._listed)
 
     def paid(self, model: str, response: Any, prompt: int, completion: int) -> Price:
         """Return what a response cost: what LiteLLM worked out for it, cached and reasoning tokens included."""
-        hidden = getattr(response, "_hidden_params", None) or {}
-        cost = hidden.get("response_cost")
-        if isinstance(cost, int | float) and not self._settings.deployment(model)["model"].startswith("kit/"):
-            return Price(amount=float(cost), source=self.source(model))
-        return self.of(model, prompt, completion)
+        source = self.source(model)
+        cost = (getattr(response, "_hidden_params", None) or {}).get("response_cost")
+        price = self.of(model, prompt, completion)
+        if source == self._listed and price.amount is not None and isinstance(cost, int | float):
+            return Price(amount=float(cost), source=source)
+        return price
 
     def estimate(self, model: str, data: Mapping[str, Any]) -> float:
         """Return what a request will cost at most, as far as can be told before it is made."""

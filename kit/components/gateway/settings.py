@@ -10,6 +10,7 @@ from kit.errors import ConfigurationError
 
 DEFAULT_MODEL = "kit/extractive"
 DEFAULT_EMBEDDING_MODEL = "kit/static-256"
+PRICES = ("input_cost_per_token", "output_cost_per_token")  # LiteLLM's names
 PERIODS: dict[str, float | None] = {"hour": 3600.0, "day": 86400.0, "week": 604800.0, "month": None, "total": None}
 
 
@@ -105,5 +106,13 @@ class Settings:
         return self.rate_limits.get(model) or self.rate_limits.get("*")
 
     def deployment(self, model: str) -> dict[str, Any]:
-        """Return LiteLLM's settings for a model's name."""
-        return dict(self.models.get(model) or {"model": model})
+        """Return LiteLLM's settings for a model's name, without prices: it would remember those for every model alike."""
+        told = self.models.get(model) or {"model": model}
+        return {name: value for name, value in told.items() if name not in PRICES}
+
+    def prices(self, model: str) -> tuple[float, float] | None:
+        """Return what a token of a model's prompt and of its response costs, where the settings say so."""
+        told = self.models.get(model) or {}
+        if not any(name in told for name in PRICES):
+            return None
+        return float(told.get(PRICES[0], 0.0)), float(told.get(PRICES[1], 0.0))

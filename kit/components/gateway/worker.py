@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from kit.nats.message import Message
     from kit.otel import Operation, Telemetry
 
+_ON_THE_WAY = 0.2  # s; an answer, or the failure, shall reach its caller before the caller stops waiting
+
 
 @dataclass(kw_only=True, slots=True)
 class Parts:
@@ -81,8 +83,10 @@ class Gateway:
         queued = max(time.time() - _seconds(request["timestamp"]), 0.0)
         try:
             timeout = request.get("timeout") or None
-            if timeout is not None and queued > timeout:
-                raise RequestExpired(seconds=timeout)
+            if timeout is not None:
+                if queued >= timeout:
+                    raise RequestExpired(seconds=timeout)
+                request["timeout"] = max(timeout - queued - min(_ON_THE_WAY, timeout / 10), 0.01)
             streaming = message.streaming
             response = await (self.stream(request, message.emit) if streaming else self.respond(request))
         except Exception as error:
