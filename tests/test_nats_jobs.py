@@ -94,6 +94,14 @@ async def test_nobody_has_to_wait(tenant_bus: Bus) -> None:
     assert len(set(effects.done)) == 20
 
 
+async def test_many_that_begin_at_once_share_one_subscription(tenant_bus: Bus) -> None:
+    before = len(tenant_bus.connection.client._subs)
+    await asyncio.gather(*(tenant_bus.enqueue(AGENT_TASKS, TASK) for _ in range(20)))
+    await asyncio.gather(*(tenant_bus.dead_letters(AGENT_TASKS) for _ in range(5)))
+    # Results, advisories, and nats-py's own two inboxes.
+    assert len(tenant_bus.connection.client._subs) - before <= 4
+
+
 async def test_a_result_missed_while_disconnected_is_looked_up(tenant_bus: Bus, server: Server) -> None:
     who = server.credentials(tenant_bus.tenant_id)
     async with await connect(server.url, user=who.user, password=who.password) as connection:

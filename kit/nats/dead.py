@@ -117,15 +117,16 @@ class Graveyard:
     def __init__(self, bus: Bus, streams: Streams) -> None:
         self._bus, self._streams = bus, streams
         self._watch: Subscription | None = None
-        self._sweeping = asyncio.Lock()
+        self._opening, self._sweeping = asyncio.Lock(), asyncio.Lock()
 
     async def open(self) -> None:
         """Make sure that what dies is kept, and hear of what the server gives up."""
         await self._streams.dead()
-        if self._watch is None:
-            # A queue group: one of all that listen acts; should it be lost, the next sweep finds the advisory.
-            subject = f"{EXHAUSTED}.>"
-            self._watch = await self._bus.connection.subscribe(subject, self._on_advisory, queue="undertakers")
+        async with self._opening:
+            if self._watch is None:
+                # A queue group: one of all that listen acts; should it be lost, the next sweep finds the advisory.
+                subject = f"{EXHAUSTED}.>"
+                self._watch = await self._bus.connection.subscribe(subject, self._on_advisory, queue="undertakers")
 
     async def close(self) -> None:
         """Hear of nothing more."""

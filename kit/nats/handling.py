@@ -60,10 +60,12 @@ class Handling:
 
     def operation(self, message: Msg, message_id: str | None) -> Recorded:
         """Return the operation that this message's handling is: a child of the one that sent it."""
-        attributes = {**self._attributes, semconv.MESSAGING_MESSAGE_BODY_SIZE: len(message.data)}
-        if message_id is not None:
-            attributes[semconv.MESSAGING_MESSAGE_ID] = message_id
         headers = message.headers
+        attributes = self._attributes
+        if headers:  # else nobody traces, most likely
+            attributes = {**attributes, semconv.MESSAGING_MESSAGE_BODY_SIZE: len(message.data)}
+            if message_id is not None:
+                attributes[semconv.MESSAGING_MESSAGE_ID] = message_id
         return self._bus.telemetry.operation(
             self._row, attributes, kind=self._kind, parent=extract(headers) if headers else None
         )

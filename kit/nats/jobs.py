@@ -111,14 +111,16 @@ class Desk:
         # A job that nobody holds is waited for by nobody.
         self._waiting: weakref.WeakValueDictionary[str, Job] = weakref.WeakValueDictionary()
         self._subscription: Subscription | None = None
+        self._opening = asyncio.Lock()
         self._open: set[str] = set()
 
     async def open(self, operation: Operation) -> None:
         """Make sure that the queue exists and that its results are heard."""
         await self._streams.job(operation)
-        if self._subscription is None:
-            subject = f"{RESULTS_PREFIX}.*.{self._serial.prefix}.*"
-            self._subscription = await self._bus.connection.subscribe(subject, self._take)
+        async with self._opening:  # many begin at once, and one subscription is enough for all
+            if self._subscription is None:
+                subject = f"{RESULTS_PREFIX}.*.{self._serial.prefix}.*"
+                self._subscription = await self._bus.connection.subscribe(subject, self._take)
         self._open.add(operation.name)
 
     async def enqueue(
