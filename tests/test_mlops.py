@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -28,7 +29,8 @@ from kit.catalogue import (
     MLOPS_TRAINING_SUBMIT,
 )
 from kit.components import mlops
-from kit.components.mlops import Deployments, Registry, UnknownModel
+from kit.components.mlops import ArtefactRefused, Deployments, Registry, TrainingRefused, UnknownModel
+from kit.components.mlops import registry as registries
 from kit.components.mlops.models import load_dataset
 from kit.components.mlops.predictor import PredictionWorker
 from kit.components.mlops.process import Trainer
@@ -58,12 +60,31 @@ async def service(tenant_bus: Any, registry: Registry) -> AsyncIterator[Any]:
         yield running
 
 
-def register(registry: Registry, folder: Path, *, name: str = "wine", key: str = "1", **parameters: Any) -> str:
+@pytest.fixture
+def near(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train in a thread: a process of its own takes seconds to start, and is proved by the first test."""
+
+    async def train_near(
+        self: Trainer, job: dict[str, Any], folder: Path, progress: Any, *, content: Path | None, timeout: float | None
+    ) -> dict[str, Any]:
+        steps: list[dict[str, Any]] = []
+        data = await asyncio.to_thread(content.read_bytes) if content else None
+        told = await asyncio.to_thread(train, job, folder, steps.append, data)
+        for step in steps:
+            await progress(step)
+        return told
+
+    monkeypatch.setattr(Trainer, "train", train_near)
+
+
+def register(
+    registry: Registry, folder: Path, *, key: str = "1", model_type: str = "logistic_regression", **parameters: Any
+) -> str:
     """Train in this process and register: what a job does, in a fraction of the time."""
-    job = {"job_id": key, "model_type": "logistic_regression", "training_data": "wine", "parameters": parameters}
+    job = {"job_id": key, "model_type": model_type, "training_data": "wine", "parameters": parameters}
     folder.mkdir(exist_ok=True)
     told = train(job, folder, lambda step: None)
-    return registry.register(name, registry.start_run(job, name, key), key, job, told, folder).version
+    return registry.register("wine", registry.start_run(job, "wine", key), key, job, told, folder).version
 
 
 def rows(count: int = 1) -> list[dict[str, Any]]:
@@ -110,7 +131,7 @@ async def test_a_job_is_trained_registered_and_followed(
 
 
 async def test_a_job_delivered_again_registers_nothing_again(
-    tenant_bus: Any, registry: Registry, service: Any, monkeypatch: pytest.MonkeyPatch
+    tenant_bus: Any, registry: Registry, near: None, service: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = {
         "job_id": "twice", "model_type": "ridge", "training_data": "wine", "parameters": {}, "model_name": "twice",
@@ -134,7 +155,7 @@ async def test_a_job_delivered_again_registers_nothing_again(
     assert len(registry.versions("twice")) == len(calls) == 1
 
 
-async def test_a_job_that_cannot_be_done_says_why_at_once(tenant_bus: Any, service: Any) -> None:
+async def test_a_job_that_cannot_be_done_says_why_at_once(tenant_bus: Any, near: None, service: Any) -> None:
     job = await mlops.submit(tenant_bus, "logistic_regression", "wine", {"colour": "red"}, job_id="bad")
     with pytest.raises(JobDead) as dead:
         await job.result(timeout=TIMEOUT)
@@ -147,7 +168,9 @@ async def test_a_job_that_cannot_be_done_says_why_at_once(tenant_bus: Any, servi
         await job.result(timeout=TIMEOUT)
 
 
-async def test_data_sent_along_and_better_models_only(tenant_bus: Any, registry: Registry, service: Any) -> None:
+async def test_data_sent_along_and_better_models_only(
+    tenant_bus: Any, registry: Registry, near: None, service: Any
+) -> None:
     wine = load_dataset("wine")
     frame = wine.features.assign(target=wine.target)
 
@@ -334,3 +357,83 @@ async def test_a_worker_that_missed_an_event_catches_up(tenant_bus: Any, registr
     registry.folder.rename(registry.folder.with_name("gone"))
     assert (await worker.predict(message))["version"] == two
     await worker.close()
+
+
+# --- the registry alone -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def own(empty_registry: Path, tmp_path: Path) -> Registry:
+    """A registry that no bus knows."""
+    shutil.copytree(empty_registry, tmp_path / "acme")
+    return Registry("acme", tmp_path)
+
+
+def test_a_job_is_registered_once(own: Registry, tmp_path: Path) -> None:
+    job = {"job_id": "j", "model_type": "decision_tree", "training_data": "wine", "parameters": {}}
+    told = train(job, tmp_path, lambda step: None)
+    run_id = own.start_run(job | {"tags": {"team": "a"}}, "wine", "key-'1")
+    assert own.start_run(job, "wine", "key-'1") == run_id
+    assert own.registered("wine", "key-'1") is None
+    own.log_metrics(run_id, {"accuracy": 0.5}, step=1)
+    version = own.register("wine", run_id, "key-'1", job, told, tmp_path)
+    again = own.register("wine", run_id, "key-'1", job, told, tmp_path)
+    assert again == version == own.registered("wine", "key-'1") == own.version("wine", "1")
+    assert version.artifact["sha256"] == told["sha256"]
+    assert own.client.get_run(run_id).info.status == "FINISHED"
+    other = own.start_run(job | {"experiment": "trials"}, "wine", "key-2")
+    own.end_run(other, failed=True)
+    assert own.client.get_run(other).info.status == "FAILED"
+
+
+def test_the_champion_is_an_alias(own: Registry, tmp_path: Path) -> None:
+    version = register(own, tmp_path / "1")
+    assert own.champion("wine") is None
+    assert own.champion("nobody") is None
+    assert own.set_champion("wine", version)
+    champion = own.champion("wine")
+    assert champion is not None
+    assert champion.version == version
+    versions = own.versions("wine")
+    assert list(versions["champion"]) == [True]
+    assert versions["accuracy"].iloc[0] == champion.metrics["accuracy"]
+    assert own.set_champion("wine", None)
+    assert own.champion("wine") is None
+    assert own.versions("another").empty
+    assert Registry("globex", tmp_path, own.tracking_uri).versions().empty
+    for unknown in ("99", "x"):
+        with pytest.raises(UnknownModel, match=f"version {unknown}"):
+            own.version("wine", unknown)
+
+
+def test_a_name_that_is_none_is_refused(own: Registry) -> None:
+    for name in ("../wine", "a.b", "", "x" * 101):
+        with pytest.raises(TrainingRefused, match="names no model"):
+            own.full_name(name)
+
+
+def test_a_file_that_was_changed_is_not_loaded(own: Registry, tmp_path: Path) -> None:
+    version = own.version("wine", register(own, tmp_path / "1"))
+    assert own.load(version).predict is not None
+    path = Path(version.uri.removeprefix("file://"))
+    for content in (path.read_bytes() + b"x", pickle.dumps({"a": "pickle"})):
+        path.write_bytes(content)
+        with pytest.raises(ArtefactRefused, match="SHA-256"):
+            own.load(version)
+
+
+def test_a_type_that_nobody_trusts_is_not_loaded(
+    own: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = own.version("wine", register(own, tmp_path / "1", model_type="decision_tree"))
+    assert own.load(version).predict is not None
+    monkeypatch.setattr(registries, "TRUSTED", ())
+    with pytest.raises(ArtefactRefused, match=r"sklearn\.tree\._tree\.Tree"):
+        own.load(version)
+
+
+def test_another_registry_is_taken_by_its_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Registry("acme", tmp_path).tracking_uri == f"sqlite:///{tmp_path}/acme/registry.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+    assert Registry("acme", tmp_path).tracking_uri == "http://127.0.0.1:1"
+    assert Registry("acme", tmp_path, "sqlite:///x.db").tracking_uri == "sqlite:///x.db"

@@ -96,7 +96,7 @@ class Trainer:
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.DEVNULL,
-                env=kept | {"PYTHONPATH": paths},
+                env={"OMP_WAIT_POLICY": "PASSIVE"} | kept | {"PYTHONPATH": paths},  # idle threads sleep, not spin
                 limit=LINE,
                 start_new_session=True,
             )
