@@ -15,7 +15,6 @@ import jsonschema_rs
 from kit.errors import CodecError, ContractViolation, UnknownContract
 
 from . import exact, tensors
-from .shapes import Shape, compile_shape
 
 _VERSION = re.compile(r"(0|[1-9][0-9]{0,5})\.(0|[1-9][0-9]{0,5})")
 _MASK = "the value"
@@ -62,7 +61,6 @@ class Contract:
         schema: the parsed file.
         tensors: path and rank of each tensor field.
         is_opened: whether unknown fields pass (for a newer minor than any known).
-        shape: the fast way through it, where there is one.
         prefix: the envelope's bytes before its data.
     """
 
@@ -72,7 +70,6 @@ class Contract:
     validator: jsonschema_rs.Draft202012Validator
     tensors: dict[tensors.Path, int]
     is_opened: bool
-    shape: Shape | None
     prefix: bytes
 
     def check(self, data: Any) -> None:
@@ -114,7 +111,6 @@ def _compile(message_type: str, version: str, schema: dict[str, Any], *, is_open
         validator=compile_schema(opened(schema) if is_opened else schema),
         tensors=tensors.find(schema),
         is_opened=is_opened,
-        shape=None if is_opened else compile_shape(schema, prefix),
         prefix=prefix,
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,13 +11,12 @@ from kit.errors import ContractViolation, MalformedEnvelope
 
 from . import exact
 from .contracts import Contract, parse_version, registry
-from .shapes import UNSURE, Shape
+from .shapes import UNSURE, Read, Write, compile_reader, compile_writer
 from .tensors import Attacher, Detacher
 
 _HEAD = 56  # bytes that tell one contract's envelopes from another's, as this kit writes them
-_Reader = tuple[Callable[[bytes], dict[str, Any] | None], str, str]
-_READERS: dict[bytes, _Reader] = {}  # by head; filled as contracts are met
-_WRITERS: dict[str | tuple[str, str], Callable[[Any], bytes | None]] = {}  # by type, or type and version; likewise
+_READERS: dict[bytes, tuple[Read, str, str]] = {}  # by head; filled as contracts are met
+_WRITERS: dict[str | tuple[str, str], Write] = {}  # by type, or type and version; likewise
 _FIELDS = frozenset({"schema_version", "message_type", "data"})
 
 
@@ -66,8 +64,9 @@ def _encode(message_type: str, data: Any, version: str | None) -> bytes:
     """Encode whatever can be encoded, and say what is wrong with the rest."""
     known = registry()
     contract = known.contract(message_type, known.latest(message_type) if version is None else version)
-    if contract.shape is not None:
-        _WRITERS[message_type if version is None else (message_type, version)] = _writer(contract, contract.shape)
+    key = message_type if version is None else (message_type, version)
+    if key not in _WRITERS:
+        _WRITERS[key] = _writer(contract)
     tail = None
     if contract.tensors:
         data, tail = _detach(contract, data)
@@ -83,14 +82,15 @@ def _encode(message_type: str, data: Any, version: str | None) -> bytes:
     return text if tail is None else b"".join((text, b"\0", tail))
 
 
-def _writer(contract: Contract, shape: Shape) -> Callable[[Any], bytes | None]:
+def _writer(contract: Contract) -> Write:
     """Return the fast way to write."""
+    compiled = compile_writer(contract.schema, contract.prefix)
     if not contract.tensors:
-        return shape.write
+        return compiled
 
     def write(data: Any) -> bytes | None:
         described, tail = _detach(contract, data)
-        text = shape.write(described)
+        text = compiled(described)
         return text if tail is None or text is None else b"".join((text, b"\0", tail))
 
     return write
@@ -144,17 +144,20 @@ def decode(payload: bytes | bytearray | memoryview) -> Envelope:
     return _decode(payload)
 
 
-def _reader(contract: Contract, shape: Shape) -> _Reader:
-    """Return the fast way to read, with the message type and the version that it is for."""
+def _reader(contract: Contract) -> Read:
+    """Return the fast way to read."""
+    compiled = compile_reader(contract.schema, contract.prefix)
+    if not contract.tensors:
+        return compiled
 
     def read(payload: bytes) -> dict[str, Any] | None:
         nul = payload.find(b"\0")
-        data = shape.read(payload if nul < 0 else payload[:nul])
+        data = compiled(payload if nul < 0 else payload[:nul])
         if data is not None:
             _attach(contract, data, None if nul < 0 else memoryview(payload)[nul + 1 :])
         return data
 
-    return read if contract.tensors else shape.read, contract.message_type, contract.version
+    return read
 
 
 def _decode(payload: bytes) -> Envelope:
@@ -166,8 +169,9 @@ def _decode(payload: bytes) -> Envelope:
     contract.check(data)
     if nul >= 0 or contract.tensors:
         _attach(contract, data, None if nul < 0 else memoryview(payload)[nul + 1 :])
-    if contract.shape is not None:
-        _READERS[(contract.prefix + b'{"')[:_HEAD]] = _reader(contract, contract.shape)
+    head = (contract.prefix + b'{"')[:_HEAD]
+    if not contract.is_opened and head not in _READERS:
+        _READERS[head] = _reader(contract), message_type, version
     return Envelope(message_type, version, data)
 
 

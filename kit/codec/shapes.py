@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Any, Literal, NotRequired, Required, TypedDict, Union
 
@@ -42,53 +41,67 @@ class Unsupported(ValueError):
     """A schema holds something that a shape cannot express."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Shape:
-    """The fast way through one contract.
+Read = Callable[[bytes], dict[str, Any] | None]
+"""JSON text of an envelope -> its data, or None (or an error of ``UNSURE``) when the shape is not sure of them."""
 
-    Attributes:
-        read: JSON text of an envelope -> its data, or None (or an error of ``UNSURE``) when that is not sure of them.
-        write: data -> JSON text of their envelope, or None (or an error of ``UNSURE``) likewise.
-    """
-
-    read: Callable[[bytes], dict[str, Any] | None]
-    write: Callable[[Any], bytes | None]
-
+Write = Callable[[Any], bytes | None]
+"""Data -> JSON text of their envelope, or None (or an error of ``UNSURE``) likewise."""
 
 UNSURE = (msgspec.MsgspecError, ValueError, TypeError, AttributeError, LookupError, RecursionError)
 """What the fast way may raise when data do not fit it: the long way then says whether, and what, is wrong."""
 
 
-def compile_shape(schema: dict[str, Any], prefix: bytes) -> Shape | None:
-    """Return the shape of a schema, or None when it holds something that a shape cannot express.
+def never(argument: Any) -> None:
+    """Be sure of nothing: the fast way of a schema that has none."""
+
+
+def compile_reader(schema: dict[str, Any], prefix: bytes) -> Read:
+    """Return the fast way to read: ``never`` when the schema holds something that a shape cannot express.
 
     Args:
         schema: of the data, in which tensors are described.
         prefix: the bytes of an envelope before its data.
     """
-    common: dict[str, Any] = {"join": b"".join, "prefix": prefix, "end": b"}", "render": exact.render}
+    checks = _Checks(schema, exactly=False)
     try:
-        reading = _Checks(schema, exactly=False)
         envelope = msgspec.defstruct("Envelope", [("data", _Types(schema, structs=False).of(schema))], gc=False)
-        read = reading.function(
-            "v = parse(argument).data",
-            # What is read and rendered again as the same text has lost nothing: no field, no second key, no digit.
-            "if argument != join((prefix, render(v), end)): return None",
-            *reading.node(schema, "v"),
-            "return v",
-            names={**common, "parse": msgspec.json.Decoder(envelope).decode},
-        )
-        writing = _Checks(schema, exactly=True)
-        write = writing.function(
-            "text = render(argument, None, options)",
-            "convert(argument, kind)",
-            *writing.node(schema, "argument"),
-            "return join((prefix, text, end))",
-            names={**common, "options": exact.OPTIONS, "kind": _Types(schema, structs=True).of(schema)},
-        )
+        lines = checks.node(schema, "v")
     except Unsupported:
-        return None
-    return Shape(read=read, write=write)
+        return never
+    return checks.function(
+        "v = parse(argument).data",
+        # What is read and rendered again as the same text has lost nothing: no field, no second key, no digit.
+        "if argument != join((prefix, render(v), end)): return None",
+        *lines,
+        "return v",
+        names={**_wire(prefix), "parse": msgspec.json.Decoder(envelope).decode},
+    )
+
+
+def compile_writer(schema: dict[str, Any], prefix: bytes) -> Write:
+    """Return the fast way to write: ``never`` when the schema holds something that a shape cannot express.
+
+    Args:
+        schema: of the data, in which tensors are described.
+        prefix: the bytes of an envelope before its data.
+    """
+    checks = _Checks(schema, exactly=True)
+    try:
+        kind = _Types(schema, structs=True).of(schema)
+        lines = checks.node(schema, "argument")
+    except Unsupported:
+        return never
+    return checks.function(
+        "text = render(argument, None, options)",
+        "convert(argument, kind)",
+        *lines,
+        "return join((prefix, text, end))",
+        names={**_wire(prefix), "options": exact.OPTIONS, "kind": kind},
+    )
+
+
+def _wire(prefix: bytes) -> dict[str, Any]:
+    return {"join": b"".join, "prefix": prefix, "end": b"}", "render": exact.render}
 
 
 def _resolve(node: Any, root: dict[str, Any]) -> dict[str, Any]:
