@@ -28,6 +28,7 @@ from kit.codec import (
     loads,
     message_types,
     now,
+    schema,
     validate,
     versions,
 )
@@ -398,6 +399,8 @@ def test_now_is_utc_to_the_microsecond() -> None:
 
 def test_every_message_type_has_a_latest_version() -> None:
     assert all(latest(name) == versions(name)[-1] for name in message_types())
+    assert schema("llm_request")["$id"] == "urn:kit:schema:llm_request:1.1"
+    assert schema("llm_request", "1.0")["title"] == "llm_request 1.0"
     with pytest.raises(UnknownContract):
         versions("nobody")
 

@@ -34,6 +34,7 @@ def closed(*required: str, **properties: Any) -> dict[str, Any]:
         closed(a={"type": "integer", "multipleOf": 2}),
         closed(a={"enum": ["a"]}),
         closed(a={"type": "integer", "enum": [1]}),
+        closed(a={"type": "string", "enum": ["a"], "minLength": 2}),
         closed(a={"const": "a"}),
         closed(a={"type": "object", "additionalProperties": False}),
         closed(a={"type": "object", "properties": {"b": TEXT}, "additionalProperties": TEXT}),

@@ -9,6 +9,9 @@ Every failure is a ``CodecError`` with the JSON pointer of the fault.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from kit.errors import CodecError, ContractViolation, MalformedEnvelope, MigrationError, UnknownContract
 
 from .compatibility import Compatibility, Incompatibility, check_compatibility
@@ -38,6 +41,7 @@ __all__ = [
     "migrate",
     "now",
     "release",
+    "schema",
     "validate",
     "versions",
 ]
@@ -64,3 +68,13 @@ def latest(message_type: str) -> str:
         UnknownContract: nobody here knows the message type.
     """
     return registry().latest(message_type)
+
+
+def schema(message_type: str, version: str | None = None) -> Mapping[str, Any]:
+    """Return the JSON Schema of a message type's data; None is the latest version.
+
+    Raises:
+        UnknownContract: nobody here knows the message type or the version.
+    """
+    known = registry()
+    return known.schema(message_type, known.latest(message_type) if version is None else version)

@@ -125,8 +125,8 @@ def _kinds(node: dict[str, Any]) -> tuple[str, ...]:
     allowed = set().union(_ANNOTATIONS, {"type", "enum"}, *(_ALLOWED[kind] for kind in kinds))
     if unknown := set(node) - allowed:
         raise Unsupported(sorted(unknown)[0])
-    if not kinds and "enum" in node:
-        raise Unsupported("enum without type")
+    if "enum" in node and (not kinds or set(node) - _ANNOTATIONS - {"type", "enum"}):
+        raise Unsupported("an enum without a type, or with more")
     return kinds
 
 
