@@ -76,10 +76,13 @@ class Objects:
     async def _store(self, bucket: str) -> ObjectStore:
         store = self._stores.get(bucket)
         if store is None:
-            config = api.ObjectStoreConfig(replicas=self._streams.replicas())
-            with asked(f"object store {bucket}"):
-                store = await self._streams.context.create_object_store(check_id(bucket, what="bucket"), config)
-            self._stores[bucket] = store
+            check_id(bucket, what="bucket")
+
+            async def make(replicas: int) -> ObjectStore:
+                config = api.ObjectStoreConfig(replicas=replicas)
+                return await self._streams.context.create_object_store(bucket, config)
+
+            store = self._stores[bucket] = await self._streams.replicated(f"object store {bucket}", make)
         return store
 
 

@@ -157,19 +157,21 @@ async def open_store(streams: Streams, connection: Connection, bucket: str, ttl:
     Raises:
         ConfigurationError: the server refuses it.
     """
-    with asked(f"store {bucket}"):
-        config = api.KeyValueConfig(bucket=bucket, ttl=ttl, history=1, direct=True, replicas=streams.replicas())
+
+    async def make(replicas: int) -> KeyValue:
+        config = api.KeyValueConfig(bucket=bucket, ttl=ttl, history=1, direct=True, replicas=replicas)
         try:
-            kv = await streams.context.create_key_value(config)
+            return await streams.context.create_key_value(config)
         except nats.js.errors.APIError as error:
             if error.err_code != NAME_IN_USE:
                 raise
-            kv = await streams.context.key_value(bucket)
-            known = (await streams.context.stream_info(f"KV_{bucket}")).config
-            if (known.max_age or None) != ttl:
-                known.max_age = ttl
-                known.duplicate_window = min(ttl or 120.0, 120.0)
-                await streams.context.update_stream(known)
+        known = (await streams.context.stream_info(f"KV_{bucket}")).config
+        known.max_age, known.num_replicas = ttl, replicas
+        known.duplicate_window = min(ttl or 120.0, 120.0)
+        await streams.context.update_stream(known)
+        return await streams.context.key_value(bucket)
+
+    kv = await streams.replicated(f"store {bucket}", make)
     return Store(connection, kv, bucket)
 
 

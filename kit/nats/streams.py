@@ -15,7 +15,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import nats.errors
 import nats.js.errors
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from kit.nats.connection import Connection
 
+T = TypeVar("T")
 _log = logging.getLogger("kit.nats")
 
 DEAD_STREAM = "KIT_DEAD"
@@ -44,6 +45,7 @@ TIME = "Nats-Time-Stamp"
 TTL = "Nats-TTL"
 
 _API_SECONDS = 5.0
+_REPLICAS = 3  # bear the loss of one server
 _PRODS = 64  # at most, of one queue at a time
 _TRY_SECONDS = 2.0  # for one publish to be acknowledged, before it is sent again under the same id
 _PAUSE = 0.1  # s; before it is sent again, when the answer was a refusal
@@ -52,6 +54,7 @@ _WINDOW = 600.0  # s; for which the server remembers ids of what was published
 _RESULTS = 100_000  # remembered, per operation; not a number of bytes, which the server would reserve
 NAME_IN_USE = 10058  # Source: nats-server's errors.json, as the next ones
 _NO_MESSAGE = 10043
+_NO_PEERS = 10005
 _MESSAGE_TOO_LARGE = 10054
 
 
@@ -135,12 +138,11 @@ class Streams:
         )
 
     async def _make(self, config: api.StreamConfig) -> None:
-        replicas = self.replicas()
-        config.num_replicas = replicas
-        config.storage = api.StorageType.FILE
-        if replicas > 1:
-            config.persist_mode = None
-        with asked(f"stream {config.name}"):
+        async def make(replicas: int) -> None:
+            config.num_replicas = replicas
+            config.storage = api.StorageType.FILE
+            if replicas > 1:  # only a stream of one server can be synced later than it acknowledges
+                config.persist_mode = None
             try:
                 await self.context.add_stream(config)
             except nats.js.errors.APIError as error:
@@ -148,10 +150,23 @@ class Streams:
                     raise
                 await self.context.update_stream(config)
 
-    def replicas(self) -> int:
-        """Return how many servers shall keep a stream: three where there are three, else one."""
-        info = self._connection.client._server_info
-        return 3 if info.get("cluster") and len(info.get("connect_urls") or ()) >= 3 else 1
+        await self.replicated(f"stream {config.name}", make)
+
+    async def replicated(self, what: str, make: Callable[[int], Awaitable[T]]) -> T:
+        """Return what ``make`` makes of the number of servers that shall keep a stream: three in a cluster, else one.
+
+        Raises:
+            ConfigurationError: the server refuses it.
+        """
+        with asked(what):
+            if "cluster" in self._connection.client._server_info:
+                try:
+                    return await make(_REPLICAS)
+                except nats.js.errors.APIError as error:
+                    if error.err_code != _NO_PEERS:
+                        raise
+                    _log.warning("%s is kept by one server: %s", what, error.description)
+            return await make(1)
 
     # --- consumers ----------------------------------------------------------------------------------------------
 
