@@ -166,10 +166,11 @@ async def ablation(
             database = await Database.open(bus.tenant_id, Path(folder, str(number)), analysis=analysis)
             index = await database.create("ablation", model=embedding_model, dimension=vectors.shape[1])
             await index.upsert(entries)
+            await index.cover()
             for step in steps:
                 if step.analysis == analysis:
                     rows[step.name] = measures(await _places(index, step, asked, vectors), ks)
-            database.close()
+            await database.close()
     return pd.DataFrame.from_dict({step.name: rows[step.name] for step in steps}, orient="index").rename_axis("step")
 
 

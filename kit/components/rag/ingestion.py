@@ -18,7 +18,7 @@ from kit.components.rag.errors import DocumentRefused, EmbeddingMismatch, EmptyD
 from kit.components.rag.index import COLLECTION, Database
 from kit.components.rag.readers import HTML, PDF, PLAIN, Reading, read, title_from
 from kit.components.rag.rows import Entry, embedded_lead, embedded_text, fingerprint
-from kit.errors import BusError, KitError
+from kit.errors import BusError
 from kit.otel import semconv
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Ingester:
         self._bus.telemetry.annotate({semconv.RAG_DOCUMENT_ID: data["document_id"]})
         try:
             told = await (self._delete(data) if data.get("action") == "delete" else self._upsert(data, message.attempt))
-        except KitError as error:
+        except Exception as error:
             self._bus.telemetry.count(RAG_DOCUMENTS_INGESTED, status="error", error_type=type(error).__name__)
             await self._failed(data, message, error)
             raise
@@ -160,7 +160,7 @@ class Ingester:
 
     # --- telling ------------------------------------------------------------------------------------------------
 
-    async def _failed(self, data: dict[str, Any], message: Message, error: KitError) -> None:
+    async def _failed(self, data: dict[str, Any], message: Message, error: Exception) -> None:
         """Tell that a document failed for good; an attempt that will be repeated is no failure yet."""
         retryable = bool(getattr(error, "retryable", True))
         if retryable and message.attempt < RAG_INGEST.policy.max_attempts:

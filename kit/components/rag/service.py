@@ -62,8 +62,4 @@ async def serve(
         await bus.work(RAG_INGEST, ingester.handle, concurrency=concurrency),
         await bus.serve(RAG_QUERIES, answerer.handle, concurrency=query_concurrency),
     ]
-
-    async def end() -> None:
-        database.close()
-
-    return Service(workers, end)
+    return Service(workers, database.close)

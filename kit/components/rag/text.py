@@ -45,6 +45,8 @@ def stem(word: str) -> str:
         if word.endswith(suffix) and len(word) - len(suffix) >= 3:
             word = word[: -len(suffix)]
             break
+    if len(word) > 3 and word[-1] in "eiy":
+        word = word[:-1]
     return word[:-1] if len(word) > 4 and word[-1] == word[-2] else word
 
 
