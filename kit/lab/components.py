@@ -33,10 +33,12 @@ def summary(name: str) -> str:
     return found[1].strip() if found else ""
 
 
-async def serve(bus: Bus, components: Sequence[str], settings: Mapping[str, Any]) -> dict[str, Service]:
+async def serve(
+    bus: Bus, components: Sequence[str], settings: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
+) -> dict[str, Service]:
     """Serve components on a bus; if one does not start, those before it are stopped again.
 
-    A setting goes to every component that takes one of its name.
+    A setting goes to every component that takes one of its name; so does a default, which nobody has to take.
 
     Raises:
         ConfigurationError: a component that does not exist, or a setting that none of them takes.
@@ -49,7 +51,7 @@ async def serve(bus: Bus, components: Sequence[str], settings: Mapping[str, Any]
     services: dict[str, Service] = {}
     try:
         for name, module in modules.items():
-            chosen = {key: value for key, value in settings.items() if key in taken[name]}
+            chosen = {key: value for key, value in {**(defaults or {}), **settings}.items() if key in taken[name]}
             services[name] = await module.serve(bus, **chosen)
     except BaseException:
         for service in reversed(services.values()):

@@ -77,9 +77,21 @@ class Lab:
         from kit.lab import components as rooms
 
         bus = self.bus if tenant_id is None else await self.tenant(tenant_id)
-        for name, service in (await rooms.serve(bus, components, settings)).items():
+        for name, service in (await rooms.serve(bus, components, settings, self._places())).items():
             self.services.setdefault(name, []).append(service)
             self._ends.append((name, service.stop))
+
+    @property
+    def folder(self) -> Path:
+        """Where what is served here keeps its files: beside the embedded server's streams, else ``.kit``."""
+        return Path(".kit") if self.server is None else self.server.store
+
+    def _places(self) -> dict[str, Any]:
+        """Return the settings by which files of this lab go, and end, with its own server."""
+        if self.server is None:
+            return {}
+        places = {"uri": ("KIT_LANCEDB_URI", "lancedb"), "model_store": ("MLFLOW_TRACKING_URI", "mlflow")}
+        return {key: self.folder / name for key, (elsewhere, name) in places.items() if elsewhere not in os.environ}
 
     async def tenant(self, tenant_id: str, **access: Any) -> Bus:
         """Return the bus of another tenant, its account made where the server is the embedded one.
