@@ -23,18 +23,24 @@ ENGINE = "kit"
 
 
 def main() -> int:
-    """Execute jobs until there are no more; the channel of events is the standard output that nobody else gets."""
+    """Execute jobs until there are no more."""
+    emit = _channel()
+    papermill_engines.register(ENGINE, _engine(emit))
+    emit({"event": "ready"})
+    for line in sys.stdin:
+        emit({"event": "done", **_execute(json.loads(line), emit)})
+    return 0
+
+
+def _channel() -> Emit:
+    """Where events go: the standard output, which nobody else gets from now on."""
     channel = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
 
     def emit(event: dict[str, Any]) -> None:
         channel.write(json.dumps(event) + "\n")
 
-    papermill_engines.register(ENGINE, _engine(emit))
-    emit({"event": "ready"})
-    for line in sys.stdin:
-        emit({"event": "done", **_execute(json.loads(line), emit)})
-    return 0
+    return emit
 
 
 def _execute(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
