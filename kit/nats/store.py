@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import nats.errors
 import nats.js.errors
 from nats.aio.msg import Msg
 from nats.js import api
@@ -131,7 +133,8 @@ class Store:
                     gone = entry.operation in (KV_DEL, KV_PURGE)
                     yield Entry(key=entry.key, value=None if gone else entry.value, revision=entry.revision)
         finally:
-            await watcher.stop()  # type: ignore[no-untyped-call]
+            with suppress(nats.errors.Error):  # the connection went first
+                await watcher.stop()  # type: ignore[no-untyped-call]
 
     async def _get(self, key: str) -> Msg | None:
         subject = f"{DIRECT_GET}.{self._stream}.{self._prefix}{_checked(key)}"
