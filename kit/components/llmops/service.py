@@ -35,7 +35,7 @@ async def serve(
     bus: Bus,
     *,
     uri: str | Path | None = None,
-    thresholds: Iterable[Threshold | Mapping[str, Any] | float] = (),
+    thresholds: Iterable[Threshold | Mapping[str, Any] | float] | float = (),
     sweep_seconds: float = 30.0,
     storage_options: dict[str, str] | None = None,
 ) -> Service:
@@ -51,7 +51,8 @@ async def serve(
     """
     log = await OperationLog.open(bus.tenant_id, uri, storage_options=storage_options)
     await asyncio.to_thread(log.check, [])  # loads pandera now, not while the first operations wait
-    tracker = CostTracker(bus, log, [_threshold(given) for given in thresholds])
+    several = [thresholds] if isinstance(thresholds, int | float) else thresholds
+    tracker = CostTracker(bus, log, [_threshold(given) for given in several])
     await tracker.start()
     writer = _Writer(bus, log, tracker)
     workers = [

@@ -1,4 +1,8 @@
-"""Rows to predict for, checked by pandera against the columns that the model learned from."""
+"""Rows to predict for, checked by pandera against the columns that the model learned from.
+
+What is checked is the long form, a row for each value: pandera's cost grows with the columns of its schema (20 ms for
+64 of them), and long there are three.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,10 @@ MOST_ROWS = 100_000
 
 Fault: TypeAlias = tuple[str, str, int | None]  # column, what it broke, row
 
+_UNKNOWN = "is not one of the model's"
+_MISSING = "is missing"
+_BROKEN = {"number": "is not a finite number", "integer": "is not a whole number", "boolean": "is not true or false"}
+
 
 class InputSchema:
     """What a model takes: every column, no other, each a finite number of its kind.
@@ -23,13 +31,14 @@ class InputSchema:
     """
 
     def __init__(self, model_name: str, columns: Sequence[Mapping[str, Any]]) -> None:
-        import pandera.pandas as pandera
-
         self.model_name = model_name
-        self.names = [str(column["name"]) for column in columns]
-        self._schema = pandera.DataFrameSchema(
-            {str(column["name"]): _column(str(column["kind"])) for column in columns}, strict=True
-        )
+        self.kinds = {str(column["name"]): str(column["kind"]) for column in columns}
+        self._schema = self._checks()
+
+    @property
+    def names(self) -> list[str]:
+        """The columns, in the model's order."""
+        return list(self.kinds)
 
     def frame(self, instances: Sequence[Any], columns: Sequence[str] | None = None) -> pd.DataFrame:
         """Return the rows as a DataFrame in the model's order of columns.
@@ -46,16 +55,52 @@ class InputSchema:
         if len(instances) > MOST_ROWS:
             raise InputRefused(self.model_name, [("(all)", f"more than {MOST_ROWS:,} rows at once", None)])
         rows = [self._named(row, number, columns or self.names) for number, row in enumerate(instances)]
-        given = dict.fromkeys(name for row in rows for name in row)
-        frame = pd.DataFrame({name: pd.Series([row.get(name) for row in rows], dtype=object) for name in given})
-        faults: list[Fault] = [(name, "is missing", None) for name in self.names if name not in frame]
+        long = self._long(rows)
         try:
-            self._schema.validate(frame, lazy=True)
+            self._schema.validate(long, lazy=True)
         except pandera.errors.SchemaErrors as errors:
-            faults += _faults(errors.failure_cases, set(self.names))
-        if faults:
-            raise InputRefused(self.model_name, faults)
-        return frame[self.names].astype(float)
+            raise InputRefused(self.model_name, self._faults(long, errors.failure_cases)) from None
+        return pd.DataFrame(rows, columns=self.names).astype(float)
+
+    def _checks(self) -> Any:
+        import pandera.pandas as pandera
+
+        fits = pandera.Check(self._fits, name="kind", ignore_na=False)
+        return pandera.DataFrameSchema(
+            {
+                "row": pandera.Column(int),
+                "column": pandera.Column(object, pandera.Check.isin(self.names, error=_UNKNOWN)),
+                "value": pandera.Column(object, nullable=False),
+            },
+            checks=fits,
+            strict=True,
+        )
+
+    def _fits(self, long: pd.DataFrame) -> pd.Series:
+        """Return, for each value, whether it is of its column's kind; what is missing or unknown is told otherwise."""
+        import pandas as pd
+
+        fits = [
+            value is None or value != value or name not in self.kinds or _IS[self.kinds[name]](value)
+            for name, value in zip(long["column"], long["value"], strict=True)
+        ]
+        return pd.Series(fits, index=long.index)
+
+    def _long(self, rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+        import pandas as pd
+
+        cells = [
+            (number, name, row.get(name))
+            for number, row in enumerate(rows)
+            for name in (*self.kinds, *(name for name in row if name not in self.kinds))
+        ]
+        return pd.DataFrame(
+            {
+                "row": [number for number, _, _ in cells],
+                "column": pd.Series([name for _, name, _ in cells], dtype=object),
+                "value": pd.Series([value for _, _, value in cells], dtype=object),
+            }
+        )
 
     def _named(self, row: Any, number: int, columns: Sequence[str]) -> Mapping[str, Any]:
         if isinstance(row, Mapping):
@@ -64,12 +109,24 @@ class InputSchema:
             raise InputRefused(self.model_name, [("(all)", f"are {len(columns)}, the row has {len(row)}", number)])
         return dict(zip(columns, row, strict=True))
 
-
-def _column(kind: str) -> Any:
-    import pandera.pandas as pandera
-
-    check = pandera.Check(_IS[kind], element_wise=True, name=kind, error=_BROKEN[kind])
-    return pandera.Column(object, check, nullable=False)
+    def _faults(self, long: pd.DataFrame, cases: pd.DataFrame) -> list[Fault]:
+        """Return what each column broke, with the first row that did."""
+        found: dict[tuple[str, str], int] = {}
+        for index, check in zip(cases["index"], cases["check"], strict=True):
+            if index is None or index != index:
+                continue  # a check that failed as a whole
+            name, row = str(long.at[int(index), "column"]), int(long.at[int(index), "row"])
+            broke = (
+                _UNKNOWN
+                if name not in self.kinds
+                else _MISSING
+                if check == "not_nullable"
+                else _BROKEN[self.kinds[name]]
+            )
+            found[name, broke] = min(row, found.get((name, broke), row))
+        if not found:
+            return [("(all)", "do not fit", None)]
+        return sorted(((name, broke, row) for (name, broke), row in found.items()), key=lambda fault: fault[2] or 0)
 
 
 def _is_number(value: Any) -> bool:
@@ -84,19 +141,4 @@ def _is_boolean(value: Any) -> bool:
     return isinstance(value, bool)
 
 
-_BROKEN = {"number": "is not a finite number", "integer": "is not a whole number", "boolean": "is not true or false"}
 _IS = {"number": _is_number, "integer": _is_integer, "boolean": _is_boolean}
-
-
-def _faults(cases: pd.DataFrame, known: set[str]) -> list[Fault]:
-    """Return (column, what it broke, row) of each case, but for missing columns."""
-    faults: list[Fault] = []
-    for case in cases.itertuples():
-        if case.check == "column_in_dataframe":
-            continue
-        if case.check == "column_in_schema":
-            faults.append((str(case.failure_case), "is not one of the model's", None))
-        elif str(case.column) in known:
-            row = None if case.index is None or case.index != case.index else int(case.index)
-            faults.append((str(case.column), "is missing" if case.check == "not_nullable" else str(case.check), row))
-    return sorted(dict.fromkeys(faults), key=lambda fault: (fault[2] is not None, fault[2] or 0))
