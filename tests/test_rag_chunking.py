@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -33,7 +34,7 @@ We ship on Mondays.
 
 It takes two weeks.
 """
-EACH = Chunking(min_chars=0)
+EACH = Chunking(min_share=0)
 
 
 def headings(text: str, chunking: Chunking | None = None) -> list[tuple[str, str]]:
@@ -75,7 +76,7 @@ def test_code_stays_whole_and_its_comments_are_no_headings() -> None:
     assert code in part.content
     assert part.heading == "Title"
     long = "```\n" + "\n".join(f"line = {n}" for n in range(400)) + "\n```"
-    assert any(part.content == long for part in chunk(f"Before.\n\n{long}", Chunking(max_chars=2000, min_chars=0)))
+    assert any(part.content == long for part in chunk(f"Before.\n\n{long}", EACH))
 
 
 def test_a_fence_that_is_never_closed_runs_to_the_end() -> None:
@@ -92,7 +93,7 @@ def test_plain_text_has_no_hash_headings_but_underlined_ones() -> None:
 def test_long_prose_is_cut_at_sentences_and_overlaps() -> None:
     text = " ".join(f"Sentence number {n} says something." for n in range(200))
     paragraphs = "\n\n".join(text[i : i + 700] for i in range(0, len(text), 700))
-    parts = chunk(paragraphs, Chunking(max_chars=1500, overlap_chars=150))
+    parts = chunk(paragraphs, Chunking(max_chars=1500))
     assert len(parts) > 3
     assert all(len(part.content) <= 1500 for part in parts)
     assert any(later.start < earlier.end for earlier, later in itertools.pairwise(parts))
@@ -115,7 +116,7 @@ def test_nothing_gives_nothing(text: str) -> None:
 )
 def test_every_passage_is_an_exact_slice_and_every_word_is_kept(lines: list[str]) -> None:
     text = "\n".join(lines)
-    parts = chunk(text, Chunking(max_chars=100, min_chars=20, overlap_chars=20))
+    parts = chunk(text, Chunking(max_chars=100, min_share=0.2, overlap_share=0.2))
     assert all(text[part.start : part.end] == part.content for part in parts)
     assert [part.index for part in parts] == list(range(len(parts)))
     found = set(words(" ".join(f"{part.heading} {part.content}" for part in parts)))
@@ -131,9 +132,9 @@ def test_the_corpus_is_cut_exactly() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"max_chars": 50}, {"min_chars": 3000}, {"overlap_chars": 1500}, {"lead_sentences": 0}, {"min_chars": -1}]
+    "wrong", [{"max_chars": 50}, {"min_share": 2}, {"overlap_share": 0.6}, {"lead_sentences": 0}, {"min_share": -1}]
 )
-def test_settings_that_cannot_work_are_refused(wrong: dict[str, int]) -> None:
+def test_settings_that_cannot_work_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError):
         Chunking(**wrong)
 

@@ -33,23 +33,33 @@ class Chunking:
 
     Attributes:
         max_chars: characters of a passage at most; a longer block of code or table is kept whole up to four times that.
-        min_chars: characters below which a section joins the next one, as far as both fit.
-        overlap_chars: characters of the passage before that a further passage of the same section repeats at most.
+        min_share: part of ``max_chars`` below which a section joins the next one, as far as both fit.
+        overlap_share: part of ``max_chars`` that a further passage of a section repeats of the one before at most.
         lead_sentences: sentences that make the passage's lead, which is embedded for itself too.
     """
 
     max_chars: int = 2000
-    min_chars: int = 800
-    overlap_chars: int = 200
+    min_share: float = 0.4
+    overlap_share: float = 0.1
     lead_sentences: int = 2
 
     def __post_init__(self) -> None:
-        fits = 0 <= self.min_chars <= self.max_chars and 0 <= self.overlap_chars <= self.max_chars // 2
-        if self.max_chars < 100 or not fits or self.lead_sentences < 1:
+        if self.max_chars < 100 or not (0 <= self.min_share <= 1 and 0 <= self.overlap_share <= 0.5):
             raise ConfigurationError(
-                f"{self}: max_chars must be at least 100, min_chars at most that, overlap_chars at most half of it, "
-                "lead_sentences at least 1"
+                f"{self}: max_chars must be at least 100, min_share 0 to 1, overlap_share 0 to a half"
             )
+        if self.lead_sentences < 1:
+            raise ConfigurationError(f"{self}: lead_sentences must be at least 1")
+
+    @property
+    def min_chars(self) -> int:
+        """Characters below which a section joins the next one."""
+        return int(self.max_chars * self.min_share)
+
+    @property
+    def overlap_chars(self) -> int:
+        """Characters that a passage repeats of the one before at most."""
+        return int(self.max_chars * self.overlap_share)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

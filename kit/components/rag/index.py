@@ -115,9 +115,9 @@ class Database:
     async def collection(self, name: str = COLLECTION) -> Collection | None:
         """Return a collection, or None when nothing was ever written to it."""
         known = self._collections.get(name)
-        if known is None and check_id(name, what="collection") in (await self._connection.list_tables()).tables:
+        if known is None:
             async with self._opening:
-                known = self._collections.setdefault(name, await self._wrapped(name))
+                known = await self._held(name)
         return known
 
     async def create(self, name: str, *, model: str, dimension: int) -> Collection:
@@ -126,15 +126,31 @@ class Database:
         Raises:
             EmbeddingMismatch: it holds vectors of another model or size.
         """
-        async with self._opening:
-            known = self._collections.get(name)
-            if known is None:
-                made = schema(model, dimension)
-                await self._connection.create_table(check_id(name, what="collection"), schema=made, exist_ok=True)
-                known = self._collections.setdefault(name, await self._wrapped(name))
-                await known.ensure_indices()
+        known = self._collections.get(name)
+        if known is None:
+            async with self._opening:
+                known = await self._held(name)
+                if known is None:
+                    known = await self._made(name, model, dimension)
         known.check(model, dimension)
         return known
+
+    async def _held(self, name: str) -> Collection | None:
+        known = self._collections.get(name)
+        if known is None and check_id(name, what="collection") in (await self._connection.list_tables()).tables:
+            known = self._collections[name] = await self._wrapped(name)
+        return known
+
+    async def _made(self, name: str, model: str, dimension: int) -> Collection:
+        try:
+            await self._connection.create_table(name, schema=schema(model, dimension))
+        except (ValueError, RuntimeError) as error:
+            if "already exists" not in str(error):
+                raise
+            # Another worker was faster: its table counts.
+        made = self._collections[name] = await self._wrapped(name)
+        await made.ensure_indices()
+        return made
 
     async def _wrapped(self, name: str) -> Collection:
         table = await self._connection.open_table(name)

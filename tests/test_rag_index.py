@@ -1,0 +1,262 @@
+"""A tenant's index: what is written is found at once, once, and only by its tenant; filters and modes hold."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rag_stand_in import DIMENSION, embed
+
+from kit.components.rag import (
+    Analysis,
+    Collection,
+    Database,
+    EmbeddingMismatch,
+    FilterRefused,
+    Ranking,
+    document,
+    field,
+)
+from kit.components.rag.chunking import Chunking, chunk
+from kit.components.rag.index import database_uri
+from kit.components.rag.rows import Entry, embedded_lead, embedded_text, fingerprint
+from kit.errors import ConfigurationError
+
+TEXTS = {
+    "copy": "The shutil module contains a copyfile() function for files.",
+    "sort": "Use the sorted() built-in to order the items of a list.",
+    "gil": "The global interpreter lock lets one thread run at a time.",
+    "name": "The language was called after Monty Python's Flying Circus.",
+}
+
+
+def entry(document_id: str, text: str, *, sent_at: str = "1", sha256: str = "", **more: Any) -> Entry:
+    chunks = chunk(text, Chunking(max_chars=200, min_share=0))
+    return Entry(
+        document_id=document_id, sha256=sha256 or text, sent_at=sent_at, chunks=chunks,
+        vectors=embed([embedded_text(part, "") for part in chunks]),
+        leads=embed([embedded_lead(part, "", Chunking()) for part in chunks]), **more,
+    )  # fmt: skip
+
+
+@pytest.fixture
+async def database(tmp_path: Path) -> AsyncIterator[Database]:
+    opened = await Database.open("acme", tmp_path)
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
+async def index(database: Database) -> Collection:
+    made = await database.create("documents", model="m", dimension=DIMENSION)
+    rows = [
+        entry(name, text, metadata={"n": n, "even": n % 2 == 0, "tags": ["x", name], "kind": f"it's {name}"})
+        for n, (name, text) in enumerate(TEXTS.items())
+    ]
+    await made.upsert(rows)
+    return made
+
+
+async def found(index: Collection, query: str, **more: Any) -> list[str]:
+    return [hit.document_id for hit in await index.search(query, embed([query])[0], **more)]
+
+
+@pytest.mark.parametrize("mode", ["hybrid", "vector", "text"])
+async def test_each_mode_finds_what_was_just_written(index: Collection, mode: Any) -> None:
+    assert (await found(index, "how do I copy files with shutil", mode=mode))[0] == "copy"
+    await index.upsert([entry("new", "Penguins waddle across antarctic ice.")])
+    assert (await found(index, "antarctic penguins", mode=mode))[0] == "new"
+
+
+async def test_letter_runs_find_names_by_their_parts(index: Collection) -> None:
+    only = Ranking(vector=0, text=0, lead=0, grams=1)
+    assert (await found(index, "copyfile", ranking=only))[0] == "copy"
+    assert (await found(index, "uncopyfiled", ranking=only))[0] == "copy"
+
+
+async def test_a_document_is_replaced_as_a_whole(index: Collection) -> None:
+    long = "\n\n".join(f"Paragraph {n} about elephants and savannas. " * 4 for n in range(5))
+    removed = await index.upsert([entry("copy", long, sent_at="2")])
+    assert removed == {"copy": 1}
+    documents, passages = await index.count()
+    assert documents == 4 and passages == 3 + len(chunk(long, Chunking(max_chars=200, min_share=0)))  # noqa: PT018
+    await index.upsert([entry("copy", "Short again.", sent_at="3")])
+    assert await index.count() == (4, 4)
+    assert "copy" not in await found(index, "elephants savannas", mode="text")
+
+
+async def test_the_same_again_changes_nothing(index: Collection) -> None:
+    before, version = await index.rows(), await index.version()
+    assert await index.upsert([entry(name, text, sent_at="9") for name, text in TEXTS.items()]) == {}
+    assert await index.version() == version
+    assert (await index.rows()).equals(before)
+
+
+async def test_an_older_message_never_replaces_a_newer_one(index: Collection) -> None:
+    await index.upsert([entry("copy", "The newest text.", sent_at="5")])
+    assert await index.upsert([entry("copy", "A late one.", sent_at="4")]) == {}
+    state = (await index.states(["copy"]))["copy"]
+    assert (state.sha256, state.sent_at) == ("The newest text.", "5")
+    both = [entry("twice", "first", sent_at="1"), entry("twice", "second", sent_at="2")]
+    await index.upsert(both)
+    assert (await index.states(["twice"]))["twice"].sha256 == "second"
+
+
+async def test_a_deleted_document_is_gone(index: Collection) -> None:
+    assert await index.delete(["copy", "nobody's"]) == 1
+    assert await index.delete(["copy"]) == 0
+    for mode in ("hybrid", "vector", "text"):
+        assert "copy" not in await found(index, "shutil copyfile", mode=mode)
+
+
+@pytest.mark.parametrize(
+    ("condition", "expected"),
+    [
+        (field("n") >= 2, {"gil", "name"}),
+        (field("n") < 1, {"copy"}),
+        (field("even").is_true(), {"copy", "gil"}),
+        (field("tags").contains("sort"), {"sort"}),
+        (field("kind") == "it's gil", {"gil"}),
+        (field("kind") == "it's gil' OR '1'='1", set()),
+        (field("kind") != "it's gil", {"copy", "sort", "name"}),
+        (field("n").any_of(0, 3) & ~document("copy"), {"name"}),
+        (document("copy") | document("sort"), {"copy", "sort"}),
+        (field("missing") == 1, set()),
+        (~(field("missing") == 1), set(TEXTS)),
+        (field("n") == "2", set()),
+        (field("a'b.c$[0]") == "x", set()),
+        (document("x'; DROP TABLE documents; --"), set()),
+    ],
+)
+@pytest.mark.parametrize("mode", ["hybrid", "vector", "text"])
+async def test_filters_hold_in_every_mode(index: Collection, mode: Any, condition: Any, expected: set[str]) -> None:
+    query = "shutil files sorted list thread lock language Python"
+    assert set(await found(index, query, mode=mode, condition=condition)) == expected
+
+
+async def test_a_threshold_leaves_out_what_is_unlike(index: Collection) -> None:
+    query = TEXTS["gil"]
+    assert await found(index, query, threshold=0.9) == ["gil"]
+    assert await found(index, query, mode="vector", threshold=0.9) == ["gil"]
+    assert await found(index, query, threshold=1.01) == []
+
+
+async def test_hits_tell_where_they_lie_and_how_they_scored(index: Collection) -> None:
+    (hit,) = await index.search("shutil", embed(["shutil"])[0], top_k=1)
+    assert hit.content == TEXTS["copy"][hit.start : hit.end]
+    assert hit.chunk_id == "copy#0"
+    assert hit.metadata == {"n": 0, "even": True, "tags": ["x", "copy"], "kind": "it's copy"}
+    assert 0 < hit.vector_score <= 1
+    assert hit.text_score > 0
+
+
+async def test_an_empty_or_strange_question_finds_without_failing(index: Collection) -> None:
+    for query in ("", "???", "how do I", "'\"(*)", "x" * 3000, "日本語"):
+        await found(index, query)
+        await found(index, query, mode="text")
+
+
+async def test_rows_are_covered_by_every_index_once_nothing_more_is_written(index: Collection) -> None:
+    await index.cover()
+    assert await index.unindexed() == 0
+    await index.upsert([entry("later", "One more document.")])
+    for _ in range(60):
+        await asyncio.sleep(0.1)
+        if await index.unindexed() == 0:
+            break
+    assert await index.unindexed() == 0
+
+
+async def test_many_new_rows_are_covered_at_once(index: Collection) -> None:
+    await index.upsert([entry(f"d{n}", f"Document {n} says {n * 7}.") for n in range(300)])
+    assert await index.unindexed() == 0
+    assert await index.count() == (304, 304)
+
+
+async def test_two_databases_of_two_tenants_share_nothing(index: Collection, tmp_path: Path) -> None:
+    other = await Database.open("globex", tmp_path)
+    assert await other.collection() is None
+    made = await other.create("documents", model="m", dimension=DIMENSION)
+    await made.upsert([entry("theirs", "Shutil of another tenant.")])
+    assert await found(made, "shutil") == ["theirs"]
+    assert "theirs" not in await found(index, "shutil")
+    await other.close()
+
+
+async def test_another_process_sees_what_was_written(index: Collection, tmp_path: Path) -> None:
+    reader = await Database.open("acme", tmp_path)
+    seen = await reader.collection()
+    assert seen is not None
+    await index.upsert([entry("fresh", "Zebras graze.")])
+    assert (await found(seen, "zebras"))[0] == "fresh"
+    await asyncio.gather(
+        *(writer.upsert([entry(f"w{n}", f"Writer {n}.")]) for n, writer in enumerate([index, seen] * 3))
+    )
+    assert (await index.count())[0] == 11
+    await reader.close()
+
+
+async def test_vectors_of_another_model_are_refused(database: Database, index: Collection) -> None:
+    with pytest.raises(EmbeddingMismatch, match="another collection"):
+        await database.create("documents", model="other", dimension=DIMENSION)
+    with pytest.raises(EmbeddingMismatch):
+        index.check("m", 7)
+    reopened = await Database.open("acme", database._connection.uri.rsplit("/", 1)[0])
+    assert (await reopened.create("documents", model="m", dimension=DIMENSION)).model == "m"
+    await reopened.close()
+
+
+async def test_a_large_collection_gets_a_vector_index_that_finds_the_same(tmp_path: Path) -> None:
+    database = await Database.open("acme", tmp_path, flat_rows=200)
+    index = await database.create("documents", model="m", dimension=DIMENSION)
+    rng = np.random.default_rng(0)
+    rows = []
+    for n in range(600):
+        vector = rng.normal(size=(1, DIMENSION)).astype(np.float32)
+        rows.append(replace(entry(f"d{n}", f"Document {n}."), vectors=vector, leads=vector))
+    await index.upsert(rows)
+    kinds = {i.index_type for i in await index._table.list_indices() if "vector" in i.columns}
+    assert len(kinds) == 1
+    assert await index.recall(k=10, sample=30) >= 0.95
+    await database.close()
+
+
+async def test_words_are_read_as_the_analysis_says(tmp_path: Path) -> None:
+    plain = await Database.open("acme", tmp_path, analysis=Analysis(stem=False, stop_words=None))
+    index = await plain.create("documents", model="m", dimension=DIMENSION)
+    await index.upsert([entry("a", "He copies the files.")])
+    assert await found(index, "copying", mode="text") == []
+    assert await found(index, "the", mode="text") == ["a"]
+    await plain.close()
+
+
+async def test_a_filter_that_lancedb_does_not_take_is_a_typed_error(index: Collection, monkeypatch: Any) -> None:
+    monkeypatch.setattr("kit.components.rag.index.to_sql", lambda _: "no such (")
+    with pytest.raises(FilterRefused):
+        await found(index, "x", condition=field("n") == 1)
+
+
+def test_a_tenants_uri_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert database_uri("acme", "s3://bucket/lance/") == "s3://bucket/lance/acme"
+    monkeypatch.setenv("KIT_LANCEDB_URI", "/data")
+    assert database_uri("acme") == "/data/acme"
+    with pytest.raises(ConfigurationError):
+        database_uri("../globex")
+
+
+def test_a_fingerprint_is_over_everything() -> None:
+    known = {"metadata": {"a": 1}}
+    one = fingerprint("text", model="m", chunking=Chunking(), known=known)
+    assert one == fingerprint(b"text", model="m", chunking=Chunking(), known=known)
+    others = [
+        fingerprint("text!", model="m", chunking=Chunking(), known=known),
+        fingerprint("text", model="n", chunking=Chunking(), known=known),
+        fingerprint("text", model="m", chunking=Chunking(max_chars=500), known=known),
+        fingerprint("text", model="m", chunking=Chunking(), known={"metadata": {"a": 2}}),
+    ]
+    assert len({one, *others}) == 5
