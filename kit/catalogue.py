@@ -81,6 +81,7 @@ class Operation:
         send_span / handle_span: the one span on either side of the hop.
         addressed: whether one receiver can be named (``to=``), as the subject's last token.
         stored: for an event, whether a stream keeps it for ``max_age`` seconds, to be replayed.
+        prioritized: for a job, whether urgent ones overtake others, by the subject's last token.
         served: whether a component of this kit serves the row.
     """
 
@@ -99,6 +100,7 @@ class Operation:
     stored: bool = False
     max_age: float = 30 * 86400.0
     policy: JobPolicy = JobPolicy()
+    prioritized: bool = False
     served: bool = False
 
     def subject(self, tenant_id: str, to: str | None = None) -> str:
@@ -362,7 +364,7 @@ AGENT_TASKS = Operation(
     name="AGENT_TASKS", prefix="ai.agent.tasks", mode=Mode.JOB, component="agents",
     message_type="agent_task", result_type="agent_result", publisher="agent manager", subscriber="worker agents",
     purpose="distribute tasks to available agents",
-    send_span=AGENT_TASK_SUBMIT, handle_span=AGENT_TASK_EXECUTE,
+    send_span=AGENT_TASK_SUBMIT, handle_span=AGENT_TASK_EXECUTE, prioritized=True,
 )  # fmt: skip
 AGENT_RESULTS = Operation(
     name="AGENT_RESULTS", prefix="ai.agent.results", mode=Mode.EVENT, component="agents",
@@ -398,7 +400,7 @@ GATEWAY_REQUESTS = Operation(
     name="GATEWAY_REQUESTS", prefix="ai.gateway.requests", mode=Mode.JOB, component="gateway",
     message_type="llm_request", result_type="llm_response", publisher="components", subscriber="gateway workers",
     purpose="queue LLM requests",
-    send_span=GATEWAY_GENERATE, handle_span=GATEWAY_WORKER_PROCESS, served=True,
+    send_span=GATEWAY_GENERATE, handle_span=GATEWAY_WORKER_PROCESS, prioritized=True, served=True,
 )  # fmt: skip
 GATEWAY_RESPONSES = Operation(
     name="GATEWAY_RESPONSES", prefix="ai.gateway.responses", mode=Mode.EVENT, component="gateway",

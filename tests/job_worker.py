@@ -37,7 +37,7 @@ async def main(url: str, user: str, password: str, tenant: str, ledger: str, beh
         if behaviour == "die":
             _die()
         if behaviour == "block":
-            time.sleep(1.5)  # noqa: ASYNC251 - the loop is blocked on purpose
+            time.sleep(3.0)  # noqa: ASYNC251 - the loop is blocked on purpose
         if behaviour == "steady":
             await asyncio.sleep(0.02)
         note("effect", message)
@@ -54,8 +54,9 @@ async def main(url: str, user: str, password: str, tenant: str, ledger: str, beh
                 await send(subject, payload, *rest, **more)
 
             connection.client.publish = publish  # type: ignore[method-assign]
-        async with Bus(connection, tenant, start_telemetry("worker")) as bus, await bus.work(QUICK, work):
-            os.write(book, b"ready - 0\n")
+        async with Bus(connection, tenant, start_telemetry("worker")) as bus:
+            os.write(book, b"ready - 0\n")  # before the first job, which may kill
+            await bus.work(QUICK, work)
             await asyncio.Event().wait()
 
 

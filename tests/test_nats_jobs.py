@@ -25,6 +25,7 @@ from kit.catalogue import (
     JOBS_DEDUPLICATED,
     JOBS_RETRIED,
     OPERATIONS,
+    RAG_INGEST,
     JobPolicy,
     Mode,
 )
@@ -52,6 +53,10 @@ class Effects:
         await asyncio.sleep(self._seconds)
         self.done.append(message.message_id)
         return RESULT
+
+
+class Never(ComponentError):
+    retryable = False
 
 
 # --- the plain way ----------------------------------------------------------------------------------------------
@@ -175,6 +180,46 @@ async def test_concurrency_is_bounded(tenant_bus: Bus) -> None:
     assert most == 3
 
 
+async def test_urgent_jobs_overtake_others(tenant_bus: Bus) -> None:
+    order: list[str | None] = []
+
+    async def note(message: Message) -> dict[str, Any]:
+        await asyncio.sleep(0.01)
+        order.append(message.message_id)
+        return RESULT
+
+    jobs = [
+        await tenant_bus.enqueue(AGENT_TASKS, TASK, message_id=f"{priority}-{number}", priority=priority)
+        for number in range(4)
+        for priority in (1, 5, 9)
+    ]
+    async with await tenant_bus.work(AGENT_TASKS, note, concurrency=1):
+        await asyncio.gather(*(job.result(timeout=10) for job in jobs))
+    assert order.index("9-3") < order.index("5-3") < order.index("1-3")
+    assert [name for name in order if name and name.startswith("9")] == [f"9-{number}" for number in range(4)]
+
+
+async def test_an_urgent_job_that_dies_is_sent_again_as_urgent(tenant_bus: Bus) -> None:
+    async with await tenant_bus.work(QUICK, Effects(fail=99, error=Never("never"))):
+        job = await tenant_bus.enqueue(QUICK, TASK, priority=8)
+        with pytest.raises(JobDead):
+            await job.result(timeout=5)
+    (letter,) = await tenant_bus.dead_letters(QUICK)
+    assert letter.subject == f"ai.agent.tasks.{tenant_bus.tenant_id}.high"
+    effects = Effects()
+    async with await tenant_bus.work(QUICK, effects):
+        assert await tenant_bus.replay(QUICK) == 1
+        await eventually(lambda: len(effects.done) == 1)
+
+
+async def test_priorities_are_checked(tenant_bus: Bus) -> None:
+    with pytest.raises(ConfigurationError, match="0 \\(least urgent\\) to 9"):
+        await tenant_bus.enqueue(AGENT_TASKS, TASK, priority=10)
+    with pytest.raises(ConfigurationError, match="knows no priorities"):
+        await tenant_bus.enqueue(RAG_INGEST, sample("rag_document"), priority=9)
+    await tenant_bus.enqueue(RAG_INGEST, sample("rag_document"), priority=5)
+
+
 # --- failing ----------------------------------------------------------------------------------------------------
 
 
@@ -211,10 +256,6 @@ async def test_a_job_that_always_fails_is_kept_with_its_evidence(tenant_bus: Bus
     assert telemetry.recorder.total(JOBS_DEAD.name, error_type="LookupError") == 1
     info = await tenant_bus.connection.jetstream().stream_info(QUICK.stream or "")
     assert info.state.messages == 0
-
-
-class Never(ComponentError):
-    retryable = False
 
 
 async def test_what_cannot_succeed_later_is_not_tried_again(tenant_bus: Bus) -> None:

@@ -20,16 +20,18 @@ from kit.nats.ids import MESSAGE_ID, Serial, checked_id
 from kit.nats.jobs import Desk, Job
 from kit.nats.message import Handler, Message
 from kit.nats.objects import Objects
+from kit.nats.pulling import Bind
 from kit.nats.route import Route, check_mode
 from kit.nats.serving import CoreWorker
 from kit.nats.store import Store, open_store
 from kit.nats.streaming import Stream
-from kit.nats.streams import Streams
+from kit.nats.streams import NORMAL, Level, Streams, level_of, levels
 from kit.nats.worker import Worker
 from kit.nats.working import PullWorker
 from kit.otel import Telemetry, semconv
 
 _BACKLOG = 4096  # messages that may wait for a worker on core NATS; JetStream keeps what is not pulled
+_USUAL = 5  # priority
 _MOST_ROUTES = 4096  # remembered; there is one for each receiver of an addressed operation
 
 
@@ -149,7 +151,7 @@ class Bus:
             begin = seen + 1 if seen or replay else None
             return await self._streams.subscriber(operation, route.subject, durable=durable, begin=begin)
 
-        return await self._pull(route, handler, concurrency, durable or queue, bind, once=False)
+        return await self._pull(route, handler, concurrency, durable or queue, [bind], once=False)
 
     # --- requests -----------------------------------------------------------------------------------------------
 
@@ -183,7 +185,13 @@ class Bus:
     # --- jobs ---------------------------------------------------------------------------------------------------
 
     async def enqueue(
-        self, operation: Operation, data: dict[str, Any], *, message_id: str | None = None, timeout: float = 5.0
+        self,
+        operation: Operation,
+        data: dict[str, Any],
+        *,
+        message_id: str | None = None,
+        priority: int = 5,
+        timeout: float = 5.0,
     ) -> Job:
         """Put a JOB into its queue; on return it is stored.
 
@@ -191,6 +199,8 @@ class Bus:
             operation: the catalogue's row.
             data: the content.
             message_id: enqueued again under the same id, it is the same job and is done once.
+            priority: 0 is the least and 9 the most urgent, where the row knows priorities; 7 and more overtake what is
+                less, 3 and less wait for all others.
             timeout: seconds for the queue to acknowledge.
 
         Raises:
@@ -200,16 +210,23 @@ class Bus:
             ConfigurationError: the row is no JOB, or the id cannot be one.
         """
         route = self._route(operation, "enqueue", Mode.JOB)
+        level = NORMAL if priority == _USUAL else level_of(operation, priority)
         with self.telemetry.operation(operation.send_span, route.send_attributes, kind="producer") as recorded:
             payload = route.encode(data)
-            job = await self._desk.enqueue(route, payload, message_id, timeout)
+            job = await self._desk.enqueue(route, payload, message_id, timeout, level=level)
             if recorded.recording:
                 recorded.set(semconv.MESSAGING_MESSAGE_BODY_SIZE, len(payload))
                 recorded.set(semconv.MESSAGING_MESSAGE_ID, job.message_id)
             return job
 
     async def run(
-        self, operation: Operation, data: dict[str, Any], *, timeout: float = 30.0, message_id: str | None = None
+        self,
+        operation: Operation,
+        data: dict[str, Any],
+        *,
+        timeout: float = 30.0,
+        message_id: str | None = None,
+        priority: int = 5,
     ) -> Message:
         """Enqueue a JOB and wait for its result: one span over both.
 
@@ -218,7 +235,8 @@ class Bus:
             DeadlineExceeded: no result within ``timeout`` seconds; the job goes on.
             CodecError, NotStored, PayloadTooLarge, ConfigurationError: as ``enqueue``.
         """
-        return await self.order(self._route(operation, "run", Mode.JOB), data, timeout, message_id)
+        route = self._route(operation, "run", Mode.JOB)
+        return await self.order(route, data, timeout, message_id, level=level_of(operation, priority))
 
     async def work(self, operation: Operation, handler: Handler, *, concurrency: int = 1) -> Worker:
         """Do a JOB, sharing the queue with all who work on it.
@@ -233,10 +251,11 @@ class Bus:
         """
         route = self._route(operation, "work", Mode.JOB)
 
-        async def bind(_: int) -> str:
-            return await self._streams.job_consumer(operation, route.subject)
+        def binding(level: Level) -> Bind:
+            return lambda _: self._streams.job_consumer(operation, route.subject, level)
 
-        return await self._pull(route, handler, concurrency, operation.queue, bind, once=True)
+        bindings = [binding(level) for level in levels(operation)]
+        return await self._pull(route, handler, concurrency, operation.queue, bindings, once=True)
 
     async def dead_letters(self, operation: Operation) -> list[DeadLetter]:
         """Return the jobs that failed for good, oldest first.
@@ -344,13 +363,19 @@ class Bus:
             return route.message(envelope)
 
     async def order(
-        self, route: Route, data: dict[str, Any], timeout: float, message_id: str | None,
+        self,
+        route: Route,
+        data: dict[str, Any],
+        timeout: float,
+        message_id: str | None,
         headers: dict[str, str] | None = None,
-    ) -> Message:  # fmt: skip
+        level: Level = NORMAL,
+    ) -> Message:
         """Enqueue a job and return its result."""
         with self.telemetry.operation(route.operation.send_span, route.send_attributes, kind="client") as recorded:
             deadline = self._loop.time() + timeout
-            job = await self._desk.enqueue(route, route.encode(data), message_id, timeout, headers)
+            payload = route.encode(data)
+            job = await self._desk.enqueue(route, payload, message_id, timeout, level=level, more=headers)
             recorded.set(semconv.MESSAGING_MESSAGE_ID, job.message_id)
             return await job.result(max(deadline - self._loop.time(), 0.0))
 
@@ -371,7 +396,7 @@ class Bus:
         return worker
 
     async def _pull(
-        self, route: Route, handler: Handler, concurrency: int, group: str | None, bind: Any, *, once: bool
+        self, route: Route, handler: Handler, concurrency: int, group: str | None, bindings: list[Bind], *, once: bool
     ) -> Worker:
         worker = PullWorker(
             self,
@@ -381,7 +406,7 @@ class Bus:
             graveyard=self._graveyard,
             group=group,
             concurrency=_many(concurrency),
-            bind=bind,
+            bindings=bindings,
             once=once,
         )
         await worker.start()

@@ -26,7 +26,7 @@ from kit.nats.dead import Graveyard
 from kit.nats.ids import AGAIN, MESSAGE_ID, REPLY, Serial, checked_id, token
 from kit.nats.message import Message
 from kit.nats.route import Route
-from kit.nats.streams import Streams, results_stream
+from kit.nats.streams import Level, Streams, results_stream
 from kit.otel import inject
 
 if TYPE_CHECKING:
@@ -124,7 +124,14 @@ class Desk:
         self._open.add(operation.name)
 
     async def enqueue(
-        self, route: Route, payload: bytes, message_id: str | None, timeout: float, more: dict[str, str] | None = None
+        self,
+        route: Route,
+        payload: bytes,
+        message_id: str | None,
+        timeout: float,
+        *,
+        level: Level,
+        more: dict[str, str] | None = None,
     ) -> Job:
         """Store a job and return it.
 
@@ -146,7 +153,7 @@ class Desk:
         # The same job, enqueued twice here, has one answer; one that is done may have been sent again since.
         answer = asyncio.get_running_loop().create_future() if twin is None or twin.done else twin.answer
         job = self._waiting[reply] = Job(self, route, message_id or name, answer)
-        ack = await self._streams.store(route.subject, payload, inject(headers) or headers, timeout)
+        ack = await self._streams.store(level.subject(route.subject), payload, inject(headers) or headers, timeout)
         job.duplicate = ack.duplicate
         return job
 

@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
@@ -34,6 +34,9 @@ _PENDING = "Nats-Pending-Messages"
 _NS = 1_000_000_000
 
 
+Bind: TypeAlias = Callable[[int], Awaitable[str]]
+
+
 class Puller:
     """Keeps ``wanted()`` messages requested, and hands over what comes.
 
@@ -49,7 +52,7 @@ class Puller:
         connection: Connection,
         stream: str,
         *,
-        bind: Callable[[int], Awaitable[str]],
+        bind: Bind,
         take: Callable[[Msg, Delivery], None],
         wanted: Callable[[], int],
     ) -> None:

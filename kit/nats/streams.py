@@ -45,6 +45,8 @@ TIME = "Nats-Time-Stamp"
 TTL = "Nats-TTL"
 
 _API_SECONDS = 5.0
+_MOST_URGENT = 9
+_USUAL = (4, 6)  # priorities of the middle level
 _REPLICAS = 3  # bear the loss of one server
 _PRODS = 64  # at most, of one queue at a time
 _TRY_SECONDS = 2.0  # for one publish to be acknowledged, before it is sent again under the same id
@@ -78,6 +80,48 @@ class Stored(NamedTuple):
     stored_at: str
     headers: dict[str, str]
     payload: bytes
+
+
+class Level(NamedTuple):
+    """How urgent a job is: a consumer of its own, and a last token of the subject.
+
+    Attributes:
+        rank: 0 is worked on first.
+        token: of the subject; the middle level has none.
+    """
+
+    rank: int
+    token: str | None
+
+    def subject(self, subject: str) -> str:
+        """Return where jobs of this level go."""
+        return subject if self.token is None else f"{subject}.{self.token}"
+
+    def consumer(self, operation: Operation) -> str:
+        """Return the consumer of jobs of this level."""
+        return operation.queue if self.token is None else f"{operation.queue}-{self.token}"
+
+
+_HIGH, NORMAL, _LOW = Level(0, "high"), Level(1, None), Level(2, "low")
+
+
+def levels(operation: Operation) -> tuple[Level, ...]:
+    """Return the levels of a JOB, the most urgent first."""
+    return (_HIGH, NORMAL, _LOW) if operation.prioritized else (NORMAL,)
+
+
+def level_of(operation: Operation, priority: int) -> Level:
+    """Return the level of a priority from 0 (least urgent) to 9.
+
+    Raises:
+        ConfigurationError: it is none, or the row knows no priorities.
+    """
+    if not 0 <= priority <= _MOST_URGENT:
+        raise ConfigurationError(f"priority {priority} is refused: 0 (least urgent) to {_MOST_URGENT}, 5 is usual")
+    level = _HIGH if priority > _USUAL[1] else _LOW if priority < _USUAL[0] else NORMAL
+    if level is not NORMAL and not operation.prioritized:
+        raise ConfigurationError(f"{operation.name} knows no priorities: leave `priority` out")
+    return level
 
 
 class Streams:
@@ -194,11 +238,11 @@ class Streams:
             made = await self.context.add_consumer(stream, config)
         return made.name
 
-    async def job_consumer(self, operation: Operation, subject: str) -> str:
+    async def job_consumer(self, operation: Operation, subject: str, level: Level) -> str:
         """Make sure that a JOB's queue and the consumer that its workers share exist; return the consumer's name."""
         await self._present(operation, self.job)
-        config = _consumer_config(operation, subject)
-        config.durable_name = operation.queue
+        config = _consumer_config(operation, level.subject(subject))
+        config.durable_name = level.consumer(operation)
         return await self.consumer(operation.stream or "", config)
 
     async def subscriber(self, operation: Operation, subject: str, *, durable: str | None, begin: int | None) -> str:
@@ -294,14 +338,18 @@ class Streams:
         """
         if operation.mode is not Mode.JOB or operation.stream is None:
             return False
-        try:
-            waiting = (await self.context.consumer_info(operation.stream, operation.queue)).num_redelivered or 0
-        except nats.js.errors.NotFoundError:
-            return False
-        order = codec.dumps({"batch": 1, "max_bytes": 1, "no_wait": True})
-        for _ in range(min(waiting, _PRODS)):  # each brings one to the front
-            await self._connection.request(f"{NEXT}.{operation.stream}.{operation.queue}", order, timeout=_API_SECONDS)
-        return waiting > 0
+        useful = False
+        for level in levels(operation):
+            consumer = level.consumer(operation)
+            try:
+                waiting = (await self.context.consumer_info(operation.stream, consumer)).num_redelivered or 0
+            except nats.js.errors.NotFoundError:
+                continue
+            order = codec.dumps({"batch": 1, "max_bytes": 1, "no_wait": True})
+            for _ in range(min(waiting, _PRODS)):  # each brings one to the front
+                await self._connection.request(f"{NEXT}.{operation.stream}.{consumer}", order, timeout=_API_SECONDS)
+            useful = useful or waiting > 0
+        return useful
 
     async def delete(self, stream: str, sequence: int) -> None:
         """Delete a message from a stream; do nothing when it is gone."""

@@ -25,16 +25,18 @@ _LAST_WORDS = 1.0  # s; for what was cancelled to say so
 
 
 class Tasks(Generic[T]):
-    """One task for each item, at most ``limit`` at once; the rest waits in order.
+    """One task for each item, at most ``limit`` at once; the rest waits in order, the least ``rank`` first.
 
     Each task gets its own copy of the context in which this was made: what one handler sets, no other sees.
     """
 
-    def __init__(self, run: Callable[[T], Awaitable[None]], limit: int) -> None:
+    def __init__(
+        self, run: Callable[[T], Awaitable[None]], limit: int, *, rank: Callable[[T], int] | None = None
+    ) -> None:
         self.limit = limit
         self.waiting: deque[T] = deque()
         self.running = 0
-        self._run = run
+        self._run, self._rank = run, rank
         self._loop = asyncio.get_running_loop()
         self._context = contextvars.copy_context()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -65,6 +67,13 @@ class Tasks(Generic[T]):
         await asyncio.wait(tuple(self._tasks), timeout=_LAST_WORDS)
         return False
 
+    def _next(self) -> T:
+        if self._rank is None:
+            return self.waiting.popleft()
+        first = min(self.waiting, key=self._rank)
+        self.waiting.remove(first)
+        return first
+
     def _start(self, item: T) -> None:
         self.running += 1
         task = self._loop.create_task(self._one(item), context=self._context.copy())
@@ -78,7 +87,7 @@ class Tasks(Generic[T]):
         finally:
             self.running -= 1
             if self.waiting and self.running < self.limit:
-                self._start(self.waiting.popleft())
+                self._start(self._next())
             task = asyncio.current_task()
             if task is not None:
                 self._tasks.discard(task)

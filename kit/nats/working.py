@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 from nats.aio.msg import Msg
@@ -19,7 +20,7 @@ from kit.nats.faults import Fault
 from kit.nats.handling import Handling
 from kit.nats.ids import AGAIN, REPLY, Delivery, job_id, token
 from kit.nats.message import Handler
-from kit.nats.pulling import Puller
+from kit.nats.pulling import Bind, Puller
 from kit.nats.route import Route
 from kit.nats.streaming import CallerGone
 from kit.nats.streams import TTL, Streams, results_stream
@@ -53,20 +54,24 @@ class LeaseLost(BusError):
 class _Held:
     """A message that this worker has: until it is acknowledged, or its lease is lost."""
 
-    __slots__ = ("beat", "delivery", "lost", "message", "message_id", "settling", "task")
+    __slots__ = ("beat", "delivery", "lost", "message", "message_id", "rank", "settling", "task")
 
-    def __init__(self, message: Msg, given: Delivery, message_id: str, now: float) -> None:
-        self.message, self.delivery, self.message_id = message, given, message_id
+    def __init__(self, message: Msg, given: Delivery, message_id: str, now: float, rank: int) -> None:
+        self.message, self.delivery, self.message_id, self.rank = message, given, message_id, rank
         self.beat = now  # when the server last heard that it is worked on
         self.task: asyncio.Task[None] | None = None  # while its handler runs
         self.lost = self.settling = False
+
+
+def _rank(held: _Held) -> int:
+    return held.rank
 
 
 class PullWorker(Worker):
     """A worker of a JetStream consumer.
 
     Args:
-        bind: makes sure that the consumer exists and returns its name.
+        bindings: each makes sure that a consumer exists and returns its name; the most urgent first.
         once: whether results are remembered by message id, so that an effect happens once.
     """
 
@@ -80,7 +85,7 @@ class PullWorker(Worker):
         graveyard: Graveyard,
         group: str | None,
         concurrency: int,
-        bind: Callable[[int], Awaitable[str]],
+        bindings: Sequence[Bind],
         once: bool,
     ) -> None:
         super().__init__(route.operation, route.subject)
@@ -92,8 +97,17 @@ class PullWorker(Worker):
         self._handling = Handling(bus, route, handler, kind="consumer", group=group)
         self._loop = asyncio.get_running_loop()
         self._held: set[_Held] = set()
-        self._tasks: Tasks[_Held] = Tasks(self._work, concurrency)
-        self._puller = Puller(bus.connection, route.operation.stream, bind=bind, take=self._take, wanted=self._wanted)
+        self._tasks: Tasks[_Held] = Tasks(self._work, concurrency, rank=_rank if len(bindings) > 1 else None)
+        self._pullers = tuple(
+            Puller(
+                bus.connection,
+                route.operation.stream,
+                bind=bind,
+                take=partial(self._take, rank),
+                wanted=partial(self._wanted, rank),
+            )
+            for rank, bind in enumerate(bindings)
+        )
         self._pulse: asyncio.Task[None] | None = None
         self._careful = 0
         self._seconds = _QUICK * 2  # of a handler, smoothed
@@ -101,7 +115,8 @@ class PullWorker(Worker):
     async def start(self) -> None:
         """Start to pull; on return the consumer exists."""
         await self._graveyard.open()
-        await self._puller.start()
+        for puller in self._pullers:
+            await puller.start()
         self._pulse = self._loop.create_task(self._beat())
 
     @property
@@ -111,16 +126,18 @@ class PullWorker(Worker):
 
     # --- what comes ---------------------------------------------------------------------------------------------
 
-    def _wanted(self) -> int:
+    def _wanted(self, rank: int) -> int:
+        """How many more there is room for; what is less urgent takes no room from what is more."""
         quick = self._seconds < _QUICK and not self._careful
-        return self._concurrency + (max(_AHEAD, self._concurrency) if quick else 0) - len(self._held)
+        held = len(self._held) if rank == len(self._pullers) - 1 else sum(held.rank <= rank for held in self._held)
+        return self._concurrency + (max(_AHEAD, self._concurrency) if quick else 0) - held
 
-    def _take(self, message: Msg, given: Delivery) -> None:
+    def _take(self, rank: int, message: Msg, given: Delivery) -> None:
         if given.attempt > 1:
             self._careful = _CAREFUL  # what killed a worker shall not take unstarted jobs along once more
         elif self._careful:
             self._careful -= 1
-        held = _Held(message, given, job_id(message.headers, self.operation, given.sequence), self._loop.time())
+        held = _Held(message, given, job_id(message.headers, self.operation, given.sequence), self._loop.time(), rank)
         self._held.add(held)
         self._tasks.put(held)
 
@@ -278,7 +295,8 @@ class PullWorker(Worker):
             try:
                 await self._keep_leases(every)
                 if self._stopping is None:
-                    await self._puller.check()
+                    for puller in self._pullers:
+                        await puller.check()
             except KitError as error:
                 _log.info("%r: %s", self, error)
 
@@ -297,11 +315,12 @@ class PullWorker(Worker):
 
     async def _top_up(self) -> None:
         with suppress(Disconnected):  # the pulse pulls again once the connection is back
-            await self._puller.top_up()
+            for puller in self._pullers:
+                await puller.top_up()
 
     async def _stop(self, timeout: float) -> None:
         deadline = self._loop.time() + timeout
-        await self._puller.stop(timeout)
+        await asyncio.gather(*(puller.stop(timeout) for puller in self._pullers))
         await self._tasks.end(max(0.0, deadline - self._loop.time()))
         if self._pulse is not None:
             self._pulse.cancel()
