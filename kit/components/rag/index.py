@@ -137,8 +137,13 @@ class Database:
 
     async def _held(self, name: str) -> Collection | None:
         known = self._collections.get(name)
-        if known is None and check_id(name, what="collection") in (await self._connection.list_tables()).tables:
-            known = self._collections[name] = await self._wrapped(name)
+        if known is not None:
+            return known
+        try:
+            known = self._collections[name] = await self._wrapped(check_id(name, what="collection"))
+        except (ValueError, RuntimeError) as error:
+            if "not found" not in str(error):
+                raise
         return known
 
     async def _made(self, name: str, model: str, dimension: int) -> Collection:
