@@ -24,7 +24,7 @@ TRACESTATE = "tracestate"
 BAGGAGE = "baggage"
 
 _BAGGAGE = W3CBaggagePropagator()
-_FORMAT = re.compile(r"[ \t]*([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(?:(-.*)|[ \t]*)")
+_FORMAT = re.compile(r"[ \t]*([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(?:(-.*)|[ \t]*)$")
 _LONGEST_PARENT = 512  # characters; the SDK's limit, and that of tracestate
 _NO_TRACE = "0" * 32
 _NO_SPAN = "0" * 16
