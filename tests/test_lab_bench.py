@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 
 from kit.errors import ConfigurationError, ReportError
 from kit.lab import bench
-from kit.lab.baseline import is_worse, ratios, regressions
+from kit.lab.baseline import changes, is_worse, past, write
 from kit.lab.bench import Comparison, Ratio, Target, Verdicts, compare, compare_async
 from kit.lab.environment import commit, conditions, environment, versions
 from kit.lab.quantities import digits, elapsed, quantity
@@ -173,12 +174,33 @@ def _body(**found: tuple[float, float, float]) -> list[dict[str, Any]]:
     return [{"notebook": "31_x", "records": [{"verdicts": [*rows, {"name": "plain", "ratio": None}]}]}]
 
 
-def test_only_a_ratio_beyond_the_noise_of_both_is_a_regression() -> None:
-    baseline = ratios(_body(encode=(1.2, 1.1, 1.3), decode=(1.2, 1.1, 1.3), gone=(1, 1, 1)))
-    compared, worse = regressions(_body(encode=(1.6, 1.5, 1.7), decode=(1.35, 1.2, 1.5), new=(9, 9, 9)), baseline)
-    assert compared == 2
-    assert len(worse) == 1
-    assert worse[0].startswith("31_x/encode: 1.60 × [1.50, 1.70], baseline 1.20")
+def test_only_a_ratio_beyond_the_noise_of_both_is_a_regression(tmp_path: Path) -> None:
+    assert (
+        write(_body(encode=(1.2, 1.1, 1.3), decode=(1.2, 1.1, 1.3), fast=(2, 1.9, 2.1), gone=(1, 1, 1)), tmp_path) == 4
+    )
+    now = _body(encode=(1.6, 1.5, 1.7), decode=(1.35, 1.2, 1.5), fast=(1, 0.9, 1.1), new=(9, 9, 9))
+    found = {change.name: change for change in changes(now, tmp_path)}
+    assert {name: change.state for name, change in found.items()} == {
+        "31_x/encode": "worse", "31_x/decode": "steady", "31_x/fast": "better", "31_x/new": "new",
+    }  # fmt: skip
+    assert str(found["31_x/encode"]) == "31_x/encode: 1.60 × [1.50, 1.70], baseline 1.20 × [1.10, 1.30]"
+    assert str(found["31_x/new"]).endswith("baseline none")
+    assert write(now, tmp_path) == 4
+    assert "31_x/gone" in (tmp_path / "baseline.json").read_text()
+
+
+def test_the_trend_is_that_of_the_commits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kit.lab.baseline.project_root", lambda: tmp_path)
+    assert past() == []
+    git = ["git", "-c", "user.name=x", "-c", "user.email=x@example.org"]
+    (tmp_path / "reports").mkdir()
+    subprocess.run([*git, "init", "-q"], cwd=tmp_path, check=True)
+    for value in (1.5, 1.3):
+        write(_body(encode=(value, value, value)), tmp_path / "reports")
+        subprocess.run([*git, "add", "-A"], cwd=tmp_path, check=True)
+        subprocess.run([*git, "commit", "-q", "-m", "x"], cwd=tmp_path, check=True)
+    (change,) = changes(_body(encode=(1.1, 1.0, 1.2)), tmp_path / "reports", history=True)
+    assert change.history == (1.5, 1.3, 1.1)
 
 
 @pytest.mark.parametrize(

@@ -23,11 +23,12 @@ STEADY = [
     "# The steady one\n\nDoes **the same** come out?\n\nMore.",
     "## First\n\n<details><summary>Solution</summary>\n\nhidden\n\n</details>\n\n[next](02_broken.ipynb#there)",
     ("n: int = 3  # messages\nname: str = 'acme'  # whose", ["parameters"]),
-    "from kit.lab import Headline, charts, record\nfrom kit.lab.targets import Target, Verdicts",
+    "from kit.lab import Headline, charts, record\nfrom kit.lab.targets import Ratio, Target, Verdicts",
     "print('took 12.3 ms at 2025-01-01T10:00:00Z')\nlist(range(n)), name",
     "charts.bars({'kit': 1.0 + n}, title='Bars of the kit', unit='µs')",
     "record('numbers', {'n': n}, headlines=[Headline('recall@5', 0.91, beside='before 0.79')])\n"
-    "Verdicts([Target('queue', 10.0, unit='/s', better='higher').verdict(12.0)]).record()",
+    "ratio = Ratio(value=1.2, low=1.1, high=1.3)\n"
+    "Verdicts([Target('queue', 10.0, unit='/s', better='higher').verdict(12.0, ratio=ratio)]).record()",
     ("'a solution'", ["solution"]),
 ]
 BROKEN = ["# The broken one\n\nWhere does it stop?", "'before'", "raise ValueError('no <b>luck</b>')", "'after'"]
@@ -55,7 +56,7 @@ class Project:
         self.notebooks.mkdir()
         sanitize = Path(__file__).parent.parent / "notebooks" / "sanitize.cfg"
         (self.notebooks / "sanitize.cfg").write_text(sanitize.read_text())
-        self.said = ""
+        self.said = self.log = ""
 
     def run(self, **options: Any) -> Report:
         out = io.StringIO()
@@ -80,7 +81,9 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 @pytest.fixture(scope="module")
 def compared(project: Project) -> Report:
-    return project.run()
+    report = project.run()
+    project.log = project.said
+    return report
 
 
 def test_an_update_writes_clean_outputs_back_and_leaves_a_failed_notebook_alone(project: Project) -> None:
@@ -146,6 +149,23 @@ def test_the_front_page_says_what_ran_with_its_numbers_and_pictures(compared: Re
         assert expected in index, expected
 
 
+def test_a_ratio_that_got_worse_than_the_baseline_is_no_good_report(project: Project, compared: Report) -> None:
+    (change,) = compared.changes
+    assert (change.name, change.state) == ("01_steady/queue", "new")
+    baseline = project.reports / "baseline.json"
+    baseline.write_text(json.dumps({"01_steady/queue": {"value": 1.0, "low": 0.95, "high": 1.05}}))
+    try:
+        again = project.run(only=("steady",), run=False, check=False)
+    finally:
+        baseline.unlink()
+    assert [change.state for change in again.changes] == ["worse"]
+    assert not again.good
+    assert "ratio worse than its baseline: 01_steady/queue: 1.20 × [1.10, 1.30], baseline 1.00" in project.said
+    index = again.index.read_text()
+    assert "1 ratio worse than the baseline." in index
+    assert "✗ worse" in index
+
+
 def test_no_page_asks_for_anything_from_anywhere(project: Project, compared: Report) -> None:
     for path in project.reports.glob("*.html"):
         page = path.read_text()
@@ -167,11 +187,11 @@ def test_records_and_verdicts_are_kept_beside_the_page(project: Project, compare
 
 
 def test_a_log_has_a_line_a_notebook(project: Project, compared: Report) -> None:
-    assert "  … 01_steady\n" in project.said
-    assert re.search(r"✓ 01_steady +6 cells +[\d.]+ s  \[\d/2\]", project.said)
-    assert re.search(r"✗ 02_broken .*failed in cell \[2\]\n +ValueError: no <b>luck</b>", project.said)
-    assert "1 of 2 notebooks are good" in project.said
-    assert "\r" not in project.said
+    assert "  … 01_steady\n" in project.log
+    assert re.search(r"✓ 01_steady +6 cells +[\d.]+ s  \[\d/2\]", project.log)
+    assert re.search(r"✗ 02_broken .*failed in cell \[2\]\n +ValueError: no <b>luck</b>", project.log)
+    assert "1 of 2 notebooks are good" in project.log
+    assert "\r" not in project.log
 
 
 def test_it_is_rendered_again_without_running(project: Project, compared: Report) -> None:

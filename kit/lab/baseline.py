@@ -7,16 +7,50 @@ than the noise of both: when their intervals do not overlap, and the medians dif
 
 from __future__ import annotations
 
+import json
+import subprocess
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
 
+from kit.lab.project import project_root
 from kit.lab.targets import Ratio
 
+FILE = "baseline.json"
 LEAST = 0.10  # a change below a tenth is not worth stopping for, however quiet the machine
 
 
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """A ratio beside its baseline.
+
+    Attributes:
+        name: ``notebook/target``.
+        baseline: None where the baseline does not know it yet.
+        history: its medians over the commits of the baseline, oldest first, this run's last.
+    """
+
+    name: str
+    now: Ratio
+    baseline: Ratio | None
+    history: tuple[float, ...] = ()
+
+    @property
+    def state(self) -> Literal["new", "worse", "better", "steady"]:
+        """Return what became of it, beyond the noise of both."""
+        if self.baseline is None:
+            return "new"
+        if is_worse(self.now, self.baseline):
+            return "worse"
+        return "better" if is_worse(self.baseline, self.now) else "steady"
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.now}, baseline {self.baseline or 'none'}"
+
+
 def ratios(bodies: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """Return the ratios in a report, by ``notebook/target``."""
+    """Return the ratios in a report's bodies (``notebook``, ``records``), by ``notebook/target``."""
     return {name: ratio for body in bodies for name, ratio in _of(body)}
 
 
@@ -27,20 +61,56 @@ def _of(body: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, float]]]:
                 yield f"{body['notebook']}/{row['name']}", row["ratio"]
 
 
-def regressions(
-    bodies: Iterable[Mapping[str, Any]], baseline: Mapping[str, Mapping[str, float]]
-) -> tuple[int, list[str]]:
-    """Return how many ratios were compared, and those that are worse than the baseline by more than the noise."""
-    now = ratios(bodies)
-    common = [name for name in now if name in baseline]
-    worse = [
-        f"{name}: {Ratio(**now[name])}, baseline {Ratio(**baseline[name])}"
-        for name in common
-        if is_worse(Ratio(**now[name]), Ratio(**baseline[name]))
+def changes(bodies: Iterable[Mapping[str, Any]], folder: Path, *, history: bool = False) -> list[Change]:
+    """Return every ratio of a report beside the baseline in a folder.
+
+    Args:
+        history: look the commits of the project's own baseline up, for the trend.
+    """
+    path = folder / FILE
+    baseline = json.loads(path.read_text()) if path.is_file() else {}
+    before = past() if history else []
+    return [
+        Change(
+            name=name,
+            now=Ratio(**ratio),
+            baseline=Ratio(**baseline[name]) if name in baseline else None,
+            history=(*(old[name]["value"] for old in before if name in old), ratio["value"]),
+        )
+        for name, ratio in ratios(bodies).items()
     ]
-    return len(common), worse
 
 
 def is_worse(now: Ratio, baseline: Ratio) -> bool:
     """Return whether a ratio of time is larger than its baseline by more than the noise of both."""
     return now.low > baseline.high and now.value > baseline.value * (1 + LEAST)
+
+
+def write(bodies: Iterable[Mapping[str, Any]], folder: Path) -> int:
+    """Make the ratios of a report the baseline, and return how many there are; ratios it lacks stay as they were."""
+    path = folder / FILE
+    kept = json.loads(path.read_text()) if path.is_file() else {}
+    found = ratios(bodies)
+    path.write_text(json.dumps({**kept, **found}, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+    return len(found)
+
+
+def past(limit: int = 30) -> list[dict[str, dict[str, float]]]:
+    """Return the project's baseline at each commit that changed it, oldest first; nothing outside a checkout."""
+    where = f"reports/{FILE}"
+    found = []
+    for commit in reversed(_git("log", f"-{limit}", "--format=%H", "--", where).split()):
+        text = _git("show", f"{commit}:{where}")
+        if text:
+            found.append(json.loads(text))
+    return found
+
+
+def _git(*arguments: str) -> str:
+    try:
+        done = subprocess.run(
+            ["git", *arguments], cwd=project_root(), capture_output=True, text=True, check=False, timeout=20.0
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout if done.returncode == 0 else ""

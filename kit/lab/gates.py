@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 from kit.catalogue import MESSAGE_TYPES, METRICS, OPERATIONS, SPANS
 from kit.errors import ConfigurationError
-from kit.lab.baseline import regressions
+from kit.lab.baseline import FILE, changes
 from kit.lab.project import project_root
 from kit.lab.quantities import quantity
 
@@ -145,13 +145,12 @@ def _targets(bodies: list[dict[str, Any]]) -> Gate:
 
 def _baseline(reports: Path) -> Gate:
     bodies = read_reports(reports)
-    path = reports / "baseline.json"
-    if not bodies or not path.is_file():
+    if not bodies or not (reports / FILE).is_file():
         missing = "no report" if not bodies else "no baseline"
         how = "`kit report`" if not bodies else "`kit gates --update-baseline`"
         return Gate(name="baseline", state="skipped", summary=f"{missing} in {reports}: {how} makes one")
-    compared, worse = regressions(bodies, json.loads(path.read_text()))
-    return _verdict("baseline", f"{compared} ratios within their noise", worse)
+    found = changes(bodies, reports)
+    return _verdict("baseline", f"{len(found)} ratios, none worse", [str(row) for row in found if row.state == "worse"])
 
 
 GATES: dict[str, Callable[[Path], Gate]] = {

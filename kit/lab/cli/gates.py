@@ -30,11 +30,9 @@ def _run(chosen: argparse.Namespace) -> int:
 
     reports = chosen.reports or project_root() / "reports"
     if chosen.update_baseline:
-        from kit.lab.baseline import ratios
+        from kit.lab import baseline
 
-        found = ratios(read_reports(reports))
-        (reports / "baseline.json").write_text(json.dumps(found, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
-        say(f"{len(found)} ratio(s) are the baseline now: {reports / 'baseline.json'}")
+        say(f"{baseline.write(read_reports(reports), reports)} ratio(s) are in {reports / baseline.FILE} now")
         return 0
     gates = run_gates(chosen.gates, reports=reports)
     if chosen.json:

@@ -27,6 +27,7 @@ class Executor:
     def __init__(self, log: Path, variables: Mapping[str, str]) -> None:
         self._log, self._variables = log, variables
         self._process: asyncio.subprocess.Process | None = None
+        self._busy = False
 
     async def run(self, job: Mapping[str, Any], on_event: Event) -> dict[str, Any]:
         """Execute one notebook and return ``{"seconds": …, "failure": … | None}``.
@@ -37,9 +38,11 @@ class Executor:
         assert process.stdin is not None
         assert process.stdout is not None
         process.stdin.write(json.dumps(job).encode() + b"\n")
+        self._busy = True
         async for line in process.stdout:
             event = json.loads(line)
             if event["event"] == "done":
+                self._busy = False
                 return dict(event)
             on_event(event)
         code = await process.wait()
@@ -62,12 +65,17 @@ class Executor:
         return self._process
 
     async def stop(self, grace: float = 5.0) -> None:
-        """End the process: its kernels end with it."""
+        """End the process, within ``grace`` seconds where it is idle, at once in the middle of a notebook.
+
+        Its kernels end with it.
+        """
         process, self._process = self._process, None
         if process is None or process.returncode is not None:
             return
         assert process.stdin is not None
         process.stdin.close()
+        if self._busy:
+            process.kill()
         try:
             await asyncio.wait_for(process.wait(), grace)
         except TimeoutError:

@@ -15,6 +15,7 @@ from kit.lab.report.render import POLICY, TEMPLATES, number, sign, state, style
 from kit.lab.targets import Ratio
 
 if TYPE_CHECKING:
+    from kit.lab.baseline import Change
     from kit.lab.report.run import Report
 
 
@@ -26,24 +27,26 @@ def write_index(report: Report) -> None:
         report=report,
         policy=POLICY,
         style=style(),
-        headline=_headline(report.outcomes),
+        headline=_headline(report),
         took=elapsed(report.seconds),
         tiles=_tiles(report),
         headlines=list(_headlines(everything)),
         cards=[_card(outcome, place, outcome in report.earlier) for place, outcome in enumerate(everything)],
         targets=list(_targets(everything)),
+        changes=[_change(change) for change in report.changes],
         timeline=_timeline(report.outcomes),
         facts=_facts(report.environment),
     )
     report.index.write_text(page)
 
 
-def _headline(outcomes: list[Outcome]) -> str:
+def _headline(report: Report) -> str:
     """Say in one sentence how the report came out, the worst first."""
+    outcomes, worse = report.outcomes, len(report.worse)
     failed = [outcome.name for outcome in outcomes if outcome.failure]
     stale = [outcome.name for outcome in outcomes if not outcome.failure and not outcome.good and not _missed(outcome)]
     missed = sum(_missed(outcome) for outcome in outcomes)
-    if not (failed or stale or missed):
+    if not (failed or stale or missed or worse):
         compared = sum(outcome.comparison == "same" for outcome in outcomes)
         if compared == len(outcomes):
             return "Every notebook ran, and shows what it is known to show."
@@ -55,6 +58,8 @@ def _headline(outcomes: list[Outcome]) -> str:
         parts.append(f"{_names(stale)} {'differs' if len(stale) == 1 else 'differ'} from the reference")
     if missed:
         parts.append(f"{missed} target{'s' if missed > 1 else ''} missed")
+    if worse:
+        parts.append(f"{worse} ratio{'s' if worse > 1 else ''} worse than the baseline")
     return "; ".join(parts) + "."
 
 
@@ -123,6 +128,38 @@ def _targets(outcomes: list[Outcome]) -> Iterator[dict[str, Any]]:
                 "ratio": str(Ratio(**row["ratio"])) if row["ratio"] else "–",
                 "bullet": _bullet(row),
             }
+
+
+def _change(change: Change) -> dict[str, Any]:
+    notebook, _, target = change.name.partition("/")
+    look = {"worse": ("bad", "✗"), "better": ("good", "▼"), "steady": ("good", "✓"), "new": ("wait", "•")}
+    chip, mark = look[change.state]
+    return {
+        "chip": chip,
+        "mark": f"{mark} {change.state}",
+        "name": target,
+        "notebook": notebook,
+        "now": str(change.now),
+        "baseline": str(change.baseline or "–"),
+        "trend": _sparkline(change.history),
+    }
+
+
+def _sparkline(values: tuple[float, ...]) -> str:
+    """Draw a ratio over the commits of its baseline, this run's last; one value alone has no trend."""
+    if len(values) < 2:
+        return ""
+    low, high = min(values), max(values)
+    spread = (high - low) or 1.0
+    step = 96 / (len(values) - 1)
+    points = [(2 + place * step, 17 - 14 * (value - low) / spread) for place, value in enumerate(values)]
+    line = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+    x, y = points[-1]
+    return (
+        f'<svg class="spark" viewBox="0 0 100 20" role="img" aria-label="{len(values)} values from {values[0]:.3g} to '
+        f'{values[-1]:.3g}"><polyline points="{line}" fill="none" stroke="var(--muted)" stroke-width="1.5"/>'
+        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.4" fill="var(--link)"/></svg>'
+    )
 
 
 def _bullet(row: dict[str, Any]) -> str:

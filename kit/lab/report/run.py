@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from kit.errors import ReportError
+from kit.lab.baseline import FILE, Change, changes
 from kit.lab.environment import environment
 from kit.lab.project import REPORTS_VARIABLE, project_root
 from kit.lab.quantities import elapsed
@@ -65,11 +66,17 @@ class Report:
     environment: dict[str, Any]
     index: Path
     command: str
+    changes: list[Change] = field(default_factory=list)
+
+    @property
+    def worse(self) -> list[Change]:
+        """Return the ratios that are worse than the committed baseline by more than the noise."""
+        return [change for change in self.changes if change.state == "worse"]
 
     @property
     def good(self) -> bool:
-        """Return whether every notebook ran, matched, and met its targets."""
-        return all(outcome.good for outcome in self.outcomes)
+        """Return whether every notebook ran, matched, met its targets, and no ratio got worse."""
+        return all(outcome.good for outcome in self.outcomes) and not self.worse
 
 
 def run_report(options: Options, out: TextIO | None = None, *, command: str = "kit report") -> Report:
@@ -122,10 +129,18 @@ def _render(outcomes: list[Outcome], options: Options, progress: Progress, *, co
         environment=around,
         index=options.output / "index.html",
         command=command,
+        changes=_changes(outcomes, options),
     )
     write_index(report)
     _sum_up(report, progress)
     return report
+
+
+def _changes(outcomes: list[Outcome], options: Options) -> list[Change]:
+    """Return the ratios of this run beside the baseline; runs with other parameters are not comparable."""
+    bodies = [{"notebook": each.name, "records": each.records} for each in outcomes if not each.parameters]
+    here = options.output if (options.output / FILE).is_file() else project_root() / "reports"
+    return changes(bodies, here, history=True)
 
 
 def _outcome(path: Path, options: Options, parameters: dict[str, Any]) -> Outcome:
@@ -313,4 +328,6 @@ def _sum_up(report: Report, progress: Progress) -> None:
         for verdict in outcome.verdicts:
             if not verdict["met"]:
                 progress.note(f"      target missed: {verdict['name']}: {verdict['measured']:.4g} {verdict['unit']}")
+    for change in report.worse:
+        progress.note(f"  ✗ ratio worse than its baseline: {change}")
     progress.note(f"report: {report.index}")
