@@ -153,7 +153,8 @@ def _reader(contract: Contract) -> Read:
     def read(payload: bytes) -> dict[str, Any] | None:
         nul = payload.find(b"\0")
         data = compiled(payload if nul < 0 else payload[:nul])
-        if data is not None:
+        # Most have no tensor: then nothing in them has a shape, however its name is written.
+        if data is not None and (nul >= 0 or b'"shape"' in payload or b"\\u" in payload):
             _attach(contract, data, None if nul < 0 else memoryview(payload)[nul + 1 :])
         return data
 
