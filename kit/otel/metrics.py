@@ -45,8 +45,11 @@ def bounds(metric: Metric) -> tuple[float, ...]:
 
 
 def key_of(metric: Metric, labels: dict[str, Label]) -> object:
-    """Return what a thread's cell is looked up by."""
-    return (metric.name, *labels.items()) if labels else metric.name
+    """Return what a thread's cell is looked up by: nested pairs, which are made and hashed faster than a long tuple."""
+    key: object = metric.name
+    for name in labels:
+        key = (key, name, labels[name])
+    return key
 
 
 class Series(NamedTuple):
@@ -117,10 +120,11 @@ class HistogramCell:
 class Counter:
     """A counter with its labels, for where even looking them up costs too much: ``counter.add()`` in a hot loop."""
 
-    __slots__ = ("_key", "_labels", "_metric", "_shard")
+    __slots__ = ("_key", "_labels", "_metric", "_mine", "_shard")
 
     def __init__(self, shard: Shard, metric: Metric, labels: dict[str, Label]) -> None:
         self._shard = shard
+        self._mine = shard.mine
         self._metric = metric
         self._labels = labels
         self._key = key_of(metric, labels)
@@ -129,7 +133,7 @@ class Counter:
     def add(self, value: int | float = 1) -> None:
         """Add to the counter."""
         try:
-            self._shard.mine.counters[self._key].value += value
+            self._mine.counters[self._key].value += value
         except KeyError:
             self._shard.counter(self._metric, self._labels).value += value
 
@@ -202,7 +206,7 @@ class Shard:
         cell = self.mine.counters.get(key)
         if cell is None:
             series, overflow = self._store.series(metric, self._base, labels)
-            key = (metric.name, *_OVERFLOW) if overflow else key
+            key = (metric.name, _OVERFLOW) if overflow else key
             cell = self.mine.counters.setdefault(key, CounterCell(series))
         return cell
 
@@ -212,7 +216,7 @@ class Shard:
         cell = self.mine.histograms.get(key)
         if cell is None:
             series, overflow = self._store.series(metric, self._base, labels)
-            key = (metric.name, *_OVERFLOW) if overflow else key
+            key = (metric.name, _OVERFLOW) if overflow else key
             cell = self.mine.histograms.setdefault(key, HistogramCell(series))
         return cell
 

@@ -20,6 +20,7 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Link, SpanKind, Status, StatusCode
 
 from kit.otel import propagation, semconv
+from kit.otel.metrics import key_of
 
 if TYPE_CHECKING:
     from kit.catalogue import Span
@@ -63,8 +64,8 @@ class Plan:
         self.attributes: dict[str, Value] = {semconv.OPENINFERENCE_SPAN_KIND: row.kind}
         if tenant_id is not None:
             self.attributes[semconv.TENANT_ID] = tenant_id
-        self.counter_key = None if row.counter is None else (row.counter.name, (STATUS, SUCCESS))
-        self.duration_key = None if row.duration is None else (row.duration.name, (STATUS, SUCCESS))
+        self.counter_key = None if row.counter is None else key_of(row.counter, {STATUS: SUCCESS})
+        self.duration_key = None if row.duration is None else key_of(row.duration, {STATUS: SUCCESS})
 
     def success(self, seconds: float) -> None:
         """Measure an operation that went well and has no labels of its own: the common case, by two look-ups."""
