@@ -14,7 +14,6 @@ from typing import Any
 
 from kit import codec
 from kit.catalogue import ERROR, MESSAGE_TYPES, OPERATIONS, Mode, Operation
-from kit.codec.contracts import registry
 from kit.lab.catalogue_export import address_pattern, subject_pattern
 
 PARAMETERS = {
@@ -150,7 +149,7 @@ def _messages(message_type: str) -> dict[str, Any]:
                 "data": {"$ref": f"#/components/schemas/{message_type}-{version}"},
             },
         }
-        schema = registry().schema(message_type, version)
+        schema = codec.schema(message_type, version)
         found[f"{message_type}-{version}"] = {
             "name": message_type,
             "title": f"{message_type} {version}",
@@ -166,7 +165,7 @@ def _schemas(message_type: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for version in codec.versions(message_type):
         name = f"{message_type}-{version}"
-        schema = dict(registry().schema(message_type, version))
+        schema = dict(codec.schema(message_type, version))
         for dropped in ("$schema", "$id"):
             schema.pop(dropped, None)
         definitions: Mapping[str, Any] = schema.pop("$defs", {})
