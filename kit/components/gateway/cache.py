@@ -29,6 +29,7 @@ _ANSWER = (
 )  # fmt: skip
 _MOST_KNOWN = 200_000
 _AT_ONCE = 256
+_AFTER = 0.001  # s; the answer goes first
 _LONGEST = 30 * 86400.0  # s; of the bucket, whatever its workers' own ttl
 
 logger = logging.getLogger(__name__)
@@ -126,6 +127,7 @@ class Cache:
         return task
 
     async def _keep(self, where: str, epoch: int) -> None:
+        await asyncio.sleep(_AFTER)
         answer = self._fresh.get(where)
         if answer is None:
             return

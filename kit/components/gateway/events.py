@@ -28,6 +28,7 @@ from .settings import RateLimit
 if TYPE_CHECKING:
     from kit.nats.bus import Bus
 
+_AFTER = 0.001  # s; the answer goes first
 _GATHER = 0.25  # s; violations of one limit within it are told by one event
 _HEALTH_KEPT = 3600.0
 
@@ -119,6 +120,7 @@ class Events:
     async def _publish(
         self, row: Operation, data: dict[str, Any], *, message_id: str | None = None, tries: int = 1
     ) -> None:
+        await asyncio.sleep(_AFTER)
         for attempt in range(1, tries + 1):
             try:
                 await self._bus.publish(row, data, message_id=message_id)

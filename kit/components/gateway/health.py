@@ -23,20 +23,36 @@ class Provider:
     """The calls of one model in the window.
 
     Attributes:
-        calls: (monotonic time, succeeded, seconds) of each call.
+        calls: (monotonic time, succeeded, seconds) of each call; ``failed`` of them did not succeed.
         failures: failed calls in a row.
         cooldown_until: monotonic time until which it is passed over when there is a fallback.
     """
 
     provider: str
     model: str
-    calls: deque[tuple[float, bool, float]] = field(default_factory=lambda: deque(maxlen=_MOST))
+    calls: deque[tuple[float, bool, float]] = field(default_factory=deque)
+    failed: int = 0
     failures: int = 0
     error: ProviderFailed | None = None
     status: str = "healthy"
     told_status: str | None = None
     told_at: float = 0.0
     cooldown_until: float = 0.0
+
+    def add(self, now: float, succeeded: bool, seconds: float) -> None:
+        """Add a call, and let go of those that have left the window."""
+        calls = self.calls
+        calls.append((now, succeeded, seconds))
+        self.failed += not succeeded
+        while len(calls) > _MOST or calls[0][0] < now - WINDOW:
+            self.failed -= not calls.popleft()[1]
+
+    def judged(self) -> str:
+        """How it is doing: by its failures in a row, and by their share of all."""
+        rate = self.failed / len(self.calls)
+        if self.failures >= _FEW or (rate >= 0.5 and self.failed >= _FEW):
+            return "unhealthy"
+        return "degraded" if self.failures or (rate >= 0.1 and self.failed) else "healthy"
 
 
 class Health:
@@ -66,11 +82,11 @@ class Health:
         now = time.monotonic()
         known = self._providers.setdefault(model, Provider(provider=provider, model=model))
         for _ in range(failed_before):
-            known.calls.append((now, False, seconds))
-        known.calls.append((now, error is None, seconds))
+            known.add(now, False, seconds)
+        known.add(now, error is None, seconds)
         known.failures = 0 if error is None else known.failures + 1 + failed_before
         known.error = error or known.error
-        known.status = self._judge(known, now)
+        known.status = known.judged()
         if known.status == "unhealthy" and error is not None:
             known.cooldown_until = now + max(self._cooldown, error.retry_after or 0.0)
         elif error is None:
@@ -82,18 +98,9 @@ class Health:
         known.told_status, known.told_at = known.status, now
         return event
 
-    def _judge(self, known: Provider, now: float) -> str:
-        while known.calls and known.calls[0][0] < now - WINDOW:
-            known.calls.popleft()
-        failed = sum(not ok for _, ok, _ in known.calls)
-        rate = failed / len(known.calls)
-        if known.failures >= _FEW or (rate >= 0.5 and failed >= _FEW):
-            return "unhealthy"
-        return "degraded" if known.failures or (rate >= 0.1 and failed) else "healthy"
-
     def _event(self, known: Provider, now: float) -> dict[str, Any]:
         times = sorted(seconds for _, ok, seconds in known.calls if ok)
-        failed = sum(not ok for _, ok, _ in known.calls)
+        failed = known.failed
         data: dict[str, Any] = {
             "provider": known.provider, "model": known.model, "status": known.status, "timestamp": codec.now(),
             "requests": len(known.calls), "errors": failed, "error_rate": failed / len(known.calls),

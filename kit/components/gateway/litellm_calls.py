@@ -20,6 +20,7 @@ messages callbacks success_callback failure_callback mock_response fallbacks num
 stream tools tool_choice input
 """
 _FORBIDDEN = frozenset(_FORBIDDEN_TEXT.split())
+_MOST_NAMES = 1000
 _OFFLINE_PRICES = {
     "input_cost_per_token": 0.0, "output_cost_per_token": 0.0, "cache_creation_input_token_cost": 0.0,
     "cache_read_input_token_cost": 0.0, "litellm_provider": "kit", "max_input_tokens": 1_000_000,
@@ -127,12 +128,21 @@ class Providers:
         self._settings = settings
         self.litellm = litellm
         self._router: Any = None
+        self._names: dict[str, str] = {}
         import openai  # LiteLLM's own errors hang under its tree
 
         self.errors: tuple[type[Exception], ...] = (openai.OpenAIError, ValueError)
 
     def provider_of(self, model: str) -> str:
         """Return who runs a model, as LiteLLM names it: ``openai``, ``kit``, …"""
+        known = self._names.get(model)
+        if known is None:
+            if len(self._names) > _MOST_NAMES:
+                self._names.clear()
+            known = self._names[model] = self._provider_of(model)
+        return known
+
+    def _provider_of(self, model: str) -> str:
         deployment = self._settings.deployment(model)
         try:
             return str(self.litellm.get_llm_provider(deployment["model"], api_base=deployment.get("api_base"))[1])

@@ -106,7 +106,7 @@ class Settings:
         return self.rate_limits.get(model) or self.rate_limits.get("*")
 
     def deployment(self, model: str) -> dict[str, Any]:
-        """Return LiteLLM's settings for a model's name, without prices: it would remember those for every model alike."""
+        """Return LiteLLM's settings for a model's name; without prices, which it would remember for others too."""
         told = self.models.get(model) or {"model": model}
         return {name: value for name, value in told.items() if name not in PRICES}
 
