@@ -190,7 +190,7 @@ def test_a_log_has_a_line_a_notebook(project: Project, compared: Report) -> None
     assert "  … 01_steady\n" in project.log
     assert re.search(r"✓ 01_steady +6 cells +[\d.]+ s  \[\d/2\]", project.log)
     assert re.search(r"✗ 02_broken .*failed in cell \[2\]\n +ValueError: no <b>luck</b>", project.log)
-    assert "1 of 2 notebooks are good" in project.log
+    assert "1 of 2 notebook(s) good" in project.log
     assert "\r" not in project.log
 
 

@@ -321,7 +321,7 @@ def _write_json(outcome: Outcome, options: Options, around: Mapping[str, Any]) -
 
 def _sum_up(report: Report, progress: Progress) -> None:
     good = sum(outcome.good for outcome in report.outcomes)
-    progress.note(f"\n{good} of {len(report.outcomes)} notebooks are good, in {elapsed(report.seconds)}")
+    progress.note(f"\n{good} of {len(report.outcomes)} notebook(s) good, in {elapsed(report.seconds)}")
     for outcome in report.outcomes:
         if not outcome.good:
             progress.note(f"  ✗ {outcome.name}: {outcome.verdict}")
