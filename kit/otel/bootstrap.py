@@ -1,4 +1,4 @@
-"""Telemetry from its start to its end: nothing here is global, and every end has a deadline."""
+"""Telemetry from its start to its end: no provider is global unless asked for, and every end has a deadline."""
 
 from __future__ import annotations
 

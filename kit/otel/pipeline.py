@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from kit.otel import exporters
 from kit.otel.export import Queue, Ticker, Worker
-from kit.otel.points import Reader, wants_delta
 from kit.otel.span import LiveSpan, readable
 
 if TYPE_CHECKING:
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
 
     from kit.otel.exporters import Target
     from kit.otel.metrics import Reading
+    from kit.otel.points import Reader
     from kit.otel.recorder import Recorder
 
 # Items kept while the endpoint is slow. The standard's 2,048 are full in 20 ms of a tight loop, since a span of the kit
@@ -64,6 +64,8 @@ class Pipeline:
             self.workers.append(logs)
             self.log_takers.append(logs.put)
         for exporter in exporters.metric_exporters(target):
+            from kit.otel.points import Reader, wants_delta  # the SDK's metrics take a seventh of the import's time
+
             reader = Reader(read, resource, scope, delta=wants_delta())
             self.readers.append(reader)
             self.workers.append(_ticker(exporter, reader))
