@@ -318,6 +318,42 @@ async def test_a_publisher_waits_for_room_and_not_for_ever(own: Server) -> None:
         await connection.wait_connected(5.0)
 
 
+async def test_what_one_turn_publishes_is_written_at_once_and_in_order(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[bytes] = []
+    await connection.subscribe("test.turn", lambda message: heard.append(message.data))
+    writer = connection.client._transport._io_writer  # type: ignore[union-attr]
+    write, writes = writer.write, []
+
+    def count(data: bytes) -> None:
+        writes.append(len(data))
+        write(data)
+
+    monkeypatch.setattr(writer, "write", count)
+    for number in range(100):
+        await connection.publish("test.turn", b"%d" % number)
+    assert writes == []
+    await connection.flush()
+    assert len(writes) == 1
+    assert heard == [b"%d" % number for number in range(100)]
+
+
+async def test_more_than_the_socket_takes_is_written_in_order_too(own: Server) -> None:
+    async with await own.connect("acme") as connection, await own.connect("acme") as other:
+        heard: list[int] = []
+        await other.subscribe("test.much", lambda message: heard.append(int(message.data[:4])))
+        body = b"x" * 500_000
+        async with frozen(own):
+            for number in range(8):
+                await connection.publish("test.much", b"%04d" % number + body)
+                await asyncio.sleep(0.01)
+            assert connection.client.pending_data_size > 0
+        await connection.flush()
+        await other.flush()
+        assert heard == list(range(8))
+
+
 async def test_a_slow_consumer_is_counted(connection: Connection) -> None:
     released = asyncio.Event()
 
