@@ -344,14 +344,20 @@ async def test_more_than_the_socket_takes_is_written_in_order_too(own: Server) -
         heard: list[int] = []
         await other.subscribe("test.much", lambda message: heard.append(int(message.data[:4])))
         body = b"x" * 500_000
-        async with frozen(own):
-            for number in range(8):
+
+        async def publish() -> None:
+            for number in range(40):
                 await connection.publish("test.much", b"%04d" % number + body)
-                await asyncio.sleep(0.01)
+                await asyncio.sleep(0)
+
+        async with frozen(own):
+            publishing = asyncio.ensure_future(publish())
+            await asyncio.sleep(0.2)
             assert connection.client.pending_data_size > 0
+        await publishing
         await connection.flush()
         await other.flush()
-        assert heard == list(range(8))
+        assert heard == list(range(40))
 
 
 async def test_a_slow_consumer_is_counted(connection: Connection) -> None:
