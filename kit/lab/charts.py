@@ -150,24 +150,15 @@ def bars(
     """
     scale, shown = _time_unit(list(values.values())) if unit == "s" else (1.0, _axis_unit(unit))
     with _axes(height=1.5 + 0.42 * len(values)) as (drawn, axes):
-        for number, (name, value) in enumerate(values.items()):
-            first = number == 0
-            face, hatch = (SERIES[0], "") if first else (PAPER, HATCHES[1 + (number - 1) % (len(HATCHES) - 1)])
+        for place, (name, value) in enumerate(values.items()):
+            first = place == 0
+            face, hatch = (SERIES[0], "") if first else (PAPER, HATCHES[1 + (place - 1) % (len(HATCHES) - 1)])
             axes.barh(name, value / scale, color=face, edgecolor=SERIES[0], hatch=hatch, height=0.62, linewidth=1.2)
-            end = value
-            if intervals and name in intervals:
-                low, high = intervals[name]
+            low, high = (intervals or {}).get(name, (value, value))
+            if high > low:
                 whisker = [low / scale, high / scale]
-                axes.plot(whisker, [number, number], color=INK, linewidth=1.2, marker="|", markersize=8)
-                end = max(value, high)
-            axes.annotate(
-                quantity(value, unit),
-                (end / scale, number),
-                xytext=(6, 0),
-                textcoords="offset points",
-                va="center",
-                bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 1.5},
-            )
+                axes.plot(whisker, [place, place], color=INK, linewidth=1.2, marker="|", markersize=8)
+            _beside(axes, quantity(value, unit), max(value, high) / scale, place)
         lines = ((target, "target", (4, 2)), (limit, "limit", (1, 1.5)))
         for at, word, dashes in lines:
             if at is not None:
@@ -198,16 +189,8 @@ def curves(
     """Draw how something grows: a line a series with a marker a point, an interval as a band, the target a line."""
     with _axes() as (drawn, axes):
         for number, (name, values) in enumerate(series.items()):
-            color = _color(number)
-            axes.plot(
-                x,
-                values,
-                color=color,
-                linestyle=DASHES[number % len(DASHES)],
-                marker=MARKERS[number % len(MARKERS)],
-                markersize=5,
-                label=name,
-            )
+            color, dashes, marker = _color(number), DASHES[number % len(DASHES)], MARKERS[number % len(MARKERS)]
+            axes.plot(x, values, color=color, linestyle=dashes, marker=marker, markersize=5, label=name)
             if bands and name in bands:
                 low, high = bands[name]
                 axes.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
@@ -260,6 +243,12 @@ def _plain_ticks(axes: Axes) -> None:
         axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if high > 30 * low else (1.0, 2.0, 5.0)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _beside(axes: Axes, text: str, x: float, y: float) -> None:
+    """Write a value behind the end of its bar, readable where a line crosses it."""
+    box = {"facecolor": PAPER, "edgecolor": "none", "pad": 1.5}
+    axes.annotate(text, (x, y), xytext=(6, 0), textcoords="offset points", va="center", bbox=box)
 
 
 def _line(draw: Any, at: float, label: str, color: str, dashes: tuple[float, float] = (4, 2)) -> None:

@@ -231,6 +231,18 @@ def start(
     return Starting(lambda: _begin(accounts, store, elsewhere, service_name))
 
 
+def attach(tenant_id: str = "acme", *, service_name: str = "kit") -> Starting:
+    """Start a lab on a server that runs elsewhere: that of ``NATS_URL``, else where ``kit server`` listens.
+
+    Raises:
+        ConfigurationError: an id that is none.
+        ConnectError: no server answers, or it refuses.
+    """
+    from kit.nats.auth import DEFAULT_URL
+
+    return start(tenant_id, url=os.environ.get("NATS_URL") or DEFAULT_URL, service_name=service_name)
+
+
 async def _begin(tenants: tuple[str, ...], store: str | Path | None, url: str | None, service_name: str) -> Lab:
     cell = _current_cell()
     await _stop_previous(cell)

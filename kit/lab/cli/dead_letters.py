@@ -34,13 +34,10 @@ def _run(chosen: argparse.Namespace) -> int:
 
 
 async def _handle(chosen: argparse.Namespace) -> int:
-    import os
-
-    from kit.lab.session import start
+    from kit.lab.session import attach
 
     row = _row(chosen.operation)
-    url = os.environ.get("NATS_URL") or "nats://127.0.0.1:4222"
-    async with start(chosen.tenant, url=url) as lab:
+    async with attach(chosen.tenant) as lab:
         if chosen.replay is not None:
             count = await lab.bus.replay(row, chosen.replay or None)
             say(f"{count} job(s) enqueued again")

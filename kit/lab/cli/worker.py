@@ -38,14 +38,11 @@ def _run(chosen: argparse.Namespace) -> int:
 
 
 async def _serve(names: list[str], tenant_id: str, settings: dict[str, Any]) -> None:
-    import os
-
     from kit.lab.cli.signals import asked_to_end
-    from kit.lab.session import start
+    from kit.lab.session import attach
 
-    url = os.environ.get("NATS_URL") or "nats://127.0.0.1:4222"
     with asked_to_end() as asked:
-        async with start(tenant_id, url=url, service_name=f"kit-{'-'.join(names)}") as lab:
+        async with attach(tenant_id, service_name=f"kit-{'-'.join(names)}") as lab:
             await lab.serve(*names, **settings)
             say(f"serving {', '.join(names)} for {tenant_id}; Ctrl-C drains and stops")
             await asked.wait()
