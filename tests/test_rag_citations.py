@@ -20,6 +20,15 @@ def test_a_sentence_belongs_to_the_numbers_behind_it() -> None:
     assert list(claims("[1]")) == []
 
 
+def test_an_index_in_code_is_no_citation() -> None:
+    assert list(claims("Take a_list[1] or `x [2]` of it. [3]")) == [("Take a_list[1] or `x [2]` of it.", (3,))]
+    assert list(claims("```\nx = squares [1]\n```")) == [("x = squares [1]", ())]
+    assert list(claims("Call squares[2](). Within 14 days[1]. Or so [2], [3].")) == [
+        ("Call squares[2]().", ()), ("Within 14 days", (1,)), ("Or so", (2, 3)),
+    ]  # fmt: skip
+    assert list(claims("a_tuple[0] is 1 [0].")) == [("a_tuple[0] is 1 [0].", ())]
+
+
 def test_quoted_words_are_found_where_they_stand() -> None:
     checked = check("The shutil module has copyfile(). [1]", SOURCES)
     (claim,) = checked.claims

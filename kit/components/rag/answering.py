@@ -188,8 +188,7 @@ class Answerer:
 def prompt(question: str, passages: Sequence[Hit]) -> list[dict[str, str]]:
     """Return the conversation that asks a model: numbered passages, then the question."""
     numbered = "\n\n".join(
-        f"[{number}] {_title(hit)}".rstrip() + f"\n{_unnumbered(hit.content)}"
-        for number, hit in enumerate(passages, start=1)
+        f"[{number}] {_title(hit)}\n{_unnumbered(hit.content)}" for number, hit in enumerate(passages, start=1)
     )
     return [
         {"role": "system", "content": INSTRUCTIONS},
@@ -198,7 +197,9 @@ def prompt(question: str, passages: Sequence[Hit]) -> list[dict[str, str]]:
 
 
 def _title(hit: Hit) -> str:
-    return " ".join(headline(hit.heading, hit.title).split())[:150].rstrip(" .!;:,")
+    """Return what a passage is called: its headings, or its document's name where it has none."""
+    name = headline(hit.heading, hit.title) or hit.document_id
+    return " ".join(name.split())[:150].rstrip(" .!;:,")
 
 
 def _unnumbered(text: str) -> str:

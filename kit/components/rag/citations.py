@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 SUPPORTED = 0.6  # share of a claim's words from which on it counts as supported
 _UNLIKE = 0.4  # most that a claim gets whose numbers are not in the passage
-_MARKS = re.compile(r"(?:\s*\[\d{1,3}\](?:\s*,)?)+")
+_MARK = re.compile(r"(?<![\[(])\[([1-9]\d{0,2})\](?!\()")
+_INLINE = re.compile(r"`[^`\n]+`")
 _CODE = re.compile(r"```[^\n]*\n(.*?)\n?```", re.DOTALL)
 
 
@@ -142,14 +143,35 @@ def check(answer: str, sources: Sequence[Mapping[str, Any]]) -> Citations:
 
 def claims(answer: str) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Yield each sentence and each block of code of an answer, with the numbers cited right behind it."""
-    position = 0
-    for mark in [*_MARKS.finditer(answer), None]:
-        segment = answer[position : len(answer) if mark is None else mark.start()]
-        numbers = () if mark is None else tuple(int(number) for number in re.findall(r"\d+", mark.group()))
+    for segment, numbers in _segments(answer):
         texts = list(_texts(segment))
         for place, text in enumerate(texts):
             yield text, numbers if place == len(texts) - 1 else ()
-        position = len(answer) if mark is None else mark.end()
+
+
+def _segments(answer: str) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Yield the pieces of an answer between its citations, with the numbers that follow each."""
+    code = [match.span() for pattern in (_CODE, _INLINE) for match in pattern.finditer(answer)]
+    segment, end = "", 0
+    numbers: list[int] = []
+    for mark in _MARK.finditer(answer):
+        if any(begin <= mark.start() < stop for begin, stop in code) or _is_index(answer[: mark.start()]):
+            continue
+        between = answer[end : mark.start()]
+        if numbers and between.strip(" \n,;"):
+            yield segment, tuple(numbers)
+            segment, numbers = "", []
+        segment, end = segment or between, mark.end()
+        numbers.append(int(mark.group(1)))
+    yield segment, tuple(numbers)
+    yield answer[end:], ()
+
+
+def _is_index(before: str) -> bool:
+    """Whether a number in brackets is an index, as in a_list[1]: a citation follows a space or a plain word."""
+    token = re.search(r"[\w.]*$", before)
+    name = token.group() if token else ""
+    return name != "" and not re.search(r"(?:^|\.)[^\W\d_]{2,}\.?$|\.$", name)
 
 
 def _texts(segment: str) -> Iterator[str]:

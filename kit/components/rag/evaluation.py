@@ -118,7 +118,7 @@ async def evaluate_answers(
     """Have every case answered over the bus, and return a row for each: answered, right document cited, grounding.
 
     ``grounding`` is the share of the answer's claims that the cited passages support; it is missing where there is no
-    answer.
+    answer. The model sees a document's id as its title where it has no other, as any question's answerer does.
     """
     import pandas as pd
 

@@ -42,8 +42,8 @@ URI_VARIABLE = "KIT_LANCEDB_URI"
 COLLECTION = "documents"
 FLAT_ROWS = 50_000  # below, every vector is compared: exact, and 3 ms at 10,000 rows
 GRAM = 5  # letters
-_UNCOVERED = 256  # rows that an index may leave out; reading them adds some 10 ms to a search
-_UNCOVERED_SHARE = 0.1  # … or this part of the table, whatever is more
+_UNCOVERED = (256, 2000)  # rows that an index may leave out: reading 256 adds some 10 ms to a search
+_UNCOVERED_SHARE = 0.1  # … or this part of the table, between the two
 _IDLE = 1.0  # s without a write, after which every row is covered
 _KEEP_VERSIONS = timedelta(minutes=10)  # readers of an older version have long finished
 _CONFLICTS = 5  # attempts of one write, when other workers write too
@@ -306,7 +306,8 @@ class Collection:
         """Cover new rows now, when they are many, or else once nothing more is written."""
         known = await self.unindexed() if self._uncovered is None else self._uncovered + rows
         self._uncovered = known
-        if known > _UNCOVERED and known > _UNCOVERED_SHARE * await self._table.count_rows():
+        least, most = _UNCOVERED
+        if known > least and known > min(most, _UNCOVERED_SHARE * await self._table.count_rows()):
             await self._cover()
         if self._idle is not None:
             self._idle.cancel()
