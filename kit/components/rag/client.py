@@ -227,8 +227,7 @@ async def query(
         model: that writes; None: the service's own.
         collection: where to look; None: the default collection.
         timeout: seconds for the whole answer.
-        parameters: further parameters of the ``rag_query`` contract (``candidates``, ``rerank``, ``min_support``,
-            ``max_context_tokens``, ``include_content``, ``temperature``, ``max_tokens``, ``cache``).
+        parameters: further ones of the ``rag_query`` contract: ``candidates``, ``min_support``, ``temperature``, …
 
     Raises:
         QueryRefused: there is no question.
@@ -238,16 +237,13 @@ async def query(
     """
     if not text.strip():
         raise QueryRefused("there is no question", parameter="text")
-    given: dict[str, Any] = {"top_k": top_k, "mode": mode, "generate": generate, **parameters}
-    given |= {} if similarity_threshold is None else {"similarity_threshold": similarity_threshold}
-    given |= {} if filters is None else {"filters": as_data(filters)}
-    given |= {} if model is None else {"model": model}
+    given = {"top_k": top_k, "similarity_threshold": similarity_threshold, "mode": mode, "generate": generate,
+             "filters": None if filters is None else as_data(filters), "model": model, **parameters}  # fmt: skip
     data: dict[str, Any] = {
         "query_id": uuid.uuid4().hex, "query": text, "tenant_id": bus.tenant_id, "timestamp": codec.now(),
-        "parameters": given, "timeout": timeout,
+        "parameters": {key: value for key, value in given.items() if value is not None}, "timeout": timeout,
     }  # fmt: skip
-    if collection is not None:
-        data["collection"] = collection
+    data |= {} if collection is None else {"collection": collection}
     return (await bus.request(RAG_QUERIES, data, timeout=timeout)).data
 
 

@@ -23,9 +23,10 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 import numpy as np
 
 from kit.catalogue import check_id
+from kit.components.rag.candidates import Places, ranked
 from kit.components.rag.errors import EmbeddingMismatch, FilterRefused, IndexBusy
 from kit.components.rag.filters import Condition, document, to_sql
-from kit.components.rag.ranking import Ranking, centred_cosine, cosine, fuse
+from kit.components.rag.ranking import Ranking
 from kit.components.rag.rows import COLUMNS, Entry, Hit, hits_of, schema, table_of, vectors_of
 from kit.components.rag.text import STOP_WORDS, content_words
 
@@ -386,7 +387,7 @@ class Collection:
                 return []
             rows = await self._rows(places)
             if rows is not None:
-                return _ranked(rows, places, vector, top_k, threshold, ranking)
+                return ranked(rows, places, vector, top_k, threshold, ranking)
         raise IndexBusy(self._table.name)
 
     async def _candidates(
@@ -451,48 +452,3 @@ async def _run(query: Any, where: str | None, columns: list[str], *, row_ids: bo
     if row_ids:
         query = query.with_row_id()
     return await query.select(columns).to_arrow()
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Places:
-    """The candidates of several searches, each once: where its row lies, and its scores in the text searches."""
-
-    row_ids: list[int]
-    chunk_ids: list[str]
-    scores: dict[str, NDArray[np.float32]]
-
-    @classmethod
-    def of(cls, tables: dict[str, pa.Table]) -> Self:
-        """Merge what the searches found."""
-        place: dict[str, int] = {}
-        row_ids: list[int] = []
-        found: dict[str, list[tuple[int, float]]] = {"text": [], "grams": []}
-        for search, table in tables.items():
-            scores = table["_score"].to_pylist() if search in found else [0.0] * table.num_rows
-            for chunk_id, row_id, score in zip(
-                table["chunk_id"].to_pylist(), table["_rowid"].to_pylist(), scores, strict=True
-            ):
-                candidate = place.setdefault(chunk_id, len(place))
-                if candidate == len(row_ids):
-                    row_ids.append(row_id)
-                if search in found:
-                    found[search].append((candidate, score))
-        arrays = {search: np.zeros(len(row_ids), np.float32) for search in found}
-        for search, scored in found.items():
-            for candidate, score in scored:
-                arrays[search][candidate] = score
-        return cls(row_ids=row_ids, chunk_ids=list(place), scores=arrays)
-
-
-def _ranked(
-    rows: pa.Table, places: Places, vector: Vector, top_k: int, threshold: float | None, ranking: Ranking
-) -> list[Hit]:
-    """Score each candidate by every signal, and return the best."""
-    closeness = cosine(vectors_of(rows["vector"]), vector)
-    leads = centred_cosine(vectors_of(rows["lead"]), vector)
-    total = fuse({"vector": closeness, "lead": leads, **places.scores}, ranking)
-    order = np.lexsort((-closeness, -total))
-    if threshold is not None:
-        order = order[closeness[order] >= threshold]
-    best = order[:top_k]
-    return hits_of(rows.take(best), total[best], closeness[best], places.scores["text"][best])
