@@ -301,6 +301,7 @@ async def test_a_large_document_goes_by_claim_and_its_embeddings_as_jobs(
     tenant_bus: Any, service: Any, gateway: StandIn, tmp_path: Path
 ) -> None:
     gateway.claims = True
+    statuses = await watch(tenant_bus, RAG_STATUS)
     paragraphs = [f"Paragraph {n} tells of thing number {n * 3}. " + "It has words. " * 120 for n in range(BULK)]
     (status,) = (
         await rag.ingest_documents(tenant_bus, [{"document_id": "big", "content": "\n\n".join(paragraphs)}])
@@ -309,6 +310,10 @@ async def test_a_large_document_goes_by_claim_and_its_embeddings_as_jobs(
     assert status["chunks"] == len(await table(tenant_bus, tmp_path)) >= BULK
     kinds = [request["operation"] for request in gateway.requests]
     assert kinds.count("RAG_EMBEDDINGS") == len(kinds) >= 4
+    await until(lambda: any(told["status"] == "indexed" for told in statuses))
+    parts = [told["progress"] for told in statuses if told.get("stage") == "embed"]
+    assert parts == sorted(parts)
+    assert parts[-1] == 1.0
     found = await rag.query(tenant_bus, "thing number 300", generate=False)
     assert "number 300." in found["sources"][0]["content"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -64,19 +64,30 @@ class Embedder:
         """
         return await self._request([text], model or self.model, "query", timeout)
 
-    async def documents(self, texts: Sequence[str]) -> Embedded:
+    async def documents(
+        self, texts: Sequence[str], progress: Callable[[float], Awaitable[None]] | None = None
+    ) -> Embedded:
         """Return the embeddings of a document's texts; those of other documents that wait go along.
+
+        Args:
+            texts: many of them go as jobs of their own.
+            progress: is awaited with the part that is done, after each of those jobs.
 
         Raises:
             ModelFailed: the gateway gave none.
         """
         if len(texts) < BULK:
             return await self._batcher.add(texts)
-        gate = asyncio.Semaphore(_AT_ONCE)
+        gate, done = asyncio.Semaphore(_AT_ONCE), 0
 
         async def slice_of(begin: int) -> Embedded:
+            nonlocal done
             async with gate:
-                return await self._bulk(list(texts[begin : begin + BATCH]))
+                embedded = await self._bulk(list(texts[begin : begin + BATCH]))
+            done += len(embedded.vectors)
+            if progress is not None:
+                await progress(done / len(texts))
+            return embedded
 
         return _joined(await asyncio.gather(*(slice_of(begin) for begin in range(0, len(texts), BATCH))))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -136,7 +137,7 @@ class Ingester:
         leads = [embedded_lead(part, title, self._chunking) for part in chunks]
         # A passage that is its own lead is embedded once.
         wanted = list(dict.fromkeys([*texts, *leads]))
-        embedded = await self._embedder.documents(wanted)
+        embedded = await self._embedder.documents(wanted, partial(self._embedding, data))
         row = dict(zip(wanted, embedded.vectors, strict=True))
         vectors = np.stack(given if came else [row[text] for text in texts]).astype(np.float32, copy=False)
         if vectors.shape[1] != embedded.vectors.shape[1]:
@@ -169,6 +170,10 @@ class Ingester:
         told = {"type": type(error).__name__, "message": detail, "retryable": retryable}
         stage = "parse" if isinstance(error, DocumentRefused) else "index"
         await self._tell(data, status="failed", stage=stage, error=told, attempt=message.attempt)
+
+    async def _embedding(self, data: dict[str, Any], part: float) -> None:
+        """Tell how far the embedding of a large document has come."""
+        await self._tell(data, status="processing", stage="embed", progress=part)
 
     async def _tell(self, data: dict[str, Any], **told: Any) -> dict[str, Any]:
         """Publish a status and return it."""
