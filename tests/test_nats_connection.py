@@ -29,7 +29,7 @@ from kit.errors import (
     NoResponders,
     PayloadTooLarge,
 )
-from kit.nats.client import PENDING, encode_headers
+from kit.nats.client import PENDING, Client, encode_headers
 from kit.nats.connection import Connection, connect
 from kit.nats.server import Server
 
@@ -643,3 +643,33 @@ def test_another_thread_may_import_what_is_left_for_later() -> None:
     assert finder.find_spec("aiohttp.web") is None
     finder._thread += 1
     assert finder.find_spec("aiohttp") is None
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        b"NATS/1.0\r\n\r\n",
+        b"NATS/1.0\r\ntraceparent: 00-ab-cd-01\r\n\r\n",
+        b"NATS/1.0\r\na:1\r\nb:\t2 \r\nc: x: y\r\n\r\n",
+        b"NATS/1.0\r\nno colon\r\n: no name\r\ntwo words: x\r\nd: 4\r\n\r\n",
+        b"NATS/1.0\r\nna\xc3\xafve: x\r\nvalue: na\xc3\xafve\r\nbroken: \xff\r\nempty:\r\n\r\n",
+        b"NATS/1.0 503\r\n\r\n",
+        b"NATS/1.0 100 Idle Heartbeat\r\nNats-Last-Consumer: 1\r\n\r\n",
+    ],
+)
+async def test_headers_are_decoded_as_by_nats_py(block: bytes) -> None:
+    client, got = Client(), []
+
+    class Taker:
+        def cancelled(self) -> bool:
+            return False
+
+        def set_result(self, message: Msg) -> None:
+            got.append(message)
+
+    client.takers[1] = Taker()
+    await client._process_msg(1, b"subject", b"reply", b"data", block)
+    expected = await nats.NATS()._process_headers(block)
+    expected = {name: value for name, value in (expected or {}).items() if name}
+    assert (got[0].headers or {}) == expected
+    assert (got[0].subject, got[0].reply, got[0].data) == ("subject", "reply", b"data")

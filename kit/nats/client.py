@@ -9,6 +9,7 @@ What is overridden, and why (each has a test that fails without it):
 - ``_send_ping``: nats-py writes PING past its own buffer, so that a ``flush()`` overtakes the SUB, UNSUB or PUB before
   it; and the PONG of a cancelled or timed-out ``flush()`` raises in the read loop, which then reads no more.
 - ``_read_loop``: an unforeseen error ends it and leaves the connection deaf, yet "connected"; it reconnects here.
+- ``_process_msg``: what goes straight to its taker needs none of nats-py's queues, limits and flow control.
 - ``_connect_command``: with ``tls://`` or a CA given, nats-py sends the password in clear to a server without TLS.
 """
 
@@ -17,11 +18,12 @@ from __future__ import annotations
 import asyncio
 import re
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 import nats.errors
 from nats.aio.client import PING_PROTO
 from nats.aio.client import Client as NatsClient
+from nats.aio.msg import Msg
 from nats.aio.transport import TcpTransport
 from nats.protocol.command import hpub_cmd, pub_cmd
 
@@ -33,7 +35,18 @@ _FULL = 1024 * 1024  # bytes that wait for the socket; beyond, nats-py's flusher
 
 _NO_SUBJECT = re.compile(r"[ \t\r\n]")
 _HEADER_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # Source: RFC 7230, token
+_PLAIN_HEADERS = b"NATS/1.0\r\n"  # else a status follows
 _LINE_ENDS = str.maketrans("\r\n", "  ")
+
+
+class Direct(Protocol):
+    """Stands where nats-py takes a future for one answer, and takes every message as it is read."""
+
+    def cancelled(self) -> bool:
+        """Say that messages are still wanted."""
+
+    def set_result(self, message: Msg) -> None:
+        """Take a message; what is raised here ends the read loop."""
 
 
 class Client(NatsClient):
@@ -44,6 +57,7 @@ class Client(NatsClient):
         self.tls_wanted = False
         self.closed_because = ""
         self.refused = 0  # publishes that were not taken, for whatever reason
+        self.takers: dict[int, Direct] = {}  # by the subscription's id
         self._writing = False
         self._waiters: set[asyncio.Future[Any]] = set()
 
@@ -165,6 +179,23 @@ class Client(NatsClient):
             if self.is_connected and not self.is_draining and task is not None and not task.cancelling():
                 await self._process_op_err(nats.errors.StaleConnectionError())
 
+    async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
+        taker = self.takers.get(sid)
+        if taker is None:
+            await super()._process_msg(sid, subject, reply, data, headers)
+            return
+        self.stats["in_msgs"] += 1
+        self.stats["in_bytes"] += len(data)
+        decoded = None
+        if headers:
+            plain = headers.startswith(_PLAIN_HEADERS)
+            decoded = decode_headers(headers) if plain else await self._process_headers(headers)
+        taker.set_result(Msg(self, subject.decode(), reply.decode(), data, decoded, None, False, sid))
+
+    def _remove_sub(self, sid: int, max_msgs: int = 0) -> None:
+        self.takers.pop(sid, None)
+        super()._remove_sub(sid, max_msgs)
+
     def _connect_command(self) -> bytes:
         if self.tls_wanted and not self._server_info.get("tls_required"):
             raise nats.errors.SecureConnWantedError
@@ -184,6 +215,23 @@ def encode_headers(headers: dict[str, str]) -> bytes:
         lines.append(_header_prefix(name) + value.strip())
     lines.append("\r\n")
     return "\r\n".join(lines).encode()
+
+
+def decode_headers(block: bytes) -> dict[str, str]:
+    """Decode message headers as nats-py does: what is no header is passed over, what is no UTF-8 is marked."""
+    headers: dict[str, str] = {}
+    for line in block.decode("utf-8", "replace").split("\r\n")[1:]:
+        name, colon, value = line.partition(":")
+        if colon and (known := _header_name(name)):
+            headers[known] = value.strip()
+    return headers
+
+
+@lru_cache(maxsize=256)
+def _header_name(name: str) -> str:
+    """Return a header's name, or nothing where it cannot be one."""
+    name = name.strip()
+    return name if name.isascii() and not any(letter.isspace() for letter in name) else ""
 
 
 @lru_cache(maxsize=256)

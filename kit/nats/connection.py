@@ -35,7 +35,7 @@ from kit.errors import (
     NoResponders,
 )
 from kit.nats.auth import Access, Given, explain, is_final, resolve
-from kit.nats.client import PENDING, Client
+from kit.nats.client import PENDING, Client, Direct
 from kit.nats.config import Credentials
 from kit.nats.deadlines import bounded, expire, settle, within
 
@@ -254,19 +254,21 @@ class Connection:
         self.check_loop()
         if not self.client.is_connected:
             raise Disconnected(subject, reason=self.client.why_down())
-        how: dict[str, Any] = {
-            "future": _Direct(handler, self)
-        }  # a future is all that nats-py hands messages to at once
+        direct: Direct | None = _Direct(handler, self)
+        how: dict[str, Any] = {"future": direct}  # a future is all that nats-py hands messages to at once
         if inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(type(handler).__call__):
 
             async def handle(message: Msg) -> None:
                 await cast(Callable[[Msg], Awaitable[None]], handler)(message)
 
             how = {"cb": handle, "pending_msgs_limit": pending_messages, "pending_bytes_limit": pending_bytes}
+            direct = None
         try:
             subscription = await self.client.subscribe(subject, queue, **how)
         except nats.errors.BadSubjectError:
             raise ConfigurationError(f"{subject!r} with queue {queue!r} is nothing to subscribe to") from None
+        if direct is not None:
+            self.client.takers[subscription._id] = direct
         try:
             await self._round_trip(subject, _ATTEMPT)
         except BusError:
