@@ -85,7 +85,7 @@ def test_a_title_stays_with_its_text() -> None:
 def test_the_budget_holds_on_real_documents(budget: int, request: pytest.FixtureRequest) -> None:
     lines = Path(request.config.rootpath, "data", "python_faq.jsonl").read_text().splitlines()[:40]
     items = [item(row["document_id"], row["content"]) for row in map(json.loads, lines)]
-    for model in ("gpt-4", "gpt-4o", "kit/extractive"):
+    for model in ("gpt-4", "gpt-4o", "kit/extractive", "mistral/large"):
         built = build_context(items, budget, model=model, query="How do I copy a file?", reserve=5)
         assert built.tokens <= max(0, budget - 5)
         assert built.tokens == TokenCounter(model).count(built.text)
@@ -117,13 +117,28 @@ def test_sentence_ends(text: str, pieces: list[str]) -> None:
 def test_tokens_name_their_method() -> None:
     exact = estimate_tokens("Hello world", "openai/gpt-4o")
     assert (exact.tokens, exact.method, exact.exact) == (2, "tiktoken/o200k_base", True)
-    near = estimate_tokens("Hello world", "kit/extractive")
+    near = estimate_tokens("Hello world", "anthropic/claude-opus-4")
     assert (near.tokens, near.method, near.exact) == (2, "tiktoken/cl100k_base (approximation)", False)
+    own = estimate_tokens("Hello world", "kit/extractive")
+    assert (own.tokens, own.method, own.exact) == (2, "wordllama/l2_supercat", True)
 
 
-def test_without_a_vocabulary_bytes_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokens, "_shipped", frozenset)
-    tokens._encoding.cache_clear()
-    counter = TokenCounter("gpt-4")
-    assert (counter.method, counter.exact, counter.count("1234567")) == ("bytes/3.5", False, 2)
-    tokens._encoding.cache_clear()
+def test_the_offline_models_are_counted_as_they_bill(request: pytest.FixtureRequest) -> None:
+    from kit.components.gateway.models.static import static_embeddings
+
+    counter, model = TokenCounter("kit/extractive"), static_embeddings()
+    for line in Path(request.config.rootpath, "data", "python_faq.jsonl").read_text().splitlines()[:20]:
+        assert counter.count(json.loads(line)["content"]) == model.count_tokens(json.loads(line)["content"])
+
+
+@pytest.mark.parametrize("model", ["gpt-4", "kit/extractive", "mistral/large"])
+def test_without_a_vocabulary_bytes_are_counted(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokens, "_package", lambda name: None)
+    monkeypatch.delenv("TIKTOKEN_CACHE_DIR", raising=False)
+    caches = (tokens._shipped, tokens._openai, tokens._own)
+    for cache in caches:
+        cache.cache_clear()
+    counter = TokenCounter(model)
+    assert (counter.method, counter.exact, counter.count("1234567"), counter.count("")) == ("bytes/3.5", False, 2, 0)
+    for cache in caches:
+        cache.cache_clear()
