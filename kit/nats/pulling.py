@@ -86,12 +86,16 @@ class Puller:
         if self._subscription is not None:
             await drain(self._subscription, self._connection, timeout)
 
-    async def top_up(self) -> None:
-        """Request what is missing, once that is worth a request."""
+    @property
+    def missing(self) -> int:
+        """How many messages shall be requested now: none until that is worth a request."""
         missing = self._wanted() - self._requested
-        if missing <= 0 or self._stopped or not self._next or not self._connection.client.is_connected:
-            return
-        if self._requested and missing * 2 < self._requested:
+        return missing if missing > 0 and missing * 2 >= self._requested else 0
+
+    async def top_up(self) -> None:
+        """Request what is missing."""
+        missing = self.missing
+        if not missing or self._stopped or not self._next or not self._connection.client.is_connected:
             return
         self._requested += missing
         self._serial += 1

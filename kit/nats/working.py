@@ -97,6 +97,7 @@ class PullWorker(Worker):
         self._handling = Handling(bus, route, handler, kind="consumer", group=group)
         self._loop = asyncio.get_running_loop()
         self._held: set[_Held] = set()
+        self._at_rank = [0] * len(bindings)  # how many of them are of each rank
         self._tasks: Tasks[_Held] = Tasks(self._work, concurrency, rank=_rank if len(bindings) > 1 else None)
         self._pullers = tuple(
             Puller(
@@ -128,9 +129,12 @@ class PullWorker(Worker):
 
     def _wanted(self, rank: int) -> int:
         """How many more there is room for; what is less urgent takes no room from what is more."""
-        quick = self._seconds < _QUICK and not self._careful
-        held = len(self._held) if rank == len(self._pullers) - 1 else sum(held.rank <= rank for held in self._held)
-        return self._concurrency + (max(_AHEAD, self._concurrency) if quick else 0) - held
+        room = self._concurrency
+        if self._seconds < _QUICK and not self._careful:
+            room += max(_AHEAD, room)
+        for held in self._at_rank[: rank + 1]:
+            room -= held
+        return room
 
     def _take(self, rank: int, message: Msg, given: Delivery) -> None:
         if given.attempt > 1:
@@ -139,6 +143,7 @@ class PullWorker(Worker):
             self._careful -= 1
         held = _Held(message, given, job_id(message.headers, self.operation, given.sequence), self._loop.time(), rank)
         self._held.add(held)
+        self._at_rank[rank] += 1
         self._tasks.put(held)
 
     async def _work(self, held: _Held) -> None:
@@ -155,6 +160,7 @@ class PullWorker(Worker):
             _log.warning("%s %s was left unsettled: %s", self.operation.name, held.message_id, error)
         finally:
             self._held.discard(held)
+            self._at_rank[held.rank] -= 1
             self.handled += 1
             if self._stopping is None:
                 await self._top_up()
@@ -316,7 +322,8 @@ class PullWorker(Worker):
     async def _top_up(self) -> None:
         with suppress(Disconnected):  # the pulse pulls again once the connection is back
             for puller in self._pullers:
-                await puller.top_up()
+                if puller.missing:
+                    await puller.top_up()
 
     async def _stop(self, timeout: float) -> None:
         deadline = self._loop.time() + timeout
