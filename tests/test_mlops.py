@@ -386,6 +386,16 @@ def test_a_job_is_registered_once(own: Registry, tmp_path: Path) -> None:
     assert own.client.get_run(other).info.status == "FAILED"
 
 
+def test_two_deliveries_that_register_at_once_leave_one_version(
+    own: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = register(own, tmp_path / "1")
+    real, blind = Registry.registered, [None]
+    monkeypatch.setattr(Registry, "registered", lambda self, *key: blind.pop() if blind else real(self, *key))
+    assert register(own, tmp_path / "1") == first
+    assert list(own.versions("wine")["version"]) == [first]
+
+
 def test_the_champion_is_an_alias(own: Registry, tmp_path: Path) -> None:
     version = register(own, tmp_path / "1")
     assert own.champion("wine") is None

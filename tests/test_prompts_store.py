@@ -254,6 +254,11 @@ async def test_the_service_builds_a_context_and_a_prompt(store: PromptStore, ten
         assert answer["left_out"][0]["reason"] == "duplicate"
         assert [turn["content"] for turn in answer["messages"]] == ["Hello.", answer["prompt"]]
         assert answer["metadata"] == {"history_left_out": 1}
+        all_forgotten = await prompts.request_context(
+            tenant_bus, ["One."], token_budget=20, history=[{"role": "user", "content": "word " * 100}]
+        )
+        assert all_forgotten["metadata"] == {"history_left_out": 1}
+        assert [turn["content"] for turn in all_forgotten["messages"]] == ["One."]
         plain = await prompts.request_context(tenant_bus, ["One.", "Two."], model="gpt-4o")
         assert (plain["context"], plain["estimator"]) == ("One.\n\nTwo.", "tiktoken/o200k_base")
         with pytest.raises(RemoteError) as refused:
@@ -267,8 +272,8 @@ async def test_the_service_builds_a_context_and_a_prompt(store: PromptStore, ten
     spans = telemetry.recorder.spans()
     assert {PROMPT_CONTEXT_REQUEST.name, PROMPT_CONTEXT_BUILD.name} <= set(spans["name"])
     total = telemetry.recorder.total
-    assert (total(PROMPT_CONTEXTS_BUILT.name), total(PROMPT_CONTEXTS_BUILT.name, status="error")) == (4, 2)
-    assert total(PROMPT_TOKENS_ESTIMATED.name) == 2
+    assert (total(PROMPT_CONTEXTS_BUILT.name), total(PROMPT_CONTEXTS_BUILT.name, status="error")) == (5, 2)
+    assert total(PROMPT_TOKENS_ESTIMATED.name) == 3
 
 
 def test_the_service_says_what_the_function_says() -> None:

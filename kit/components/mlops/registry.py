@@ -127,7 +127,7 @@ class Registry:
         """Return the version that a job's earlier delivery registered, or None."""
         name = self.full_name(model_name)
         found = self.client.search_model_versions(f"name = '{name}' and tags.`{TAG}key` = '{_digest(key)}'")
-        return self._version(model_name, found[0]) if found else None
+        return self._version(model_name, min(found, key=lambda one: int(one.version))) if found else None
 
     def register(self, model_name: str, run_id: str, key: str, job: Mapping[str, Any], told: Mapping[str, Any],
                  folder: Path) -> Version:  # fmt: skip
@@ -150,7 +150,11 @@ class Registry:
             name, source=uri, run_id=run_id, tags={f"{TAG}{tag}": value for tag, value in tags.items()}
         )
         self.end_run(run_id)
-        return self._version(model_name, self.client.get_model_version(name, version.version))
+        first = self.registered(model_name, key)
+        if first is None or first.version == str(version.version):
+            return self._version(model_name, self.client.get_model_version(name, version.version))
+        self.client.delete_model_version(name, version.version)  # another delivery registered at the same moment
+        return first
 
     def version(self, model_name: str, version: str) -> Version:
         """Return a version.

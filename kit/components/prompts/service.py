@@ -103,7 +103,7 @@ class _Builder:
         rendered = await self._render(data, built)
         self._record(built, model)
         answer = self._answer(data, built, budget, rendered, counter)
-        if history:
+        if data.get("history"):
             last = {"role": "user", "content": rendered.text if rendered else built.text}
             answer["messages"] = [*history, last]
             answer["metadata"] = {"history_left_out": forgotten}

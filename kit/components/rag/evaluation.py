@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from kit.nats.bus import Bus
 
-DEPTH = 50  # passages looked at for one question
+DEPTH = 30  # passages looked at for one question: as many as each search brings a query
 MRR_AT = 10
 KS = (1, 3, 5, 10)
 _AT_ONCE = 4

@@ -11,7 +11,7 @@ only there (``to_sql``): fixed templates around literals that are quoted in one 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -194,6 +194,11 @@ def literal(value: Scalar) -> str:
     if not math.isfinite(value):
         raise FilterRefused(f"{value} is no number to compare with")
     return repr(float(value)) if isinstance(value, float) else str(int(value))
+
+
+def of_documents(document_ids: Iterable[str]) -> str:
+    """Return the SQL of the condition that a passage is of one of these documents, however many."""
+    return f"(document_id IN ({', '.join(literal(name) for name in document_ids)}))"
 
 
 def facets_of(metadata: Mapping[str, Any]) -> dict[str, Scalar]:

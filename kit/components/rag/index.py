@@ -25,7 +25,7 @@ import numpy as np
 from kit.catalogue import check_id
 from kit.components.rag.candidates import Places, ranked
 from kit.components.rag.errors import EmbeddingMismatch, FilterRefused, IndexBusy
-from kit.components.rag.filters import Condition, document, to_sql
+from kit.components.rag.filters import Condition, of_documents, to_sql
 from kit.components.rag.ranking import Ranking
 from kit.components.rag.rows import COLUMNS, Entry, Hit, hits_of, schema, table_of, vectors_of
 from kit.components.rag.text import STOP_WORDS, content_words
@@ -206,7 +206,7 @@ class Collection:
     async def states(self, document_ids: Sequence[str]) -> dict[str, State]:
         """Return what is known of the documents that are in the index."""
         columns = ["document_id", "sha256", "sent_at"]
-        condition = to_sql(document(*document_ids))
+        condition = of_documents(document_ids)
         found = await self._table.query().where(f"{condition} AND (position = 0)").select(columns).to_list()
         return {row["document_id"]: State(sha256=row["sha256"], sent_at=row["sent_at"]) for row in found}
 
@@ -226,7 +226,7 @@ class Collection:
                 return {}
             removed = await self._counts([entry.document_id for entry in news if entry.document_id in states])
             table = table_of(news)
-            stale = to_sql(document(*(entry.document_id for entry in news)))
+            stale = of_documents(entry.document_id for entry in news)
             await self._committed(partial(self._merge, table, stale))
             await self._written(table.num_rows)
             return {entry.document_id: removed.get(entry.document_id, 0) for entry in news}
@@ -234,7 +234,7 @@ class Collection:
     async def delete(self, document_ids: Sequence[str]) -> int:
         """Take documents out; returns how many passages went."""
         async with self._writing:
-            condition = to_sql(document(*document_ids))
+            condition = of_documents(document_ids)
             count = int(await self._table.count_rows(condition))
             if count:
                 await self._committed(partial(self._table.delete, condition))
@@ -248,7 +248,7 @@ class Collection:
     async def _counts(self, document_ids: Sequence[str]) -> dict[str, int]:
         if not document_ids:
             return {}
-        found = await self._table.query().where(to_sql(document(*document_ids))).select(["document_id"]).to_arrow()
+        found = await self._table.query().where(of_documents(document_ids)).select(["document_id"]).to_arrow()
         counted = found["document_id"].value_counts().to_pylist()
         return {row["values"]: row["counts"] for row in counted}
 
