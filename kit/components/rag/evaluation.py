@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from kit.nats.bus import Bus
 
-DEPTH = 30  # passages looked at for one question: as many as each search brings a query
+DEPTH = 50  # passages looked at for one question: as many as each search brings a query
 MRR_AT = 10
 KS = (1, 3, 5, 10)
 _AT_ONCE = 4
@@ -165,7 +165,8 @@ async def ablation(
         for number, analysis in enumerate(dict.fromkeys(step.analysis for step in steps)):
             database = await Database.open(bus.tenant_id, Path(folder, str(number)), analysis=analysis)
             index = await database.create("ablation", model=embedding_model, dimension=vectors.shape[1])
-            await index.upsert(entries)
+            for begin in range(0, len(entries), 500):
+                await index.upsert(entries[begin : begin + 500])
             await index.cover()
             for step in steps:
                 if step.analysis == analysis:

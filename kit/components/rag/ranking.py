@@ -41,7 +41,7 @@ class Ranking:
     text: float = 1.0
     lead: float = 0.7
     grams: float = 0.4
-    candidates: int = 30
+    candidates: int = 50
     fusion: Fusion = "standard"
 
     def __post_init__(self) -> None:
