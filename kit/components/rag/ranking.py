@@ -2,7 +2,8 @@
 
 Every score is standardised over the candidates (how many standard deviations above their mean) and the results are
 added with weights. Unlike reciprocal rank fusion this keeps how much better a passage is than the next, and unlike
-raw sums it needs no common scale. The weights were chosen on other corpora than those reported (data/evaluation).
+raw sums it needs no common scale. The weights were fitted on other corpora than the one that retrieval is reported on:
+see data/evaluation.
 """
 
 from __future__ import annotations
