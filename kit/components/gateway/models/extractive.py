@@ -169,7 +169,8 @@ def _with_context(candidate: Candidate, by_place: Mapping[tuple[int, int], Candi
     indices = [index]
     first, before = candidate, by_place.get((passage, index - 1))
     while before is not None and before.unit.kind == "sentence" and before.unit.whole and len(indices) < 3:
-        together = before.unit.paragraph == first.unit.paragraph and bool(_ANAPHORA.match(first.unit.text))
+        near = first.unit.paragraph - before.unit.paragraph <= 1
+        together = near and bool(_ANAPHORA.match(first.unit.text))
         if not together and not (first.unit.kind in ("code", "item") and before.unit.text.endswith(":")):
             break
         indices.insert(0, before.index)

@@ -162,12 +162,13 @@ class _Reading:
         """Return the passage's quotable units with their features and scores."""
         found: list[Candidate] = []
         heading, heading_like = self.matches[0] * 0.9, self.likeness[0] * 0.9
-        last = len(self.units)
+        title, last = 0, len(self.units)
         for index, unit in enumerate(self.units):
             row = index + 1
             if unit.kind == "heading" or unit.text.endswith("?"):  # a question is no answer, but what follows may be
                 heading = np.maximum(self.matches[0], self.matches[row]) * 0.9
                 heading_like = np.maximum(self.likeness[0], self.likeness[row]) * 0.9
+                title = row
                 continue
             before, after = max(row - 1, 0), min(row + 1, last)
             near = np.maximum.reduce(
@@ -179,10 +180,18 @@ class _Reading:
             features = self._features(index, near, like, weights)
             lead = float(heading @ weights) / float(weights.sum()) / (1.0 + index)
             score = float(features @ WEIGHTS) + BIAS + LEAD * max(lead - 0.2, 0.0)
+            score += ORDER * self._in_order(title) / (1.0 + index)
             found.append(
                 Candidate(passage=number, index=index, unit=unit, features=features, matches=near, score=score)
             )
         return found
+
+    def _in_order(self, row: int) -> float:
+        """The share of the question's neighbouring words that stand in the same order in a title."""
+        pairs = list(pairwise(self.question.stems))
+        asked = set(self.question.stems)
+        titled = set(pairwise(root for root in map(stem, self.tokens[row]) if root in asked))
+        return sum(pair in titled for pair in pairs) / len(pairs) if pairs else 0.0
 
     def _features(
         self, index: int, near: NDArray[np.float32], like: NDArray[np.float32], weights: NDArray[np.float32]
@@ -230,4 +239,5 @@ WEIGHTS = np.array(
     np.float32,
 )
 LEAD = 2.5  # not fitted: under a heading that asks the question, the first sentences answer it
+ORDER = 1.0  # not fitted: "a string to a number" is not "a number to a string"
 BIAS = -6.31
