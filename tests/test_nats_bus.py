@@ -396,6 +396,21 @@ async def test_stored_events_are_replayed_to_who_comes_late(tenant_bus: Bus) -> 
         assert [message.data["operation_id"] for message in await live.until(1)] == ["op-5"]
 
 
+async def test_a_replay_goes_on_where_its_consumer_was_lost(tenant_bus: Bus) -> None:
+    bus = tenant_bus
+    for number in range(3):
+        await bus.publish(LLMOPS_OPERATIONS, sample("llm_operation", operation_id=f"op-{number}"))
+    heard = Heard()
+    async with await bus.subscribe(LLMOPS_OPERATIONS, heard, replay=True):
+        await heard.until(3)
+        js = bus.connection.jetstream()
+        (consumer,) = await js.consumers_info("AI_LLMOPS_OPERATIONS")
+        await js.delete_consumer("AI_LLMOPS_OPERATIONS", consumer.name)
+        await bus.publish(LLMOPS_OPERATIONS, sample("llm_operation", operation_id="op-3"))
+        names = [message.data["operation_id"] for message in await heard.until(4)]
+    assert names == [f"op-{number}" for number in range(4)]
+
+
 async def test_a_durable_subscriber_misses_nothing_while_away(tenant_bus: Bus) -> None:
     bus = tenant_bus
 

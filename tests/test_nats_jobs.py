@@ -29,7 +29,7 @@ from kit.catalogue import (
     JobPolicy,
     Mode,
 )
-from kit.errors import ComponentError, ConfigurationError, DeadlineExceeded, JobDead, NotStored, PayloadTooLarge
+from kit.errors import ComponentError, ConfigurationError, DeadlineExceeded, JobDead, NotStored
 from kit.nats import Bus, Message, Server, connect
 
 TASK = sample("agent_task")
@@ -466,15 +466,46 @@ async def test_a_lost_acknowledgement_of_the_queue_stores_nothing_twice(
 
 async def test_what_is_not_acknowledged_is_an_error_in_time(tenant_bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
     await tenant_bus.enqueue(AGENT_TASKS, TASK)
-    await tenant_bus.connection.jetstream().delete_stream(AGENT_TASKS.stream or "")
+    request = tenant_bus.connection.request
+
+    async def deaf(subject: str, payload: bytes, *, timeout: float, **more: Any) -> Any:
+        if subject.startswith(AGENT_TASKS.prefix):
+            await asyncio.sleep(timeout)
+            raise DeadlineExceeded(subject, seconds=timeout)
+        return await request(subject, payload, timeout=timeout, **more)
+
+    monkeypatch.setattr(tenant_bus.connection, "request", deaf)
     loop = asyncio.get_running_loop()
     started = loop.time()
     with pytest.raises(NotStored) as raised:
         await tenant_bus.enqueue(AGENT_TASKS, TASK, message_id="again", timeout=0.3)
-    assert loop.time() - started < 1.5
+    assert 0.25 < loop.time() - started < 1.5
     assert raised.value.message_id == "again"
-    with pytest.raises(PayloadTooLarge):
-        await tenant_bus.enqueue(AGENT_TASKS, TASK | {"prompt": "x" * tenant_bus.connection.max_payload})
+
+
+async def test_a_queue_that_vanished_is_made_by_who_enqueues(tenant_bus: Bus) -> None:
+    await tenant_bus.enqueue(AGENT_TASKS, TASK)
+    js = tenant_bus.connection.jetstream()
+    await js.delete_stream(AGENT_TASKS.stream or "")
+    await tenant_bus.enqueue(AGENT_TASKS, TASK)
+    assert (await js.stream_info(AGENT_TASKS.stream or "")).state.messages == 1
+
+
+async def test_a_queue_set_up_by_an_operator_is_left_as_it_is(tenant_bus: Bus) -> None:
+    js = tenant_bus.connection.jetstream()
+    await js.add_stream(
+        name=AGENT_TASKS.stream,
+        subjects=["ai.agent.tasks.*"],
+        retention=api.RetentionPolicy.WORK_QUEUE,
+        max_bytes=10_000_000,
+    )
+    results = f"{AGENT_TASKS.stream}_RESULTS"
+    await js.add_stream(name=results, subjects=["kit.results.AI_AGENT_TASKS.*.*"], allow_direct=True)
+    async with await tenant_bus.work(AGENT_TASKS, Effects()):
+        await tenant_bus.run(AGENT_TASKS, TASK, timeout=5, priority=9)
+    config = (await js.stream_info(AGENT_TASKS.stream or "")).config
+    assert config.max_bytes == 10_000_000
+    assert set(config.subjects or ()) == {"ai.agent.tasks.*", "ai.agent.tasks.*.*"}
 
 
 async def test_a_full_queue_says_so(tenant_bus: Bus) -> None:
@@ -635,6 +666,36 @@ async def test_a_worker_that_lost_its_lease_does_not_answer_twice(
     assert await tenant_bus.dead_letters(QUICK) == []
 
 
+async def test_a_result_is_told_once_the_connection_is_back(telemetry: Any) -> None:
+    """The server is away when the handler ends; back again, it delivers the job anew: that is the same job still."""
+    halted = asyncio.Event()
+    done: list[int] = []
+
+    async def work(message: Message) -> dict[str, Any]:
+        await halted.wait()
+        done.append(message.attempt)
+        return RESULT
+
+    async with Server(tenants=("acme",)) as server:
+        who = server.credentials("acme")
+        connection = await connect(server.url, tenant_id="acme", user=who.user, password=who.password)
+        bus = Bus(connection, "acme", telemetry)
+        row = replace(QUICK, policy=replace(QUICK.policy, ack_wait=2.0))
+        async with await bus.work(row, work) as worker:
+            job = await bus.enqueue(row, TASK)
+            await eventually(lambda: worker.in_flight == 1)
+            await server.halt()
+            await connection.wait_disconnected(5)
+            halted.set()
+            await eventually(lambda: done == [1])
+            await server.start()
+            assert (await job.result(timeout=10)).data == RESULT
+            await eventually(lambda: worker.in_flight == 0, 10)
+            assert (await connection.jetstream().stream_info(row.stream or "")).state.messages == 0
+        assert done == [1]
+        await connection.close()
+
+
 async def test_a_worker_that_is_cut_off_stops_working(telemetry: Any) -> None:
     """Once the lease has run out another worker has the job: what this one still did would be done twice."""
     cancelled = asyncio.Event()
@@ -719,6 +780,23 @@ async def test_a_client_that_knows_nothing_of_the_kit_can_enqueue(tenant_bus: Bu
     assert codec.decode(answer.data).data == RESULT
     assert effects.done == [f"{AGENT_TASKS.stream}-1", "mine"]
     await raw.close()
+
+
+@pytest.mark.parametrize("reply", ["$JS.API.STREAM.DELETE.AI_AGENT_TASKS", "a b", ">", "kit.*", "", "a..b"])
+async def test_a_reply_subject_that_cannot_be_one_is_passed_over(tenant_bus: Bus, reply: str) -> None:
+    effects = Effects()
+    async with await tenant_bus.work(AGENT_TASKS, effects) as worker:
+        payload, subject = codec.encode("agent_task", TASK), AGENT_TASKS.subject(tenant_bus.tenant_id)
+        headers = {"Nats-Msg-Id": "mine", "Kit-Reply": reply, "Kit-Chunks": reply}
+        await tenant_bus.connection.jetstream().publish(subject, payload, headers=headers)
+        await eventually(lambda: worker.handled == 1 and worker.in_flight == 0)
+        assert (await (await tenant_bus.enqueue(AGENT_TASKS, TASK, message_id="mine")).result(timeout=5)).data == RESULT
+    assert effects.done == ["mine"]
+
+
+async def test_a_plain_function_may_handle_jobs(tenant_bus: Bus) -> None:
+    async with await tenant_bus.work(AGENT_TASKS, lambda message: RESULT):
+        assert (await tenant_bus.run(AGENT_TASKS, TASK, timeout=5)).data == RESULT
 
 
 async def test_two_tenants_cannot_share_an_account(tenant_bus: Bus) -> None:

@@ -8,7 +8,10 @@ handler gets a ``Message``. What it returns goes back the same way.
 from __future__ import annotations
 
 import asyncio
+import logging
+import weakref
 from collections.abc import AsyncIterator, Coroutine
+from functools import partial
 from typing import Any, Self
 
 from kit.catalogue import ERROR, Mode, Operation, check_id
@@ -18,6 +21,7 @@ from kit.nats.dead import DeadLetter, Graveyard
 from kit.nats.faults import remote_error
 from kit.nats.ids import MESSAGE_ID, Serial, checked_id
 from kit.nats.jobs import Desk, Job
+from kit.nats.layout import NORMAL, Level, level_of, levels
 from kit.nats.message import Handler, Message
 from kit.nats.objects import Objects
 from kit.nats.pulling import Bind
@@ -25,10 +29,12 @@ from kit.nats.route import Route, check_mode
 from kit.nats.serving import CoreWorker
 from kit.nats.store import Store, open_store
 from kit.nats.streaming import Stream
-from kit.nats.streams import NORMAL, Level, Streams, level_of, levels
+from kit.nats.streams import Streams
 from kit.nats.worker import Worker
 from kit.nats.working import PullWorker
 from kit.otel import Telemetry, semconv
+
+_log = logging.getLogger("kit.nats")
 
 _BACKLOG = 4096  # messages that may wait for a worker on core NATS; JetStream keeps what is not pulled
 _USUAL = 5  # priority
@@ -53,7 +59,7 @@ class Bus:
         self.telemetry = telemetry.for_tenant(tenant_id)
         self._loop = asyncio.get_running_loop()
         self._routes: dict[tuple[str, str, str | None], Route] = {}
-        self._workers: set[Worker] = set()
+        self._workers: weakref.WeakSet[Worker] = weakref.WeakSet()  # what still works is held by its subscription
         self._tasks: set[asyncio.Task[None]] = set()
         self._serial = Serial()
         self._streams = Streams(connection)
@@ -111,7 +117,8 @@ class Bus:
             headers = {MESSAGE_ID: checked_id(message_id) if message_id is not None else self._serial.next()}
             recorded.set(semconv.MESSAGING_MESSAGE_ID, headers[MESSAGE_ID])
             await self._streams.event(operation)
-            await self._streams.store(route.subject, payload, recorded.headers(headers) or headers, timeout)
+            again = partial(self._streams.again, operation)
+            await self._streams.store(route.subject, payload, recorded.headers(headers) or headers, timeout, again)
 
     async def subscribe(
         self,
@@ -346,6 +353,11 @@ class Bus:
 
     # --- for the modules of this room ---------------------------------------------------------------------------
 
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("%r: %s", self, error, exc_info=error)
+
     async def ask(
         self, route: Route, data: dict[str, Any], timeout: float, headers: dict[str, str] | None = None
     ) -> Message:
@@ -387,7 +399,7 @@ class Bus:
         """Run something that nobody waits for, until the bus is closed."""
         task = self._loop.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
 
     async def _serve(self, route: Route, handler: Handler, concurrency: int, queue: str | None) -> Worker:
         worker = CoreWorker(self, route, handler, concurrency=_many(concurrency), backlog=_BACKLOG, queue=queue)

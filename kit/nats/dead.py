@@ -20,8 +20,8 @@ from kit import codec
 from kit.catalogue import DEAD_LETTER, DEAD_LETTERS_PREFIX, JOBS_DEAD, OPERATIONS, RESULTS_PREFIX, Mode, Operation
 from kit.errors import BusError, CodecError, KitError, PayloadTooLarge, UnknownContract
 from kit.nats.faults import Fault
-from kit.nats.ids import MESSAGE_ID, REPLAYED, REPLY, job_id, token
-from kit.nats.streams import DEAD_STREAM, EXHAUSTED, EXHAUSTED_STREAM, results_stream
+from kit.nats.ids import MESSAGE_ID, REPLAYED, REPLY, is_inbox, job_id, token
+from kit.nats.layout import DEAD_STREAM, EXHAUSTED, EXHAUSTED_STREAM, results_stream
 from kit.nats.worker import drain
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ _log = logging.getLogger("kit.nats")
 
 _BUCKET = "dead-letters"  # of payloads that fit no message any more
 _LONGEST_REPLY = 200  # characters, as the contract of dead letters says
+_SWEEP = 1.0  # s; between two sweeps of a queue for those who wait
 _ADVISED = 0.02  # s; for the server's advisory to be stored
 _SECONDS = 5.0  # for a dead letter to be stored, or sent again
 
@@ -117,6 +118,7 @@ class Graveyard:
     def __init__(self, bus: Bus, streams: Streams) -> None:
         self._bus, self._streams = bus, streams
         self._watch: Subscription | None = None
+        self._swept: dict[str, float] = {}  # when, by operation
         self._opening, self._sweeping = asyncio.Lock(), asyncio.Lock()
 
     async def open(self) -> None:
@@ -202,10 +204,20 @@ class Graveyard:
     # --- what the server gave up --------------------------------------------------------------------------------
 
     def _on_advisory(self, _: Msg) -> None:
-        self._bus.background(self.sweep_quietly())
+        self._bus.background(self._heed())
+
+    async def _heed(self) -> None:
+        try:
+            await self.sweep()
+        except KitError as error:
+            _log.warning("a dead letter has to wait for the next sweep: %s", error)
 
     async def sweep_quietly(self, operation: Operation | None = None) -> None:
-        """Sweep; what fails is tried again by the next sweep."""
+        """Sweep, but not the same queue every moment; what fails is tried again by the next sweep."""
+        name, now = operation.name if operation is not None else "", asyncio.get_running_loop().time()
+        if now - self._swept.get(name, -_SWEEP) < _SWEEP:
+            return
+        self._swept[name] = now
         try:
             await self.sweep(operation)
         except KitError as error:
@@ -252,10 +264,9 @@ class Graveyard:
 def result_subjects(operation: Operation, message_id: str, reply: str | None) -> tuple[str, ...]:
     """Return where a result goes: to where it is remembered, and to the caller if that waits elsewhere."""
     prefix = f"{RESULTS_PREFIX}.{operation.stream}."
-    if reply is not None and reply.startswith(prefix):
-        return (reply,)
-    remembered = f"{prefix}-.{token(message_id)}"
-    return (remembered,) if reply is None else (remembered, reply)
+    if reply is not None and is_inbox(reply):
+        return (reply,) if reply.startswith(prefix) else (f"{prefix}-.{token(message_id)}", reply)
+    return (f"{prefix}-.{token(message_id)}",)
 
 
 def reason_of(fault: Fault) -> str:

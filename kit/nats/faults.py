@@ -45,7 +45,8 @@ class Fault:
         # The codec names paths and rules, never values; a component may say the same of its errors: they name ids,
         # columns and versions, which stand in the data too and are what the caller has to know.
         free = isinstance(error, CodecError) or getattr(error, "content_free", False) is True
-        self.detail = str(error)[:_LONGEST] if free else without_content(str(error), data)
+        said = _said(error)
+        self.detail = said[:_LONGEST] if free else without_content(said, data)
         self.retryable = is_retryable(error)
         self.path = error.path if isinstance(error, CodecError) else None
         after = getattr(error, "retry_after", None)
@@ -81,6 +82,13 @@ class Fault:
                     semconv.EXCEPTION_STACKTRACE: "".join(traceback.format_tb(error.__traceback__)),
                 },
             )
+
+
+def _said(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001 - an error that cannot even say what it is
+        return ""
 
 
 def is_retryable(error: BaseException) -> bool:

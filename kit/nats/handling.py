@@ -58,16 +58,11 @@ class Handling:
         if group is not None:
             self._attributes[semconv.MESSAGING_CONSUMER_GROUP_NAME] = group
 
-    def operation(self, message: Msg, message_id: str | None) -> Recorded:
+    def operation(self, message: Msg) -> Recorded:
         """Return the operation that this message's handling is: a child of the one that sent it."""
         headers = message.headers
-        attributes = self._attributes
-        if headers:  # else nobody traces, most likely
-            attributes = {**attributes, semconv.MESSAGING_MESSAGE_BODY_SIZE: len(message.data)}
-            if message_id is not None:
-                attributes[semconv.MESSAGING_MESSAGE_ID] = message_id
         return self._bus.telemetry.operation(
-            self._row, attributes, kind=self._kind, parent=extract(headers) if headers else None
+            self._row, self._attributes, kind=self._kind, parent=extract(headers) if headers else None
         )
 
     async def run(
@@ -81,11 +76,18 @@ class Handling:
         route, headers = self.route, message.headers
         envelope = None
         chunks = chunks_for(self._bus, headers) if headers else None
+        if recorded.recording:
+            recorded.set(semconv.MESSAGING_MESSAGE_BODY_SIZE, len(message.data))
+            if message_id is not None:
+                recorded.set(semconv.MESSAGING_MESSAGE_ID, message_id)
         error: BaseException
         try:
             envelope = route.read(message.data)
             handed = route.message(envelope, message_id=message_id, attempt=attempt, chunks=chunks)
-            return self._fitting(route.encode_result(await self._handler(handed)))
+            answer = self._handler(handed)
+            if answer is not None and not isinstance(answer, dict):  # else a plain function has answered at once
+                answer = await answer
+            return self._fitting(route.encode_result(answer))
         except asyncio.CancelledError as cancelled:
             if chunks is not None and chunks.gone:
                 chunks.survive()

@@ -19,6 +19,7 @@ REPLAYED = "~"  # parts a job's id from the number of the dead letter that was s
 
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _LONGEST = 150
+_INBOX = re.compile(r"[^\s*>$.]+(\.[^\s*>.]+)*")
 _ID = re.compile(r"[!-}]{1,150}")  # printable, no blank, no "~"
 _PLAIN_REPLY, _DOMAIN_REPLY = 9, 11  # tokens of a reply subject; with a domain there may be one more
 
@@ -34,6 +35,11 @@ def checked_id(message_id: str) -> str:
             f"message_id {message_id!r} is refused: 1 to 150 printable characters, no blank, no '~'"
         )
     return message_id
+
+
+def is_inbox(subject: str) -> bool:
+    """Say whether a subject that a message names for its answer can be one; the server's own never are."""
+    return _INBOX.fullmatch(subject) is not None
 
 
 def token(message_id: str) -> str:
@@ -69,11 +75,13 @@ class Delivery(NamedTuple):
         attempt: which one this is, from 1.
         sequence: of the message in its stream.
         stored_ns: when it was stored: nanoseconds since 1970.
+        pending: messages behind it that nobody had yet.
     """
 
     attempt: int
     sequence: int
     stored_ns: int
+    pending: int
 
     @property
     def stored_at(self) -> str:
@@ -90,4 +98,4 @@ def delivery(reply: str) -> Delivery:
     """
     tokens = reply.split(".")
     first = 4 if len(tokens) == _PLAIN_REPLY else 6
-    return Delivery(int(tokens[first]), int(tokens[first + 1]), int(tokens[first + 3]))
+    return Delivery(int(tokens[first]), int(tokens[first + 1]), int(tokens[first + 3]), int(tokens[first + 4]))

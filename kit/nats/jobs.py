@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import weakref
+from functools import partial
 from typing import TYPE_CHECKING
 
 from nats.aio.msg import Msg
@@ -24,9 +25,10 @@ from kit.catalogue import ERROR, RESULTS_PREFIX, Operation
 from kit.errors import DeadlineExceeded, JobDead
 from kit.nats.dead import Graveyard
 from kit.nats.ids import AGAIN, MESSAGE_ID, REPLY, Serial, checked_id, token
+from kit.nats.layout import Level, results_stream
 from kit.nats.message import Message
 from kit.nats.route import Route
-from kit.nats.streams import Level, Streams, results_stream
+from kit.nats.streams import Streams
 from kit.otel import inject
 
 if TYPE_CHECKING:
@@ -153,7 +155,10 @@ class Desk:
         # The same job, enqueued twice here, has one answer; one that is done may have been sent again since.
         answer = asyncio.get_running_loop().create_future() if twin is None or twin.done else twin.answer
         job = self._waiting[reply] = Job(self, route, message_id or name, answer)
-        ack = await self._streams.store(level.subject(route.subject), payload, inject(headers) or headers, timeout)
+        again = partial(self._streams.again, operation)
+        ack = await self._streams.store(
+            level.subject(route.subject), payload, inject(headers) or headers, timeout, again
+        )
         job.duplicate = ack.duplicate
         return job
 

@@ -65,4 +65,4 @@ class Message(NamedTuple):
             await self.chunks.send(data)
 
 
-Handler: TypeAlias = Callable[[Message], Awaitable[dict[str, Any] | None]]
+Handler: TypeAlias = Callable[[Message], Awaitable[dict[str, Any] | None] | dict[str, Any] | None]

@@ -14,7 +14,7 @@ from nats.js.object_store import ObjectStore
 
 from kit.catalogue import check_id
 from kit.errors import BusError, ConfigurationError
-from kit.nats.streams import Streams, asked
+from kit.nats.streams import NAME_IN_USE, Streams, asked
 
 if TYPE_CHECKING:
     from kit.nats.connection import Connection
@@ -80,7 +80,12 @@ class Objects:
 
             async def make(replicas: int) -> ObjectStore:
                 config = api.ObjectStoreConfig(replicas=replicas)
-                return await self._streams.context.create_object_store(bucket, config)
+                try:
+                    return await self._streams.context.create_object_store(bucket, config)
+                except nats.js.errors.APIError as error:
+                    if error.err_code != NAME_IN_USE:
+                        raise
+                    return await self._streams.context.object_store(bucket)  # set up otherwise, by somebody else
 
             store = self._stores[bucket] = await self._streams.replicated(f"object store {bucket}", make)
         return store

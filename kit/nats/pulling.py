@@ -63,7 +63,7 @@ class Puller:
         self._inbox = ""
         self._subscription: Subscription | None = None
         self._requested = 0
-        self._seen = 0
+        self._seen = self._backlog = 0
         self._serial = 0
         self._heard = 0.0
         self._reconnects = 0
@@ -85,6 +85,11 @@ class Puller:
             self._binding.cancel()
         if self._subscription is not None:
             await drain(self._subscription, self._connection, timeout)
+
+    @property
+    def coming(self) -> int:
+        """How many of the requested messages are there to be sent, as far as is known."""
+        return self._requested if self._backlog else 0
 
     @property
     def missing(self) -> int:
@@ -125,6 +130,7 @@ class Puller:
             self._requested = max(self._requested - 1, 0)
             given = delivery(message.reply)
             self._seen = max(self._seen, given.sequence)
+            self._backlog = given.pending
             self._deliver(message, given)
             return
         headers = message.headers or {}

@@ -67,7 +67,7 @@ class CoreWorker(Worker):
             _log.warning("%r cannot keep up: %d events wait, what comes now is dropped", self, self._backlog)
 
     async def _answer(self, message: Msg) -> None:
-        with self._handling.operation(message, None) as recorded:
+        with self._handling.operation(message) as recorded:
             try:
                 answer = await self._handling.run(message, recorded)
             except asyncio.CancelledError:
@@ -81,7 +81,7 @@ class CoreWorker(Worker):
 
     async def _hear(self, message: Msg) -> None:
         message_id = message.headers.get(MESSAGE_ID) if message.headers else None
-        with self._handling.operation(message, message_id) as recorded:
+        with self._handling.operation(message) as recorded:
             try:
                 await self._handling.run(message, recorded, message_id=message_id)
             finally:

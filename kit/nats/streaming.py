@@ -18,6 +18,7 @@ from nats.aio.subscription import Subscription
 from kit.catalogue import CHUNKS_PREFIX, LLM_CHUNK, Mode
 from kit.codec import encode
 from kit.errors import BusError, Disconnected
+from kit.nats.ids import is_inbox
 from kit.nats.message import Message
 from kit.nats.route import Route
 
@@ -73,7 +74,7 @@ class ChunkSender:
 def chunks_for(bus: Bus, headers: dict[str, str]) -> ChunkSender | None:
     """Return the sender of pieces, when the caller asked for them."""
     subject = headers.get(CHUNKS)
-    return None if subject is None else ChunkSender(bus, subject)
+    return None if subject is None or not is_inbox(subject) else ChunkSender(bus, subject)
 
 
 class Stream:

@@ -1,13 +1,4 @@
-"""JetStream of one tenant's account: the streams and consumers that the catalogue implies, and how they are asked.
-
-Streams, made when first needed:
-
-    AI_RAG_INGEST           a JOB's queue: work-queue retention, de-duplicated by message id
-    AI_RAG_INGEST_RESULTS   its results, remembered for ``policy.result_ttl``: they are what makes an effect happen once
-    AI_LLMOPS_OPERATIONS    a stored EVENT: limits retention
-    KIT_DEAD                dead letters of every operation: evidence and payload
-    KIT_EXHAUSTED           the server's own notes of messages that it gave up delivering
-"""
+"""JetStream of one tenant's account, as the catalogue lays it out: made when needed, asked in time."""
 
 from __future__ import annotations
 
@@ -22,8 +13,9 @@ import nats.js.errors
 from nats.js import JetStreamContext, api
 
 from kit import codec
-from kit.catalogue import DEAD_LETTERS_PREFIX, RESULTS_PREFIX, Mode, Operation
+from kit.catalogue import Mode, Operation
 from kit.errors import BusError, ConfigurationError, DeadlineExceeded, Disconnected, NoResponders, NotStored
+from kit.nats import layout
 from kit.nats.ids import AGAIN, MESSAGE_ID
 
 if TYPE_CHECKING:
@@ -34,10 +26,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 _log = logging.getLogger("kit.nats")
 
-DEAD_STREAM = "KIT_DEAD"
-EXHAUSTED_STREAM = "KIT_EXHAUSTED"
-EXHAUSTED = "$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES"  # Source: NATS JetStream advisories
-NEXT = "$JS.API.CONSUMER.MSG.NEXT"  # Source: NATS JetStream wire API, as the next one
+NEXT = "$JS.API.CONSUMER.MSG.NEXT"  # Source: NATS JetStream wire API, as the next ones
 DIRECT_GET = "$JS.API.DIRECT.GET"
 SEQUENCE = "Nats-Sequence"
 SUBJECT = "Nats-Subject"
@@ -45,15 +34,11 @@ TIME = "Nats-Time-Stamp"
 TTL = "Nats-TTL"
 
 _API_SECONDS = 5.0
-_MOST_URGENT = 9
-_USUAL = (4, 6)  # priorities of the middle level
 _REPLICAS = 3  # bear the loss of one server
 _PRODS = 64  # at most, of one queue at a time
 _TRY_SECONDS = 2.0  # for one publish to be acknowledged, before it is sent again under the same id
 _PAUSE = 0.1  # s; before it is sent again, when the answer was a refusal
 _IDLE = 60.0  # s; after which the server forgets a subscriber without a name that pulls no more
-_WINDOW = 600.0  # s; for which the server remembers ids of what was published
-_RESULTS = 100_000  # remembered, per operation; not a number of bytes, which the server would reserve
 NAME_IN_USE = 10058  # Source: nats-server's errors.json, as the next ones
 _NO_MESSAGE = 10043
 _NO_PEERS = 10005
@@ -82,48 +67,6 @@ class Stored(NamedTuple):
     payload: bytes
 
 
-class Level(NamedTuple):
-    """How urgent a job is: a consumer of its own, and a last token of the subject.
-
-    Attributes:
-        rank: 0 is worked on first.
-        token: of the subject; the middle level has none.
-    """
-
-    rank: int
-    token: str | None
-
-    def subject(self, subject: str) -> str:
-        """Return where jobs of this level go."""
-        return subject if self.token is None else f"{subject}.{self.token}"
-
-    def consumer(self, operation: Operation) -> str:
-        """Return the consumer of jobs of this level."""
-        return operation.queue if self.token is None else f"{operation.queue}-{self.token}"
-
-
-_HIGH, NORMAL, _LOW = Level(0, "high"), Level(1, None), Level(2, "low")
-
-
-def levels(operation: Operation) -> tuple[Level, ...]:
-    """Return the levels of a JOB, the most urgent first."""
-    return (_HIGH, NORMAL, _LOW) if operation.prioritized else (NORMAL,)
-
-
-def level_of(operation: Operation, priority: int) -> Level:
-    """Return the level of a priority from 0 (least urgent) to 9.
-
-    Raises:
-        ConfigurationError: it is none, or the row knows no priorities.
-    """
-    if not 0 <= priority <= _MOST_URGENT:
-        raise ConfigurationError(f"priority {priority} is refused: 0 (least urgent) to {_MOST_URGENT}, 5 is usual")
-    level = _HIGH if priority > _USUAL[1] else _LOW if priority < _USUAL[0] else NORMAL
-    if level is not NORMAL and not operation.prioritized:
-        raise ConfigurationError(f"{operation.name} knows no priorities: leave `priority` out")
-    return level
-
-
 class Streams:
     """The streams of one account, over one connection."""
 
@@ -141,45 +84,31 @@ class Streams:
 
     async def event(self, operation: Operation) -> None:
         """Make sure that a stored EVENT's stream exists."""
-        await self._once(f"event {operation.name}", lambda: self._make(_event_config(operation)))
+        await self._once(f"event {operation.name}", lambda: self._make(layout.event_config(operation)))
 
     async def dead(self) -> None:
         """Make sure that dead letters can be kept, and that the server's notes of exhausted messages are."""
         await self._once("dead", self._make_dead)
 
-    def forget(self, operation: Operation) -> None:
-        """Make sure again next time: a stream has vanished."""
-        for kind in ("job", "event"):
-            self._made.pop(f"{kind} {operation.name}", None)
+    async def again(self, operation: Operation) -> None:
+        """Make an operation's streams that may have vanished since they were made."""
+        job = operation.mode is Mode.JOB
+        self._made.pop(f"{'job' if job else 'event'} {operation.name}", None)
+        await (self.job if job else self.event)(operation)
 
     async def _make_job(self, operation: Operation) -> None:
-        await self._make(_job_config(operation))
-        config = _results_config(operation)
+        await self._make(layout.job_config(operation))
+        config = layout.results_config(operation)
         try:
             await self._make(config)
         except ConfigurationError:  # a server before 2.12, or 2.11
             config.persist_mode, config.allow_msg_ttl = None, None
             await self._make(config)
-            self.large_results_expire = False
+        self.large_results_expire = bool(config.allow_msg_ttl)
 
     async def _make_dead(self) -> None:
-        await self._make(
-            api.StreamConfig(
-                name=DEAD_STREAM,
-                subjects=[f"{DEAD_LETTERS_PREFIX}.*.*", f"{DEAD_LETTERS_PREFIX}.*.*.payload"],
-                max_msgs_per_subject=1,
-                allow_direct=True,
-                duplicate_window=_WINDOW,
-            )
-        )
-        await self._make(
-            api.StreamConfig(
-                name=EXHAUSTED_STREAM,
-                subjects=[f"{EXHAUSTED}.>"],
-                max_age=30 * 86400.0,
-                allow_direct=True,
-            )
-        )
+        await self._make(layout.dead_config())
+        await self._make(layout.exhausted_config())
 
     async def _make(self, config: api.StreamConfig) -> None:
         async def make(replicas: int) -> None:
@@ -192,9 +121,18 @@ class Streams:
             except nats.js.errors.APIError as error:
                 if error.err_code != NAME_IN_USE:
                     raise
-                await self.context.update_stream(config)
+                await self._adopt(config)
 
         await self.replicated(f"stream {config.name}", make)
+
+    async def _adopt(self, wanted: api.StreamConfig) -> None:
+        """Take a stream as it is, however an operator or another version set it up, if it has the subjects."""
+        known = (await self.context.stream_info(wanted.name or "")).config
+        subjects = set(known.subjects or ()) | set(wanted.subjects or ())
+        if subjects != set(known.subjects or ()) or (known.num_replicas or 1) < (wanted.num_replicas or 1):
+            known.subjects, known.num_replicas = sorted(subjects), wanted.num_replicas
+            await self.context.update_stream(known)
+        wanted.allow_msg_ttl = known.allow_msg_ttl
 
     async def replicated(self, what: str, make: Callable[[int], Awaitable[T]]) -> T:
         """Return what ``make`` makes of the number of servers that shall keep a stream: three in a cluster, else one.
@@ -238,10 +176,10 @@ class Streams:
             made = await self.context.add_consumer(stream, config)
         return made.name
 
-    async def job_consumer(self, operation: Operation, subject: str, level: Level) -> str:
+    async def job_consumer(self, operation: Operation, subject: str, level: layout.Level) -> str:
         """Make sure that a JOB's queue and the consumer that its workers share exist; return the consumer's name."""
-        await self._present(operation, self.job)
-        config = _consumer_config(operation, level.subject(subject))
+        await self.again(operation)
+        config = layout.consumer_config(operation, level.subject(subject))
         config.durable_name = level.consumer(operation)
         return await self.consumer(operation.stream or "", config)
 
@@ -254,8 +192,8 @@ class Streams:
             durable: its name, under which the server keeps its place; None for one that goes with its subscriber.
             begin: sequence to begin with; None hears what is new.
         """
-        await self._present(operation, self.event)
-        config = _consumer_config(operation, subject)
+        await self.again(operation)
+        config = layout.consumer_config(operation, subject)
         config.durable_name = durable
         if durable is None:
             config.inactive_threshold = _IDLE
@@ -265,15 +203,24 @@ class Streams:
             config.deliver_policy, config.opt_start_seq = api.DeliverPolicy.BY_START_SEQUENCE, begin
         return await self.consumer(operation.stream or "", config)
 
-    async def _present(self, operation: Operation, make: Callable[[Operation], Awaitable[None]]) -> None:
-        """Make a stream that may have vanished since it was made: whoever binds to a consumer had none."""
-        self.forget(operation)
-        await make(operation)
-
     # --- messages -----------------------------------------------------------------------------------------------
 
-    async def store(self, subject: str, payload: bytes, headers: dict[str, str], timeout: float) -> Ack:
+    async def store(
+        self,
+        subject: str,
+        payload: bytes,
+        headers: dict[str, str],
+        timeout: float,
+        make: Callable[[], Awaitable[None]] | None = None,
+    ) -> Ack:
         """Publish a message under its id and wait until the stream has it; try again under the same id.
+
+        Args:
+            subject: where to.
+            payload: what.
+            headers: with the message's id.
+            timeout: seconds, for all attempts together.
+            make: makes the stream, should it have vanished.
 
         Raises:
             NotStored: no acknowledgement within ``timeout`` seconds, or a refusal.
@@ -292,6 +239,8 @@ class Streams:
             except NoResponders:
                 reason = "no stream covers the subject"
                 await asyncio.sleep(_PAUSE)
+                if make is not None:
+                    await make()
             except Disconnected as error:
                 reason = str(error)
                 await self._reconnected(deadline - loop.time())
@@ -339,7 +288,7 @@ class Streams:
         if operation.mode is not Mode.JOB or operation.stream is None:
             return False
         useful = False
-        for level in levels(operation):
+        for level in layout.levels(operation):
             consumer = level.consumer(operation)
             try:
                 waiting = (await self.context.consumer_info(operation.stream, consumer)).num_redelivered or 0
@@ -422,65 +371,3 @@ def stored(answer: Msg) -> Stored | None:
         return None
     kept = {name: value for name, value in headers.items() if name not in (SEQUENCE, SUBJECT, TIME, "Nats-Stream")}
     return Stored(headers[SUBJECT], int(headers[SEQUENCE]), headers[TIME], kept, answer.data)
-
-
-def results_stream(operation: Operation) -> str:
-    """Return the stream that remembers a JOB's results."""
-    return f"{operation.stream}_RESULTS"
-
-
-def _consumer_config(operation: Operation, subject: str) -> api.ConsumerConfig:
-    """Return the configuration of a consumer that is pulled and whose messages are acknowledged one by one."""
-    policy = operation.policy
-    return api.ConsumerConfig(
-        filter_subject=subject,
-        ack_policy=api.AckPolicy.EXPLICIT,
-        ack_wait=policy.ack_wait,
-        max_deliver=policy.max_attempts,
-        max_ack_pending=-1,
-        description=f"{operation.subscriber}: {operation.purpose}",
-    )
-
-
-def _job_config(operation: Operation) -> api.StreamConfig:
-    assert operation.mode is Mode.JOB
-    return api.StreamConfig(
-        name=operation.stream,
-        description=operation.purpose,
-        subjects=[f"{operation.prefix}.*", f"{operation.prefix}.*.*"],
-        retention=api.RetentionPolicy.WORK_QUEUE,
-        duplicate_window=min(operation.policy.result_ttl, _WINDOW),
-        allow_direct=True,
-    )
-
-
-def _results_config(operation: Operation) -> api.StreamConfig:
-    """Return the configuration of the memory of results.
-
-    It need not be fsynced: it is read after a worker's death, not after the machine's. A result that the machine took
-    with it is worked out again, as it would be had the worker died a moment earlier.
-    """
-    return api.StreamConfig(
-        name=results_stream(operation),
-        description=f"results of {operation.name}",
-        subjects=[f"{RESULTS_PREFIX}.{operation.stream}.*.*"],
-        max_age=operation.policy.result_ttl,
-        max_msgs=_RESULTS,
-        max_msgs_per_subject=1,
-        discard=api.DiscardPolicy.OLD,
-        allow_msg_ttl=True,
-        duplicate_window=min(operation.policy.result_ttl, 120.0),
-        allow_direct=True,
-        persist_mode=api.PersistMode.ASYNC,
-    )
-
-
-def _event_config(operation: Operation) -> api.StreamConfig:
-    return api.StreamConfig(
-        name=operation.stream,
-        description=operation.purpose,
-        subjects=[f"{operation.prefix}.*"],
-        max_age=operation.max_age,
-        duplicate_window=min(operation.max_age, 120.0),
-        allow_direct=True,
-    )

@@ -19,11 +19,12 @@ from kit.nats.dead import Body, Graveyard, reason_of, result_subjects
 from kit.nats.faults import Fault
 from kit.nats.handling import Handling
 from kit.nats.ids import AGAIN, REPLY, Delivery, job_id, token
+from kit.nats.layout import results_stream
 from kit.nats.message import Handler
 from kit.nats.pulling import Bind, Puller
 from kit.nats.route import Route
 from kit.nats.streaming import CallerGone
-from kit.nats.streams import TTL, Streams, results_stream
+from kit.nats.streams import TTL, Streams
 from kit.nats.worker import Tasks, Worker
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ _PROGRESS = b"+WPI"
 _NAK = b"-NAK "
 _HAND_BACK = 0.1  # s; before another worker gets what this one hands back on stop
 _BURY_AGAIN = 2.0  # s; before the next try, when a dead letter could not be stored
+_BACK = 60.0  # s; to wait for the connection, with a result that has to be told
 _QUICK = 0.005  # s; handlers that take less get their next messages ahead of time
 _LARGE = 8 * 1024  # bytes; larger results are remembered only as long as a lost acknowledgement needs
 _LARGE_SECONDS = 60.0  # at least
@@ -61,6 +63,10 @@ class _Held:
         self.beat = now  # when the server last heard that it is worked on
         self.task: asyncio.Task[None] | None = None  # while its handler runs
         self.lost = self.settling = False
+
+    def renew(self, message: Msg, given: Delivery, now: float) -> None:
+        """Take a later delivery of the same message in place of this one."""
+        self.message, self.delivery, self.beat = message, given, now
 
 
 def _rank(held: _Held) -> int:
@@ -96,9 +102,10 @@ class PullWorker(Worker):
         self._concurrency = concurrency
         self._handling = Handling(bus, route, handler, kind="consumer", group=group)
         self._loop = asyncio.get_running_loop()
-        self._held: set[_Held] = set()
+        self._held: dict[int, _Held] = {}  # by their sequence in the stream
         self._at_rank = [0] * len(bindings)  # how many of them are of each rank
         self._tasks: Tasks[_Held] = Tasks(self._work, concurrency, rank=_rank if len(bindings) > 1 else None)
+        self._pullers: tuple[Puller, ...] = ()
         self._pullers = tuple(
             Puller(
                 bus.connection,
@@ -134,6 +141,8 @@ class PullWorker(Worker):
             room += max(_AHEAD, room)
         for held in self._at_rank[: rank + 1]:
             room -= held
+        for puller in self._pullers[:rank]:
+            room -= puller.coming
         return room
 
     def _take(self, rank: int, message: Msg, given: Delivery) -> None:
@@ -141,8 +150,13 @@ class PullWorker(Worker):
             self._careful = _CAREFUL  # what killed a worker shall not take unstarted jobs along once more
         elif self._careful:
             self._careful -= 1
+        here = self._held.get(given.sequence)
+        if here is not None and not here.lost:
+            # Given away and got back, with a connection that broke for a while: it is being worked on already.
+            here.renew(message, given, self._loop.time())
+            return
         held = _Held(message, given, job_id(message.headers, self.operation, given.sequence), self._loop.time(), rank)
-        self._held.add(held)
+        self._held[given.sequence] = held
         self._at_rank[rank] += 1
         self._tasks.put(held)
 
@@ -159,7 +173,8 @@ class PullWorker(Worker):
             # Not settled: the server gives it to somebody once the lease runs out.
             _log.warning("%s %s was left unsettled: %s", self.operation.name, held.message_id, error)
         finally:
-            self._held.discard(held)
+            if self._held.get(held.delivery.sequence) is held:
+                del self._held[held.delivery.sequence]
             self._at_rank[held.rank] -= 1
             self.handled += 1
             if self._stopping is None:
@@ -173,7 +188,7 @@ class PullWorker(Worker):
             and (await self._done_before(held))
         ):
             return
-        with self._handling.operation(message, held.message_id) as recorded:
+        with self._handling.operation(message) as recorded:
             started = self._loop.time()
             try:
                 answer = await self._handling.run(message, recorded, message_id=held.message_id, attempt=given.attempt)
@@ -227,8 +242,7 @@ class PullWorker(Worker):
         try:
             kept = await self._streams.last(results_stream(self.operation), name)
         except NoResponders:  # the memory is gone, and has to be made again
-            self._streams.forget(self.operation)
-            await self._streams.job(self.operation)
+            await self._streams.again(self.operation)
             return False
         if kept is None:
             return False
@@ -289,7 +303,7 @@ class PullWorker(Worker):
 
     async def _reconnected(self) -> None:
         with suppress(Disconnected):  # what is sent next says so
-            await self._bus.connection.wait_connected(self._policy.ack_wait)
+            await self._bus.connection.wait_connected(_BACK)
 
     # --- the pulse ----------------------------------------------------------------------------------------------
 
@@ -308,7 +322,7 @@ class PullWorker(Worker):
 
     async def _keep_leases(self, every: float) -> None:
         client = self._bus.connection.client
-        for held in tuple(self._held):
+        for held in tuple(self._held.values()):
             silent = self._loop.time() - held.beat
             if silent > self._policy.ack_wait and not held.lost and not held.settling:
                 held.lost = True
@@ -331,7 +345,7 @@ class PullWorker(Worker):
         await self._tasks.end(max(0.0, deadline - self._loop.time()))
         if self._pulse is not None:
             self._pulse.cancel()
-        for held in tuple(self._held):
+        for held in tuple(self._held.values()):
             await self._hand_back(held)
         if self._bus.connection.client.is_connected:
             await self._bus.connection.flush()
