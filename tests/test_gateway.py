@@ -345,7 +345,7 @@ async def test_what_waits_for_its_turn_comes_back_to_the_queue(tenant_bus: Bus) 
 
 
 async def test_a_cached_answer_takes_nothing_from_the_allowance(tenant_bus: Bus) -> None:
-    async with at_work(tenant_bus, rate_limits={"*": gateway.RateLimit(requests=1)}):
+    async with at_work(tenant_bus, rate_limits={"*": {"requests": 1}}):
         for _ in range(3):
             assert (await gateway.generate(tenant_bus, prompt=QUESTION))["response"] == ANSWER
 
@@ -476,8 +476,24 @@ async def test_a_stopped_worker_takes_nothing_new_and_has_told_everything(tenant
 
 
 async def test_the_settings_of_a_worker_are_checked_when_it_starts(tenant_bus: Bus) -> None:
-    with pytest.raises(TypeError, match="colour"):
-        await gateway.serve(tenant_bus, colour="green")
+    with pytest.raises(ConfigurationError, match="a rate limit is"):
+        await gateway.serve(tenant_bus, rate_limits={"*": {"colour": "green"}})
+    with pytest.raises(ConfigurationError, match="a budget is"):
+        await gateway.serve(tenant_bus, budget={"colour": "green"})
+    with pytest.raises(ConfigurationError, match="concurrency"):
+        await gateway.serve(tenant_bus, concurrency=0)
+
+
+async def test_a_gateway_in_process_answers_without_a_queue(tenant_bus: Bus) -> None:
+    asked = {
+        "request_id": "r1",
+        "prompt": QUESTION,
+        "model": "default",
+        "tenant_id": tenant_bus.tenant_id,
+        "timestamp": codec.now(),
+    }
+    async with gateway.in_process(tenant_bus) as ours:
+        assert (await ours.respond(asked))["response"] == ANSWER
 
 
 def test_errors_come_back_as_they_were_sent() -> None:

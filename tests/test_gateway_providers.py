@@ -156,7 +156,7 @@ async def test_a_budget_is_reserved_settled_and_refused_with_limit_and_reset(
     alerts = await watched(tenant_bus, GATEWAY_COST_ALERTS)
     settings = {
         "models": models(provider, "slow-0.2", "fail-402", **PER_TOKEN),
-        "budget": gateway.Budget(limit=0.3, period="day", near=0.5),
+        "budget": {"limit": 0.3, "period": "day", "near": 0.5},
         "cache_ttl": 0,
     }
     async with second_bus(server, tenant_bus) as other, at_work(tenant_bus, **settings), at_work(other, **settings):
@@ -173,7 +173,7 @@ async def test_a_budget_is_reserved_settled_and_refused_with_limit_and_reset(
             with pytest.raises(gateway.ProviderFailed):
                 await gateway.generate(tenant_bus, prompt="hello", model="fail-402", max_tokens=40)
         await gateway.generate(tenant_bus, prompt="once more", model="slow-0.2", max_tokens=40)
-        purse = await purse_of(tenant_bus, settings["budget"])
+        purse = await purse_of(tenant_bus, gateway.Budget(limit=0.3))
         await until(lambda: len(alerts) >= len(refused) + 1)
     assert purse["spent"] == pytest.approx(4 * COST)
     assert purse["reserved"] == 0

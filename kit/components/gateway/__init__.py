@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 import os
 import uuid
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from kit.catalogue import GATEWAY_CACHE_INVALIDATE, GATEWAY_EMBEDDINGS, GATEWAY_REQUESTS, RAG_EMBEDDINGS
@@ -43,7 +45,7 @@ from .litellm_calls import Providers, litellm_module
 from .models.static import static_embeddings
 from .peers import Peers
 from .prices import Prices
-from .settings import DEFAULT_EMBEDDING_MODEL, DEFAULT_MODEL, Budget, RateLimit, Settings
+from .settings import DEFAULT_EMBEDDING_MODEL, DEFAULT_MODEL, Budget, RateLimit, Settings, budget_of, rate_limit_of
 from .worker import Gateway, Parts
 
 if TYPE_CHECKING:
@@ -67,6 +69,7 @@ __all__ = [
     "embed",
     "embed_bulk",
     "generate",
+    "in_process",
     "invalidate",
     "provider_health",
     "serve",
@@ -78,24 +81,51 @@ __all__ = [
 _LAST_EVENTS = 5.0  # s; for what is still to be told when a worker stops
 
 
-async def serve(bus: Bus, **settings: Any) -> Service:
+async def serve(
+    bus: Bus,
+    *,
+    model: str = DEFAULT_MODEL,
+    embedding_model: str = DEFAULT_EMBEDDING_MODEL,
+    models: Mapping[str, Mapping[str, Any]] | None = None,
+    fallbacks: Mapping[str, Sequence[str]] | None = None,
+    timeout: float = 60.0,
+    retries: int = 2,
+    cooldown: float = 10.0,
+    cache_ttl: float = 3600.0,
+    rate_limits: Mapping[str, RateLimit | Mapping[str, Any]] | None = None,
+    budget: Budget | Mapping[str, Any] | None = None,
+    concurrency: int = 32,
+    health_interval: float = 30.0,
+) -> Service:
     """Start a gateway worker for the bus's tenant; any number may work at once, in any number of processes.
 
     Args:
         bus: of the tenant.
-        settings: the fields of ``Settings``: ``model``, ``models``, ``fallbacks``, ``timeout``, ``retries``,
-            ``cache_ttl``, ``rate_limits``, ``budget``, ``concurrency``, …
+        model: what answers when a request names the model "default".
+        embedding_model: what embeds when a request names the model "default".
+        models: LiteLLM settings (``model``, ``api_base``, ``api_key``, prices) by the name that requests use.
+        fallbacks: models to try when one fails, by its name.
+        timeout: seconds for one call of a provider.
+        retries: further calls after a transient failure.
+        cooldown: seconds for which a model that keeps failing is passed over when it has a fallback.
+        cache_ttl: seconds for which a response is remembered; 0 turns the cache off.
+        rate_limits: by model name, "*" for all others; a ``RateLimit`` or its fields.
+        budget: of this tenant; a ``Budget`` or its fields.
+        concurrency: requests worked on at once.
+        health_interval: seconds between two reports of a provider's health while it is used.
 
     Raises:
         ConfigurationError: a setting that cannot work.
-        TypeError: a setting that there is not.
     """
-    chosen = Settings(**settings)
-    worker_id = f"gateway-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-    litellm, _ = await asyncio.gather(litellm_module(), asyncio.to_thread(static_embeddings))
-    parts = await _assemble(bus, chosen, litellm, worker_id)
+    settings = Settings(
+        model=model, embedding_model=embedding_model, models=models or {}, fallbacks=fallbacks or {}, timeout=timeout,
+        retries=retries, cooldown=cooldown, cache_ttl=cache_ttl, budget=budget_of(budget),
+        rate_limits={name: rate_limit_of(limit) for name, limit in (rate_limits or {}).items()},
+        concurrency=concurrency, health_interval=health_interval,
+    )  # fmt: skip
+    parts = await _assemble(bus, settings)
     gateway, embedder = Gateway(parts), Embedder(parts, bus)
-    warming = asyncio.create_task(parts.providers.warm_up()) if chosen.models or chosen.fallbacks else None
+    warming = asyncio.create_task(parts.providers.warm_up()) if settings.models or settings.fallbacks else None
 
     async def forget(message: Message) -> None:
         if parts.cache is not None:
@@ -104,24 +134,44 @@ async def serve(bus: Bus, **settings: Any) -> Service:
 
     workers = [
         await bus.subscribe(GATEWAY_CACHE_INVALIDATE, forget),
-        await bus.work(GATEWAY_REQUESTS, gateway.handle, concurrency=chosen.concurrency),
-        await bus.serve(GATEWAY_EMBEDDINGS, embedder.handle, concurrency=chosen.concurrency),
+        await bus.work(GATEWAY_REQUESTS, gateway.handle, concurrency=settings.concurrency),
+        await bus.serve(GATEWAY_EMBEDDINGS, embedder.handle, concurrency=settings.concurrency),
         await bus.work(RAG_EMBEDDINGS, embedder.handle_bulk, concurrency=2),
     ]
 
     async def end() -> None:
         if warming is not None:
             await asyncio.gather(warming, return_exceptions=True)
-        await parts.events.drain(_LAST_EVENTS)
-        if parts.cache is not None:
-            await parts.cache.close()
-        await parts.peers.leave()
+        await _close(parts)
 
     return Service(workers, end)
 
 
-async def _assemble(bus: Bus, settings: Settings, litellm: Any, worker_id: str) -> Parts:
-    """Open what the workers of a tenant share, and put a gateway together."""
+@asynccontextmanager
+async def in_process(bus: Bus, settings: Settings | None = None) -> AsyncIterator[Gateway]:
+    """Put a gateway together without its queue: ``gateway.respond(request)`` answers ``llm_request`` data at once.
+
+    For measuring what the gateway itself costs; everybody else goes over the bus.
+    """
+    parts = await _assemble(bus, settings or Settings())
+    try:
+        yield Gateway(parts)
+    finally:
+        await _close(parts)
+
+
+async def _close(parts: Parts) -> None:
+    """Tell what is still to be told, and give back what was used."""
+    await parts.events.drain(_LAST_EVENTS)
+    if parts.cache is not None:
+        await parts.cache.close()
+    await parts.peers.leave()
+
+
+async def _assemble(bus: Bus, settings: Settings) -> Parts:
+    """Load LiteLLM and the offline models, open what the workers of a tenant share, and put a gateway together."""
+    worker_id = f"gateway-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    litellm, _ = await asyncio.gather(litellm_module(), asyncio.to_thread(static_embeddings))
     peers, limiter = await asyncio.gather(Peers.join(bus, worker_id), Limiter.open(bus))
     return Parts(
         settings=settings,

@@ -61,6 +61,30 @@ class Budget:
             raise ConfigurationError(f"a budget of {self.limit:g} is below nothing")
 
 
+def rate_limit_of(told: RateLimit | Mapping[str, Any]) -> RateLimit:
+    """Return a rate limit from itself or from its fields, as a command line gives them.
+
+    Raises:
+        ConfigurationError: a field that there is not, or that cannot work.
+    """
+    try:
+        return told if isinstance(told, RateLimit) else RateLimit(**told)
+    except TypeError as error:
+        raise ConfigurationError(f"a rate limit is {{'requests': n, 'window': seconds}}, not {told}") from error
+
+
+def budget_of(told: Budget | Mapping[str, Any] | None) -> Budget | None:
+    """Return a budget from itself or from its fields, as a command line gives them.
+
+    Raises:
+        ConfigurationError: a field that there is not, or that cannot work.
+    """
+    try:
+        return told if told is None or isinstance(told, Budget) else Budget(**told)
+    except TypeError as error:
+        raise ConfigurationError(f"a budget is {{'limit': amount, 'period': 'day'}}, not {told}") from error
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
     """Everything that ``serve`` takes.
