@@ -459,6 +459,17 @@ async def test_an_embedding_that_fails_is_a_typed_error(tenant_bus: Bus) -> None
             await gateway.embed(tenant_bus, ["x"], parameters={"api_base": "http://127.0.0.1:9"})
 
 
+async def test_an_embedding_model_may_have_a_limit_of_its_own(tenant_bus: Bus) -> None:
+    events = await watched(tenant_bus, GATEWAY_RATE_LIMIT)
+    limits = {"kit/static-256": gateway.RateLimit(requests=1), "*": gateway.RateLimit(requests=1)}
+    async with at_work(tenant_bus, rate_limits=limits):
+        await gateway.embed(tenant_bus, ["a"], model="kit/static-256")
+        with pytest.raises(gateway.RateLimited):
+            await gateway.embed(tenant_bus, ["a"], model="kit/static-256")
+        await until(lambda: events)
+    assert events[0]["model"] == "kit/static-256"
+
+
 # --- the worker -------------------------------------------------------------------------------------------------
 
 

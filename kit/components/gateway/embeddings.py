@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import time
 from typing import TYPE_CHECKING, Any
@@ -9,11 +10,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kit import codec
-from kit.catalogue import GATEWAY_COST, GATEWAY_PROVIDER_CALLS, GATEWAY_TOKENS_USED
+from kit.catalogue import (
+    GATEWAY_COST,
+    GATEWAY_PROVIDER_CALLS,
+    GATEWAY_RATE_LIMIT_VIOLATIONS,
+    GATEWAY_TOKENS_USED,
+)
 from kit.otel import semconv
 from kit.otel.genai import gen_ai_attributes
 
-from .errors import ProviderFailed, RequestRefused
+from .errors import ProviderFailed, RateLimited, RequestRefused
 from .litellm_calls import refuse_steering
 from .prices import CURRENCY
 from .responses import operation_of, tokens_of
@@ -63,9 +69,7 @@ class Embedder:
             model = self._parts.settings.embedding_model
         if len(texts) > _MOST_TEXTS:
             raise RequestRefused(f"{len(texts):,} texts are too many for one request: send at most {_MOST_TEXTS:,}")
-        limit = self._parts.settings.rate_limits.get(model)
-        if limit is not None:
-            await self._parts.limiter.take(model, limit)
+        await self._admit(request, model)
         vectors, told = await self._call(request, model, texts)
         if request.get("normalize"):
             vectors = _normalised(vectors)
@@ -76,64 +80,84 @@ class Embedder:
             "duration": time.perf_counter() - started, **told, **echo, **await self._carried(vectors),
         }  # fmt: skip
 
+    async def _admit(self, request: dict[str, Any], model: str) -> None:
+        """Take one request from the model's own allowance; what "*" allows is for chat."""
+        limit = self._parts.settings.rate_limits.get(model)
+        if limit is None:
+            return
+        try:
+            await self._parts.limiter.take(model, limit)
+        except RateLimited as error:
+            self._telemetry.count(GATEWAY_RATE_LIMIT_VIOLATIONS, model=model)
+            self._parts.events.violated(error, limit, request)
+            raise
+
     async def _call(
         self, request: dict[str, Any], model: str, texts: list[str]
     ) -> tuple[NDArray[np.float32], dict[str, Any]]:
         """Call the provider: its span is the request's own, its metrics and its line in the log are like any call's."""
         parts = self._parts
         provider = parts.providers.provider_of(model)
-        self._telemetry.annotate(
-            {
-                **gen_ai_attributes("embeddings", model=model, provider=provider, input_messages=_shown(texts)),
-                semconv.REQUEST_ID: request["request_id"],
-                semconv.EMBEDDING_MODEL: model,
-            }
-        )
-        labels = {"provider": provider, "model": model}
+        about = gen_ai_attributes("embeddings", model=model, provider=provider, input_messages=_shown(texts))
+        self._telemetry.annotate({**about, semconv.REQUEST_ID: request["request_id"], semconv.EMBEDDING_MODEL: model})
         reserved = await self._reserve(request, model, texts)
         started = time.perf_counter()
         cost = 0.0
         try:
             response = await parts.providers.embed(
-                model, texts, self._timeout(request), self._parameters(request), _seconds_left(request)
+                model, texts, self._timeout(request), self._parameters(request), request.get("timeout")
             )
             vectors = _vectors(response, len(texts), model)
+            told = self._succeeded(request, model, provider, response, vectors, started)
+            cost = told["cost"] or 0.0
         except ProviderFailed as error:
-            self._telemetry.count(GATEWAY_PROVIDER_CALLS, 1, status="error", error_type=type(error).__name__, **labels)
-            self._note(provider, model, time.perf_counter() - started, error)
-            nothing = {"prompt": 0, "completion": 0, "total": 0}
-            self._log(
-                request, model=model, provider=provider, tokens=nothing, cost=0.0, started=started, status="error",
-                error_type=error.kind, status_code=error.status_code,
-            )  # fmt: skip
+            self._failed(request, model, provider, error, started)
             raise
-        else:
-            tokens = tokens_of(response.usage)
-            price = parts.prices.paid(model, response, tokens["prompt"], 0)
-            cost = price.amount or 0.0
         finally:
             if reserved is not None and parts.purse is not None:
-                await parts.purse.settle(reserved, cost)
-        self._telemetry.count(GATEWAY_PROVIDER_CALLS, 1, status="success", **labels)
-        self._telemetry.record(GATEWAY_TOKENS_USED, tokens["total"], **labels)
+                await asyncio.shield(parts.purse.settle(reserved, cost))
+        return vectors, told
+
+    def _succeeded(
+        self, request: dict[str, Any], model: str, provider: str, response: Any, vectors: NDArray[np.float32],
+        started: float,
+    ) -> dict[str, Any]:  # fmt: skip
+        """Tell span, metrics, log and health of a call; return what its response says of tokens and cost."""
+        tokens = tokens_of(response.usage)
+        price = self._parts.prices.paid(model, response, tokens["prompt"], 0)
+        self._telemetry.count(GATEWAY_PROVIDER_CALLS, 1, status="success", provider=provider, model=model)
+        self._telemetry.record(GATEWAY_TOKENS_USED, tokens["total"], provider=provider, model=model)
         if price.amount is not None:
-            self._telemetry.record(GATEWAY_COST, price.amount, **labels)
+            self._telemetry.record(GATEWAY_COST, price.amount, provider=provider, model=model)
+        dimension = vectors.shape[1]
+        attributes = gen_ai_attributes(
+            "embeddings", model=model, input_tokens=tokens["prompt"], dimension=dimension, cost_usd=price.amount
+        )
+        self._telemetry.annotate({**attributes, semconv.EMBEDDING_DIMENSION: dimension})
         self._note(provider, model, time.perf_counter() - started)
         self._log(
             request, model=model, provider=provider, tokens=tokens, cost=price.amount, started=started,
             status="success", price_source=price.source, attempts=1,
         )  # fmt: skip
-        self._telemetry.annotate(
-            {
-                **gen_ai_attributes(
-                    "embeddings", model=model, input_tokens=tokens["prompt"], dimension=vectors.shape[1],
-                    cost_usd=price.amount,
-                ),
-                semconv.EMBEDDING_DIMENSION: vectors.shape[1],
-            }
+        return {
+            "tokens": tokens, "cost": price.amount, "currency": CURRENCY, "price_source": price.source,
+            "provider": provider,
+        }  # fmt: skip
+
+    def _failed(
+        self, request: dict[str, Any], model: str, provider: str, error: ProviderFailed, started: float
+    ) -> None:
+        """Tell metrics, log and health of a call that failed."""
+        kind = type(error).__name__
+        self._telemetry.count(
+            GATEWAY_PROVIDER_CALLS, 1, status="error", error_type=kind, provider=provider, model=model
+        )
+        self._note(provider, model, time.perf_counter() - started, error)
+        nothing = {"prompt": 0, "completion": 0, "total": 0}
+        self._log(
+            request, model=model, provider=provider, tokens=nothing, cost=0.0, started=started, status="error",
+            error_type=error.kind, status_code=error.status_code,
         )  # fmt: skip
-        told = {"tokens": tokens, "cost": price.amount, "currency": CURRENCY, "price_source": price.source}
-        return vectors, {**told, "provider": provider}
 
     async def _reserve(self, request: dict[str, Any], model: str, texts: list[str]) -> str | None:
         """Set aside what the call may cost, when there is a budget."""
@@ -199,7 +223,3 @@ def _normalised(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def _shown(texts: list[str]) -> str:
     return "\n".join(texts[:16])
-
-
-def _seconds_left(request: dict[str, Any]) -> float | None:
-    return float(request["timeout"]) if request.get("timeout") else None
