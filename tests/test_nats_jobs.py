@@ -412,6 +412,52 @@ async def test_an_id_is_remembered_beyond_the_queues_window(tenant_bus: Bus, tel
     assert telemetry.recorder.total(JOBS_DEDUPLICATED.name) == 1
 
 
+async def test_a_large_result_is_not_kept_for_long_and_repeats_no_effect(
+    tenant_bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kit.nats.results._LARGE_SECONDS", 1.0)
+    large = RESULT | {"output": {"text": "x" * 20_000}}
+    effects = Effects()
+
+    async def exaggerate(message: Message) -> dict[str, Any]:
+        await effects(message)
+        return large
+
+    row = replace(QUICK, policy=replace(QUICK.policy, ack_wait=0.2))
+    async with await tenant_bus.work(row, exaggerate):
+        assert (await tenant_bus.run(row, TASK, message_id="large", timeout=5)).data == large
+        again = await tenant_bus.enqueue(row, TASK, message_id="large")
+        assert (await again.result(timeout=5)).data == large
+        await asyncio.sleep(1.5)
+        late = await tenant_bus.enqueue(row, TASK, message_id="large")
+        with pytest.raises(JobDead, match="ResultForgotten"):
+            await late.result(timeout=5)
+    assert effects.done == ["large"]
+
+
+async def test_a_result_that_is_not_remembered_is_not_waited_for(tenant_bus: Bus) -> None:
+    effects = Effects()
+    async with await tenant_bus.work(AGENT_TASKS, effects):
+        await tenant_bus.run(AGENT_TASKS, TASK, message_id="forgotten", timeout=5)
+        await tenant_bus.connection.jetstream().purge_stream(f"{AGENT_TASKS.stream}_RESULTS")
+        again = await tenant_bus.enqueue(AGENT_TASKS, TASK, message_id="forgotten")
+        with pytest.raises(JobDead, match="not remembered any more"):
+            await again.result(timeout=5)
+    assert effects.done == ["forgotten"]
+
+
+async def test_who_enqueues_while_a_dead_letter_is_sent_again_waits_for_it(tenant_bus: Bus) -> None:
+    async with await tenant_bus.work(QUICK, Effects(fail=99, error=Never("not today"))):
+        with pytest.raises(JobDead):
+            await tenant_bus.run(QUICK, TASK, message_id="phoenix", timeout=5)
+    await tenant_bus.replay(QUICK)
+    again = await tenant_bus.enqueue(QUICK, TASK, message_id="phoenix")
+    with pytest.raises(DeadlineExceeded):
+        await again.result(timeout=0.3)
+    async with await tenant_bus.work(QUICK, Effects()):
+        assert (await again.result(timeout=5)).data == RESULT
+
+
 async def test_a_lost_acknowledgement_repeats_no_effect(
     tenant_bus: Bus, telemetry: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

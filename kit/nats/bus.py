@@ -25,6 +25,7 @@ from kit.nats.layout import NORMAL, Level, level_of, levels
 from kit.nats.message import Handler, Message
 from kit.nats.objects import Objects
 from kit.nats.pulling import Bind
+from kit.nats.results import Results
 from kit.nats.route import Route, check_mode
 from kit.nats.serving import CoreWorker
 from kit.nats.store import Store, open_store
@@ -63,8 +64,9 @@ class Bus:
         self._tasks: set[asyncio.Task[None]] = set()
         self._serial = Serial()
         self._streams = Streams(connection)
-        self._graveyard = Graveyard(self, self._streams)
-        self._desk = Desk(self, self._streams, self._graveyard)
+        self._results = Results(connection, self._streams)
+        self._graveyard = Graveyard(self, self._streams, self._results)
+        self._desk = Desk(self, self._streams, self._results, self._graveyard)
         self._objects = Objects(connection, self._streams)
         self._closed = False
 
@@ -414,7 +416,7 @@ class Bus:
             self,
             route,
             handler,
-            streams=self._streams,
+            results=self._results,
             graveyard=self._graveyard,
             group=group,
             concurrency=_many(concurrency),

@@ -17,15 +17,16 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from kit import codec
-from kit.catalogue import DEAD_LETTER, DEAD_LETTERS_PREFIX, JOBS_DEAD, OPERATIONS, RESULTS_PREFIX, Mode, Operation
+from kit.catalogue import DEAD_LETTER, DEAD_LETTERS_PREFIX, JOBS_DEAD, OPERATIONS, Mode, Operation
 from kit.errors import BusError, CodecError, KitError, PayloadTooLarge, UnknownContract
 from kit.nats.faults import Fault
-from kit.nats.ids import MESSAGE_ID, REPLAYED, REPLY, is_inbox, job_id, token
-from kit.nats.layout import DEAD_STREAM, EXHAUSTED, EXHAUSTED_STREAM, results_stream
+from kit.nats.ids import MESSAGE_ID, REPLAYED, REPLY, job_id, token
+from kit.nats.layout import DEAD_STREAM, EXHAUSTED, EXHAUSTED_STREAM
 from kit.nats.worker import drain
 
 if TYPE_CHECKING:
     from kit.nats.bus import Bus
+    from kit.nats.results import Results
     from kit.nats.streams import Streams
 
 _log = logging.getLogger("kit.nats")
@@ -115,8 +116,8 @@ class Body:
 class Graveyard:
     """The dead letters of one tenant."""
 
-    def __init__(self, bus: Bus, streams: Streams) -> None:
-        self._bus, self._streams = bus, streams
+    def __init__(self, bus: Bus, streams: Streams, results: Results) -> None:
+        self._bus, self._streams, self._results = bus, streams, results
         self._watch: Subscription | None = None
         self._swept: dict[str, float] = {}  # when, by operation
         self._opening, self._sweeping = asyncio.Lock(), asyncio.Lock()
@@ -163,8 +164,7 @@ class Graveyard:
     async def _tell(self, body: Body, fault: Fault) -> None:
         if body.operation.mode is Mode.JOB:
             answer = fault.encoded(body.operation, body.attempts)
-            for subject in result_subjects(body.operation, body.message_id, body.headers.get(REPLY)):
-                await self._bus.connection.client.publish(subject, answer)
+            await self._results.remember(body.operation, body.message_id, body.headers.get(REPLY), answer)
 
     async def letters(self, operation: Operation) -> list[DeadLetter]:
         """Return the dead letters of an operation, oldest first."""
@@ -193,7 +193,7 @@ class Graveyard:
         operation = letter.operation
         name = token(letter.message_id)
         await self._streams.job(operation)
-        await self._streams.purge(results_stream(operation), f"{RESULTS_PREFIX}.{operation.stream}.*.{name}")
+        await self._results.reopen(operation, letter.message_id)
         # Another mark than before, or the queue would take it for the job that it had; the same at every try.
         headers = {**letter.headers, MESSAGE_ID: f"{letter.message_id}{REPLAYED}{letter.sequence}"}
         await self._streams.store(letter.subject, letter.payload, headers, _SECONDS)
@@ -259,14 +259,6 @@ class Graveyard:
         if operation.mode is Mode.JOB:
             await self._streams.delete(operation.stream, kept.sequence)
         return 1
-
-
-def result_subjects(operation: Operation, message_id: str, reply: str | None) -> tuple[str, ...]:
-    """Return where a result goes: to where it is remembered, and to the caller if that waits elsewhere."""
-    prefix = f"{RESULTS_PREFIX}.{operation.stream}."
-    if reply is not None and is_inbox(reply):
-        return (reply,) if reply.startswith(prefix) else (f"{prefix}-.{token(message_id)}", reply)
-    return (f"{prefix}-.{token(message_id)}",)
 
 
 def reason_of(fault: Fault) -> str:

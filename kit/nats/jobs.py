@@ -6,6 +6,7 @@ What is promised:
   dead letter; a worker that dies meanwhile costs time, never the job.
 - Its effect happens once for its message id: the queue takes an id once within ten minutes, and a worker that gets an
   id again (its own acknowledgement was lost, a caller repeats itself) finds the remembered result and runs nothing.
+  Results are remembered for ``policy.result_ttl``; of those over 8 KiB, after a minute or more, only that they were.
 - What no queue can promise: a worker that dies *between* its effect and the note of it leaves an effect that nobody
   knows of, and the job runs again. A handler whose effect must not double even then makes it under
   ``message.message_id`` (an upsert, a conditional write).
@@ -24,9 +25,10 @@ from nats.aio.subscription import Subscription
 from kit.catalogue import ERROR, RESULTS_PREFIX, Operation
 from kit.errors import DeadlineExceeded, JobDead
 from kit.nats.dead import Graveyard
-from kit.nats.ids import AGAIN, MESSAGE_ID, REPLY, Serial, checked_id, token
-from kit.nats.layout import Level, results_stream
+from kit.nats.ids import AGAIN, MESSAGE_ID, REPLY, Serial, checked_id
+from kit.nats.layout import Level
 from kit.nats.message import Message
+from kit.nats.results import Results, forgotten, reply_subject
 from kit.nats.route import Route
 from kit.nats.streams import Streams
 from kit.otel import inject
@@ -46,12 +48,14 @@ class Job:
         operation: the catalogue's row.
         message_id: its id: enqueue it again under this id, and nothing happens twice.
         duplicate: whether a job of this id was there already.
+        sequence: its place in the queue.
     """
 
     def __init__(self, desk: Desk, route: Route, message_id: str, answer: asyncio.Future[bytes]) -> None:
         self.operation = route.operation
         self.message_id = message_id
         self.duplicate = False
+        self.sequence = 0
         self.answer = answer
         self._desk, self._route = desk, route
 
@@ -80,7 +84,7 @@ class Job:
         deadline = loop.time() + timeout
         pause = _NEXT_LOOK if self.duplicate else _FIRST_LOOK
         if self.duplicate and not self.done:
-            await self._desk.look_up(self, self._route)
+            await self._desk.look_up(self)
         while not self.done:
             left = deadline - loop.time()
             if left <= 0:
@@ -88,7 +92,7 @@ class Job:
             await asyncio.wait((self.answer,), timeout=min(pause, left))
             if not self.done:
                 pause = min(pause * 2, _LONGEST_LOOK)
-                await self._desk.look_up(self, self._route)
+                await self._desk.look_up(self)
         return self._read(self.answer.result())
 
     def _read(self, payload: bytes) -> Message:
@@ -107,8 +111,8 @@ class Job:
 class Desk:
     """Where one bus enqueues its jobs and waits for their results."""
 
-    def __init__(self, bus: Bus, streams: Streams, graveyard: Graveyard) -> None:
-        self._bus, self._streams, self._graveyard = bus, streams, graveyard
+    def __init__(self, bus: Bus, streams: Streams, results: Results, graveyard: Graveyard) -> None:
+        self._bus, self._streams, self._results, self._graveyard = bus, streams, results, graveyard
         self._serial = Serial()
         # A job that nobody holds is waited for by nobody.
         self._waiting: weakref.WeakValueDictionary[str, Job] = weakref.WeakValueDictionary()
@@ -144,9 +148,9 @@ class Desk:
         operation = route.operation
         if operation.name not in self._open:
             await self.open(operation)
-        name = self._serial.next() if message_id is None else token(checked_id(message_id))
-        reply = f"{RESULTS_PREFIX}.{operation.stream}.{self._serial.prefix}.{name}"
-        headers = {MESSAGE_ID: message_id or name, REPLY: reply}
+        name = self._serial.next() if message_id is None else checked_id(message_id)
+        reply = reply_subject(operation, self._serial.prefix, name)
+        headers = {MESSAGE_ID: name, REPLY: reply}
         if message_id is not None:
             headers[AGAIN] = "1"
         if more is not None:
@@ -154,21 +158,24 @@ class Desk:
         twin = self._waiting.get(reply)
         # The same job, enqueued twice here, has one answer; one that is done may have been sent again since.
         answer = asyncio.get_running_loop().create_future() if twin is None or twin.done else twin.answer
-        job = self._waiting[reply] = Job(self, route, message_id or name, answer)
+        job = self._waiting[reply] = Job(self, route, name, answer)
         again = partial(self._streams.again, operation)
         ack = await self._streams.store(
             level.subject(route.subject), payload, inject(headers) or headers, timeout, again
         )
-        job.duplicate = ack.duplicate
+        job.duplicate, job.sequence = ack.duplicate, ack.sequence
         return job
 
-    async def look_up(self, job: Job, route: Route) -> None:
+    async def look_up(self, job: Job) -> None:
         """Look for a result that was given while nobody listened, and for jobs that died with their workers."""
-        operation = route.operation
-        name = token(job.message_id)
-        kept = await self._streams.last(results_stream(operation), f"{RESULTS_PREFIX}.{operation.stream}.*.{name}")
-        if kept is not None:
-            job.put(kept.payload)
+        operation = job.operation
+        # Looked for in this order, for a job leaves its queue only after its result was sent.
+        gone = job.duplicate and await self._streams.at(operation.stream or "", job.sequence) is None
+        answer, is_open = await self._results.recall(operation, job.message_id)
+        if answer is not None:
+            job.put(answer)
+        elif gone and not is_open:
+            job.put(forgotten(operation, job.message_id))
         else:
             await self._graveyard.open()
             await self._graveyard.sweep_quietly(operation)

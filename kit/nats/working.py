@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
@@ -13,18 +12,17 @@ from typing import TYPE_CHECKING
 from nats.aio.msg import Msg
 
 from kit import codec
-from kit.catalogue import JOBS_DEDUPLICATED, JOBS_RETRIED, RESULTS_PREFIX, JobPolicy
-from kit.errors import BusError, Disconnected, KitError, NoResponders, NotStored
-from kit.nats.dead import Body, Graveyard, reason_of, result_subjects
+from kit.catalogue import JOBS_DEDUPLICATED, JOBS_RETRIED, JobPolicy
+from kit.errors import BusError, Disconnected, KitError, NotStored
+from kit.nats.dead import Body, Graveyard, reason_of
 from kit.nats.faults import Fault
 from kit.nats.handling import Handling
-from kit.nats.ids import AGAIN, REPLY, Delivery, job_id, token
-from kit.nats.layout import results_stream
+from kit.nats.ids import AGAIN, REPLY, Delivery, is_inbox, job_id
 from kit.nats.message import Handler
 from kit.nats.pulling import Bind, Puller
+from kit.nats.results import Results
 from kit.nats.route import Route
 from kit.nats.streaming import CallerGone
-from kit.nats.streams import TTL, Streams
 from kit.nats.worker import Tasks, Worker
 
 if TYPE_CHECKING:
@@ -39,8 +37,6 @@ _HAND_BACK = 0.1  # s; before another worker gets what this one hands back on st
 _BURY_AGAIN = 2.0  # s; before the next try, when a dead letter could not be stored
 _BACK = 60.0  # s; to wait for the connection, with a result that has to be told
 _QUICK = 0.005  # s; handlers that take less get their next messages ahead of time
-_LARGE = 8 * 1024  # bytes; larger results are remembered only as long as a lost acknowledgement needs
-_LARGE_SECONDS = 60.0  # at least
 _AHEAD = 16  # messages at most
 _CAREFUL = 64  # messages to go without any ahead, after one that was delivered before
 
@@ -87,7 +83,7 @@ class PullWorker(Worker):
         route: Route,
         handler: Handler,
         *,
-        streams: Streams,
+        results: Results,
         graveyard: Graveyard,
         group: str | None,
         concurrency: int,
@@ -96,7 +92,7 @@ class PullWorker(Worker):
     ) -> None:
         super().__init__(route.operation, route.subject)
         assert route.operation.stream is not None
-        self._bus, self._streams, self._graveyard = bus, streams, graveyard
+        self._bus, self._results, self._graveyard = bus, results, graveyard
         self._policy: JobPolicy = route.operation.policy
         self._once = once
         self._concurrency = concurrency
@@ -229,27 +225,19 @@ class PullWorker(Worker):
         await self._confirm(held)
 
     async def _remember(self, held: _Held, answer: bytes) -> None:
-        """Send the result to its caller and into the memory of results: it is one message where the caller is a bus."""
-        headers, more = held.message.headers, None
-        if len(answer) > _LARGE and self._streams.large_results_expire:
-            more = {TTL: str(math.ceil(max(_LARGE_SECONDS, 4 * self._policy.ack_wait)))}
-        for subject in result_subjects(self.operation, held.message_id, headers.get(REPLY) if headers else None):
-            await self._bus.connection.client.publish(subject, answer, headers=more)
+        headers = held.message.headers
+        reply = headers.get(REPLY) if headers else None
+        await self._results.remember(self.operation, held.message_id, reply, answer)
 
     async def _done_before(self, held: _Held) -> bool:
         """Answer with the remembered result, if there is one, and acknowledge."""
-        name = f"{RESULTS_PREFIX}.{self.operation.stream}.*.{token(held.message_id)}"
-        try:
-            kept = await self._streams.last(results_stream(self.operation), name)
-        except NoResponders:  # the memory is gone, and has to be made again
-            await self._streams.again(self.operation)
-            return False
-        if kept is None:
+        answer = (await self._results.recall(self.operation, held.message_id)).answer
+        if answer is None:
             return False
         self._bus.telemetry.count(JOBS_DEDUPLICATED, operation=self.operation.name)
         reply = held.message.headers.get(REPLY) if held.message.headers else None
-        if reply is not None:
-            await self._bus.connection.client.publish(reply, kept.payload)
+        if reply is not None and is_inbox(reply):
+            await self._bus.connection.client.publish(reply, answer)
         await self._confirm(held)
         return True
 

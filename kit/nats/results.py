@@ -1,0 +1,109 @@
+"""Results of jobs, remembered by message id: what a late caller gets, and what makes an effect happen once.
+
+A result is published once, to a subject that its caller listens on and a stream keeps. Beside it there may be two
+notes: that it was too large to be kept for long, and that a dead letter was sent again and its job is open once more.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, NamedTuple
+
+from kit.catalogue import RESULTS_PREFIX, Operation
+from kit.errors import JobError, NoResponders
+from kit.nats.faults import Fault
+from kit.nats.ids import is_inbox, token
+from kit.nats.layout import results_stream
+from kit.nats.streams import TTL, Streams
+
+if TYPE_CHECKING:
+    from kit.nats.connection import Connection
+
+_LARGE = 8 * 1024  # bytes; larger results are kept no longer than a lost acknowledgement needs
+_LARGE_SECONDS = 60.0  # at least
+_NOBODY, _GONE, _OPEN = "-", "gone", "open"  # in place of a caller
+
+
+class ResultForgotten(JobError):
+    """The job was done, and its result is not remembered any more."""
+
+    retryable = False
+
+    def __init__(self, subject: str, *, message_id: str) -> None:
+        self.subject, self.message_id = subject, message_id
+        super().__init__(
+            f"job {message_id} on {subject} was done, but its result is not remembered any more: it is too large, "
+            "or too much was done since; enqueue it under another id to do it again"
+        )
+
+
+class Memory(NamedTuple):
+    """What is known of a job that is not waited for since it began.
+
+    Attributes:
+        answer: its result, or the error in its place; None when there is none.
+        is_open: whether it is to be done again, because its dead letter was sent again.
+    """
+
+    answer: bytes | None
+    is_open: bool
+
+
+class Results:
+    """The remembered results of one tenant."""
+
+    def __init__(self, connection: Connection, streams: Streams) -> None:
+        self._connection, self._streams = connection, streams
+
+    async def remember(self, operation: Operation, message_id: str, reply: str | None, answer: bytes) -> None:
+        """Send a result to its caller and into the memory: it is one message where the caller is a bus.
+
+        Raises:
+            Disconnected: it was not sent.
+        """
+        publish, more = self._connection.client.publish, None
+        name = token(message_id)
+        if len(answer) > _LARGE and self._streams.large_results_expire:
+            note = forgotten(operation, message_id)
+            await publish(_subject(operation, _GONE, name), note)
+            more = {TTL: str(math.ceil(max(_LARGE_SECONDS, 4 * operation.policy.ack_wait)))}
+        if reply is not None and is_inbox(reply):
+            await publish(reply, answer, headers=more)
+            if reply.startswith(f"{RESULTS_PREFIX}.{operation.stream}."):
+                return
+        await publish(_subject(operation, _NOBODY, name), answer, headers=more)
+
+    async def recall(self, operation: Operation, message_id: str) -> Memory:
+        """Return what is known of a job.
+
+        Raises:
+            BusError: the memory did not answer.
+        """
+        try:
+            kept = await self._streams.last(results_stream(operation), _subject(operation, "*", token(message_id)))
+        except NoResponders:  # the memory is gone, and has to be made again
+            await self._streams.again(operation)
+            return Memory(None, False)
+        if kept is None or kept.subject == _subject(operation, _OPEN, token(message_id)):
+            return Memory(None, kept is not None)
+        return Memory(kept.payload, False)
+
+    async def reopen(self, operation: Operation, message_id: str) -> None:
+        """Forget how a job ended: it is to be done again."""
+        name = token(message_id)
+        await self._streams.purge(results_stream(operation), _subject(operation, "*", name))
+        await self._connection.client.publish(_subject(operation, _OPEN, name), b"")
+
+
+def forgotten(operation: Operation, message_id: str) -> bytes:
+    """Return the answer in place of a result that is not remembered."""
+    return Fault(ResultForgotten(operation.prefix, message_id=message_id)).encoded(operation, 1)
+
+
+def reply_subject(operation: Operation, caller: str, message_id: str) -> str:
+    """Return where a caller listens for the result of a job."""
+    return _subject(operation, caller, token(message_id))
+
+
+def _subject(operation: Operation, caller: str, name: str) -> str:
+    return f"{RESULTS_PREFIX}.{operation.stream}.{caller}.{name}"
