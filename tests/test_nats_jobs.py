@@ -848,8 +848,10 @@ async def test_a_plain_function_may_handle_jobs(tenant_bus: Bus) -> None:
 async def test_two_tenants_cannot_share_an_account(tenant_bus: Bus) -> None:
     other = Bus(tenant_bus.connection, "somebody-else", tenant_bus.telemetry)
     async with await tenant_bus.work(AGENT_TASKS, Effects()):
+        subscriptions = len(tenant_bus.connection.client._subs)
         with pytest.raises(ConfigurationError, match="account of its own"):
             await other.work(AGENT_TASKS, Effects())
+        assert len(tenant_bus.connection.client._subs) - subscriptions <= 1  # the advisories of the other bus
 
 
 async def test_a_queue_that_was_deleted_is_made_again(tenant_bus: Bus) -> None:

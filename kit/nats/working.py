@@ -36,6 +36,7 @@ _NAK = b"-NAK "
 _HAND_BACK = 0.1  # s; before another worker gets what this one hands back on stop
 _BURY_AGAIN = 2.0  # s; before the next try, when a dead letter could not be stored
 _BACK = 60.0  # s; to wait for the connection, with a result that has to be told
+_GIVE_UP = 1.0  # s; to leave again what could not be started
 _QUICK = 0.005  # s; handlers that take less get their next messages ahead of time
 _AHEAD = 16  # messages at most
 _CAREFUL = 64  # messages to go without any ahead, after one that was delivered before
@@ -119,8 +120,12 @@ class PullWorker(Worker):
     async def start(self) -> None:
         """Start to pull; on return the consumer exists."""
         await self._graveyard.open()
-        for puller in self._pullers:
-            await puller.start()
+        try:
+            for puller in self._pullers:
+                await puller.start()
+        except BaseException:
+            await asyncio.gather(*(puller.stop(_GIVE_UP) for puller in self._pullers))
+            raise
         self._pulse = self._loop.create_task(self._beat())
 
     @property
