@@ -575,33 +575,33 @@ async def test_a_flight_of_a_dead_worker_is_taken_over_and_one_of_a_living_worke
         await one.leave()
 
 
-async def test_a_flight_is_cancelled_with_its_last_rider(tenant_bus: Bus) -> None:
+async def test_when_the_one_who_asked_leaves_the_next_one_asks_anew(tenant_bus: Bus) -> None:
     from kit.components.gateway.flight import Flights
     from kit.components.gateway.peers import Peers
 
     peers = await Peers.join(tenant_bus, "one")
     flights = await Flights.open(tenant_bus, peers)
-    cancelled = asyncio.Event()
+    asked: list[int] = []
 
     async def fly() -> dict[str, Any]:
-        try:
-            await asyncio.sleep(60)
-        except asyncio.CancelledError:
-            cancelled.set()
-            raise
-        return {}
+        asked.append(1)
+        await asyncio.sleep(60 if len(asked) == 1 else 0)
+        return {"response": "flown"}
 
     async def landed() -> None:
         return None
 
-    riders = [asyncio.ensure_future(flights.share("k", fly, landed, 5.0)) for _ in range(2)]
+    riders = [asyncio.ensure_future(flights.share("k", fly, landed, 5.0)) for _ in range(4)]
     await asyncio.sleep(0.01)
+    riders[3].cancel()
+    await asyncio.sleep(0.01)
+    assert len(asked) == 1
     riders[0].cancel()
-    await asyncio.sleep(0.01)
-    assert not cancelled.is_set()
-    riders[1].cancel()
-    await asyncio.wait_for(cancelled.wait(), 1.0)
-    await asyncio.gather(*riders, return_exceptions=True)
+    answers = await asyncio.gather(*riders, return_exceptions=True)
+    assert len(asked) == 2
+    assert answers[1:3] == [({"response": "flown"}, False), ({"response": "flown"}, True)]
+    assert isinstance(answers[0], asyncio.CancelledError)
+    assert isinstance(answers[3], asyncio.CancelledError)
     await peers.leave()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -192,8 +193,8 @@ class Embedder:
         self._serial += 1
         worker_id = self._parts.worker_id
         self._parts.events.operation(
-            operation_of(
-                request, operation_id=f"{request['request_id'][:120]}.{worker_id}.e{self._serial}",
+            partial(
+                operation_of, request, operation_id=f"{request['request_id'][:120]}.{worker_id}.e{self._serial}",
                 operation_type="embedding", worker_id=worker_id, trace_id="", cost=cost, currency=CURRENCY,
                 latency_ms=(time.perf_counter() - started) * 1e3, **more,
             )

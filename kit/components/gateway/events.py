@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -44,28 +44,38 @@ class Events:
     def __init__(self, bus: Bus, worker_id: str) -> None:
         self._bus, self._worker_id = bus, worker_id
         self._tasks: set[asyncio.Task[None]] = set()
+        self._due = 0
         self._violations: dict[str, int] = {}
 
     async def drain(self, timeout: float) -> None:
         """Wait until everything is sent, at most ``timeout`` seconds."""
-        if self._tasks:
-            await asyncio.wait(tuple(self._tasks), timeout=timeout)
+        deadline = asyncio.get_running_loop().time() + timeout
+        while (self._due or self._tasks) and asyncio.get_running_loop().time() < deadline:
+            if self._tasks:
+                await asyncio.wait(tuple(self._tasks), timeout=deadline - asyncio.get_running_loop().time())
+            else:
+                await asyncio.sleep(_AFTER)
 
     def response(self, data: dict[str, Any]) -> None:
         """Tell that a response was given, or that there will be none."""
-        self._later(self._publish(GATEWAY_RESPONSES, data))
+        self._later(lambda: self._publish(GATEWAY_RESPONSES, data))
 
     def embeddings(self, data: dict[str, Any]) -> None:
         """Tell that bulk embeddings are ready."""
-        self._later(self._publish(RAG_EMBEDDING_RESULTS, data))
+        self._later(lambda: self._publish(RAG_EMBEDDING_RESULTS, data))
 
-    def operation(self, data: dict[str, Any]) -> None:
-        """Hand a call of a provider to the log."""
-        self._later(self._publish(LLMOPS_OPERATIONS, data, message_id=data["operation_id"], tries=3))
+    def operation(self, made: Callable[[], dict[str, Any]]) -> None:
+        """Hand a call of a provider to the log; ``made`` writes its line when there is time for it."""
+
+        def work() -> Coroutine[Any, Any, None]:
+            data = made()
+            return self._publish(LLMOPS_OPERATIONS, data, message_id=data["operation_id"], tries=3)
+
+        self._later(work)
 
     def health(self, data: dict[str, Any]) -> None:
         """Tell how a provider is doing, and keep it for the table."""
-        self._later(self._health({**data, "tenant_id": self._bus.tenant_id}))
+        self._later(lambda: self._health({**data, "tenant_id": self._bus.tenant_id}))
 
     def alert(self, data: dict[str, Any], request: dict[str, Any]) -> None:
         """Tell that a request met, or came near, the tenant's budget."""
@@ -74,7 +84,7 @@ class Events:
             {name: request[name] for name in ("request_id", "model", "user_id", "agent_id") if name in request}
         )
         alert["alert_id"] = f"{alert['reason']}-{request['request_id']}"[:200]
-        self._later(self._publish(GATEWAY_COST_ALERTS, alert, message_id=alert["alert_id"], tries=2))
+        self._later(lambda: self._publish(GATEWAY_COST_ALERTS, alert, message_id=alert["alert_id"], tries=2))
 
     def refused(self, error: BudgetExceeded, request: dict[str, Any], price_source: str) -> None:
         """Tell that the budget refused a request."""
@@ -93,7 +103,7 @@ class Events:
         model = error.model
         self._violations[model] = self._violations.get(model, 0) + 1
         if self._violations[model] == 1:
-            self._later(self._tell_violations(error, limit, request))
+            self._later(lambda: self._tell_violations(error, limit, request))
 
     async def _tell_violations(self, error: RateLimited, limit: RateLimit, request: dict[str, Any]) -> None:
         await asyncio.sleep(_GATHER)
@@ -120,7 +130,6 @@ class Events:
     async def _publish(
         self, row: Operation, data: dict[str, Any], *, message_id: str | None = None, tries: int = 1
     ) -> None:
-        await asyncio.sleep(_AFTER)
         for attempt in range(1, tries + 1):
             try:
                 await self._bus.publish(row, data, message_id=message_id)
@@ -131,7 +140,13 @@ class Events:
                 else:
                     await asyncio.sleep(0.2 * attempt)
 
-    def _later(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
+    def _later(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Begin in a moment: the answer goes first."""
+        self._due += 1
+        asyncio.get_running_loop().call_later(_AFTER, self._begin, work)
+
+    def _begin(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        self._due -= 1
+        task = asyncio.create_task(work())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from kit.errors import BusError, Conflict
@@ -23,6 +23,16 @@ Answer = dict[str, Any]
 logger = logging.getLogger(__name__)
 
 
+class _Flight:
+    """A request under way; its end is None when who flew it left."""
+
+    __slots__ = ("end", "riders")
+
+    def __init__(self, end: asyncio.Future[Answer | None]) -> None:
+        self.end = end
+        self.riders = 0
+
+
 class Flights:
     """Requests under way, by cache key: in this worker by a table, across workers by a lock in a store.
 
@@ -32,8 +42,7 @@ class Flights:
 
     def __init__(self, store: Store, peers: Peers) -> None:
         self._store, self._peers = store, peers
-        self._flying: dict[str, asyncio.Task[tuple[Answer, bool]]] = {}
-        self._riders: dict[str, int] = {}
+        self._flying: dict[str, _Flight] = {}
 
     @classmethod
     async def open(cls, bus: Bus, peers: Peers) -> Flights:
@@ -43,13 +52,13 @@ class Flights:
     async def share(
         self,
         key: str,
-        fly: Callable[[], Coroutine[Any, Any, Answer]],
+        fly: Callable[[], Awaitable[Answer]],
         landed: Callable[[], Awaitable[Answer | None]],
         timeout: float,
     ) -> tuple[Answer, bool]:
         """Return the answer of ``fly`` and whether somebody else had asked for it.
 
-        A flight goes on while anybody waits for it; it is cancelled with its last rider.
+        Who comes first flies, and the others ride along; when the first one leaves, the next one flies anew.
 
         Args:
             key: cache key of the request.
@@ -57,27 +66,30 @@ class Flights:
             landed: looks for the answer that another worker has stored.
             timeout: seconds after which another worker's flight is taken for lost.
         """
-        task = self._flying.get(key)
-        shared = task is not None
-        if task is None:
-            task = asyncio.create_task(self._fly(key, fly, landed, timeout))
-            self._flying[key] = task
-            task.add_done_callback(lambda _: self._flying.pop(key, None))
-        self._riders[key] = self._riders.get(key, 0) + 1
+        while (flight := self._flying.get(key)) is not None:
+            flight.riders += 1
+            answer = await asyncio.shield(flight.end)
+            if answer is not None:
+                return answer, True
+        flight = self._flying[key] = _Flight(asyncio.get_running_loop().create_future())
         try:
-            answer, elsewhere = await asyncio.shield(task)
-            return answer, shared or elsewhere
+            answer, elsewhere = await self._fly(key, fly, landed, timeout)
+            flight.end.set_result(answer)
+            return answer, elsewhere
+        except asyncio.CancelledError:
+            flight.end.set_result(None)
+            raise
+        except Exception as error:
+            if flight.riders:
+                flight.end.set_exception(error)
+            raise
         finally:
-            self._riders[key] -= 1
-            if not self._riders[key]:
-                del self._riders[key]
-                if not task.done():
-                    task.cancel()
+            del self._flying[key]
 
     async def _fly(
         self,
         key: str,
-        fly: Callable[[], Coroutine[Any, Any, Answer]],
+        fly: Callable[[], Awaitable[Answer]],
         landed: Callable[[], Awaitable[Answer | None]],
         timeout: float,
     ) -> tuple[Answer, bool]:

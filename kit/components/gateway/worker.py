@@ -7,6 +7,7 @@ import time
 from collections.abc import Awaitable
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from kit.catalogue import (
@@ -354,8 +355,8 @@ class Gateway:
         self._serial += 1
         worker_id = self._parts.worker_id
         self._parts.events.operation(
-            operation_of(
-                request, operation_id=f"{request['request_id'][:120]}.{worker_id}.{self._serial}",
+            partial(
+                operation_of, request, operation_id=f"{request['request_id'][:120]}.{worker_id}.{self._serial}",
                 operation_type="completion", worker_id=worker_id, trace_id=op.trace_id, latency_ms=seconds * 1e3,
                 cost=cost, currency=CURRENCY, **more,
             )
