@@ -358,43 +358,43 @@ AGENT_MESSAGE = Operation(
     name="AGENT_MESSAGE", prefix="ai.agent.message", mode=Mode.EVENT, component="agents",
     message_type="agent_message", publisher="agent", subscriber="agents", addressed=True,
     purpose="agent-to-agent messages: direct to one agent, or broadcast",
-    send_span=AGENT_MESSAGE_SEND, handle_span=AGENT_MESSAGE_RECEIVE,
+    send_span=AGENT_MESSAGE_SEND, handle_span=AGENT_MESSAGE_RECEIVE, served=True,
 )  # fmt: skip
 AGENT_TASKS = Operation(
     name="AGENT_TASKS", prefix="ai.agent.tasks", mode=Mode.JOB, component="agents",
     message_type="agent_task", result_type="agent_result", publisher="agent manager", subscriber="worker agents",
     purpose="distribute tasks to available agents",
-    send_span=AGENT_TASK_SUBMIT, handle_span=AGENT_TASK_EXECUTE, prioritized=True,
+    send_span=AGENT_TASK_SUBMIT, handle_span=AGENT_TASK_EXECUTE, prioritized=True, served=True,
 )  # fmt: skip
 AGENT_RESULTS = Operation(
     name="AGENT_RESULTS", prefix="ai.agent.results", mode=Mode.EVENT, component="agents",
     message_type="agent_result", publisher="worker agent", subscriber="agent manager",
     purpose="watch the results of tasks",
-    send_span=AGENT_RESULT_PUBLISH, handle_span=AGENT_RESULT_RECEIVE,
+    send_span=AGENT_RESULT_PUBLISH, handle_span=AGENT_RESULT_RECEIVE, served=True,
 )  # fmt: skip
 AGENT_STATUS = Operation(
     name="AGENT_STATUS", prefix="ai.agent.status", mode=Mode.EVENT, component="agents",
     message_type="agent_status", publisher="all agents", subscriber="agent manager",
     purpose="presence and status of agents",
-    send_span=AGENT_STATUS_PUBLISH, handle_span=AGENT_STATUS_RECEIVE,
+    send_span=AGENT_STATUS_PUBLISH, handle_span=AGENT_STATUS_RECEIVE, served=True,
 )  # fmt: skip
 AGENT_MEMORY = Operation(
     name="AGENT_MEMORY", prefix="ai.agent.memory", mode=Mode.JOB, component="agents",
     message_type="memory_item", result_type="memory_receipt", publisher="agent", subscriber="memory service",
     purpose="persist memories asynchronously",
-    send_span=AGENT_MEMORY_UPDATE, handle_span=AGENT_MEMORY_STORE,
+    send_span=AGENT_MEMORY_UPDATE, handle_span=AGENT_MEMORY_STORE, served=True,
 )  # fmt: skip
 AGENT_TOOLS = Operation(
     name="AGENT_TOOLS", prefix="ai.agent.tools", mode=Mode.JOB, component="agents",
     message_type="tool_request", result_type="tool_result", publisher="agent", subscriber="tool executor",
     purpose="execute tools",
-    send_span=AGENT_TOOL_EXECUTE, handle_span=AGENT_TOOL_RUN,
+    send_span=AGENT_TOOL_EXECUTE, handle_span=AGENT_TOOL_RUN, served=True,
 )  # fmt: skip
 AGENT_TOOL_RESULTS = Operation(
     name="AGENT_TOOL_RESULTS", prefix="ai.agent.tool-results", mode=Mode.EVENT, component="agents",
     message_type="tool_result", publisher="tool executor", subscriber="agent",
     purpose="watch the results of tools",
-    send_span=AGENT_TOOL_RESULT_PUBLISH, handle_span=AGENT_TOOL_RESULT_RECEIVE,
+    send_span=AGENT_TOOL_RESULT_PUBLISH, handle_span=AGENT_TOOL_RESULT_RECEIVE, served=True,
 )  # fmt: skip
 GATEWAY_REQUESTS = Operation(
     name="GATEWAY_REQUESTS", prefix="ai.gateway.requests", mode=Mode.JOB, component="gateway",

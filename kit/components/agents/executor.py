@@ -1,0 +1,243 @@
+"""The tool executor: runs registered functions, each call within its deadline, its arguments checked."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import inspect
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from datetime import datetime
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from kit import codec
+from kit.catalogue import AGENT_TOOL_RESULTS
+from kit.components.agents.engine import Agno, agno_classes
+from kit.components.agents.errors import ToolElsewhere, ToolError, ToolFailed, ToolTimeout
+from kit.components.agents.tools import ToolRecord, find_tool, register_tool
+from kit.errors import CodecError, ConfigurationError
+from kit.nats.faults import without_content
+from kit.otel import semconv
+
+if TYPE_CHECKING:
+    from kit.nats.bus import Bus
+    from kit.nats.message import Message
+
+TIMEOUT = 30.0  # s; for one call
+_ON_THE_WAY = 0.2  # s; a failure shall reach its caller before the caller stops waiting
+_T = TypeVar("_T")
+
+
+class ToolExecutor:
+    """Serves functions to the agents of a tenant.
+
+    Args:
+        bus: of the tenant.
+        records: what is told of each tool; functions: what is run, by name.
+    """
+
+    def __init__(
+        self, bus: Bus, records: Mapping[str, ToolRecord], functions: Mapping[str, Callable[..., Any]]
+    ) -> None:
+        self._bus, self._records, self._functions = bus, dict(records), dict(functions)
+
+    @classmethod
+    async def open(cls, bus: Bus, tools: Iterable[Any], *, timeout: float = TIMEOUT) -> ToolExecutor:
+        """Register tools and return their executor.
+
+        Args:
+            tools: functions, Agno's functions and toolkits, or ``"package.module:name"`` of one.
+            timeout: seconds that one call may take.
+
+        Raises:
+            ConfigurationError: something that is no tool.
+        """
+        agno = await agno_classes()
+        functions = [function for tool in tools for function in functions_of(agno, tool)]
+        records = {function.name: _record(function, timeout) for function in functions}
+        for record in records.values():
+            await register_tool(bus, record)
+        return cls(bus, records, {function.name: function.entrypoint for function in functions})
+
+    @property
+    def names(self) -> list[str]:
+        """Return the names of the tools served here."""
+        return sorted(self._records)
+
+    async def handle(self, message: Message) -> dict[str, Any]:
+        """Run one call and tell everybody who watches.
+
+        Raises:
+            ToolError: there is no output.
+        """
+        request, started = message.data, time.perf_counter()
+        name = request["tool_name"]
+        self._bus.telemetry.annotate({semconv.AGENT_ID: request["agent_id"], semconv.TOOL_NAME: name})
+        try:
+            output = await self._run(name, request)
+        except ToolElsewhere:
+            raise
+        except ToolError as error:
+            status = "timeout" if isinstance(error, ToolTimeout) else "error"
+            told = {"type": type(error).__name__, "message": str(error), "retryable": error.retryable}
+            await self._tell(_result(request, status, time.perf_counter() - started, error=told))
+            raise
+        result = _result(request, "success", time.perf_counter() - started, output=output)
+        await self._tell(result)
+        return result
+
+    async def _run(self, name: str, request: Mapping[str, Any]) -> Any:
+        record = self._records.get(name)
+        if record is None:
+            await find_tool(self._bus, name)
+            raise ToolElsewhere(name)
+        record.check(request["arguments"])
+        seconds = min(record.timeout, _seconds_left(request))
+        if seconds <= 0:
+            raise ToolTimeout(name, "its deadline had passed before it was begun")
+        try:
+            output = await within(seconds, self._functions[name], request["arguments"])
+        except TimeoutError:
+            raise ToolTimeout(name, f"not done within {seconds:.3g} s") from None
+        except Exception as error:  # noqa: BLE001 - a tool may raise anything; it is told by name
+            detail = without_content(str(error), request["arguments"])
+            raise ToolFailed(name, f"{type(error).__name__}: {detail}") from None
+        return _as_json(output)
+
+    async def _tell(self, result: dict[str, Any]) -> None:
+        await self._bus.publish(AGENT_TOOL_RESULTS, result)
+
+
+def functions_of(agno: Agno, tool: Any) -> list[Any]:
+    """Return a tool, or all tools of a toolkit, as Agno's functions whose schema is worked out.
+
+    Raises:
+        ConfigurationError: it is no tool.
+    """
+    if isinstance(tool, str):
+        tool = _imported(tool)
+    if isinstance(tool, agno.Toolkit):
+        found = list(tool.get_async_functions().values())
+    elif isinstance(tool, agno.Function):
+        found = [tool]
+    elif callable(tool):
+        return [agno.Function.from_callable(tool)]
+    else:
+        raise ConfigurationError(f"{tool!r} is no tool: give a function, an Agno function or toolkit, or 'module:name'")
+    prepared = []
+    for function in found:
+        function = function.model_copy()
+        if not function.skip_entrypoint_processing:
+            function.process_entrypoint()
+        prepared.append(function)
+    return prepared
+
+
+async def within(seconds: float, function: Callable[..., _T | Awaitable[_T]], arguments: Mapping[str, Any]) -> _T:
+    """Run a function for at most some seconds; one that blocks has a thread of its own, which nobody waits for.
+
+    Raises:
+        TimeoutError: it was not done.
+    """
+    async with asyncio.timeout(seconds):
+        if inspect.iscoroutinefunction(function):
+            return await function(**arguments)  # type: ignore[no-any-return]
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Any] = loop.create_future()
+
+        def done(result: Any, error: BaseException | None) -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(_settle, future, result, error)
+
+        _start(lambda: function(**arguments), done)
+        outcome: _T = await future
+        return await outcome if inspect.isawaitable(outcome) else outcome
+
+
+def on_thread(call: Callable[[], _T], seconds: float) -> _T:
+    """Run a call for at most some seconds, from a thread that may block.
+
+    Raises:
+        TimeoutError: it was not done.
+    """
+    ended = threading.Event()
+    outcome: list[tuple[_T, BaseException | None]] = []
+
+    def done(result: _T, error: BaseException | None) -> None:
+        outcome.append((result, error))
+        ended.set()
+
+    _start(call, done)
+    if not ended.wait(seconds):
+        raise TimeoutError
+    result, error = outcome[0]
+    if error is not None:
+        raise error
+    return result
+
+
+def _start(call: Callable[[], Any], done: Callable[[Any, BaseException | None], None]) -> None:
+    """Run a call on a new thread: a pool would be used up by calls that hang, and would keep the process alive."""
+
+    def run() -> None:
+        result, failed = None, None
+        try:
+            result = call()
+        except BaseException as error:  # noqa: BLE001 - handed to whoever waits
+            failed = RuntimeError("StopIteration") if isinstance(error, StopIteration) else error
+        done(result, failed)
+
+    context = contextvars.copy_context()
+    threading.Thread(target=lambda: context.run(run), name="kit-tool", daemon=True).start()
+
+
+def _settle(future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
+    if future.done():
+        return
+    if error is None:
+        future.set_result(result)
+    else:
+        future.set_exception(error)
+
+
+def _record(function: Any, timeout: float) -> ToolRecord:
+    parameters = {**function.parameters}
+    parameters.setdefault("additionalProperties", False)
+    return ToolRecord(
+        name=function.name, description=function.description or "", parameters=parameters, timeout=timeout
+    )
+
+
+def _imported(path: str) -> Any:
+    module, _, name = path.partition(":")
+    try:
+        return getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigurationError(f"there is no tool {path!r}: {error}; write 'package.module:name'") from error
+
+
+def _seconds_left(request: Mapping[str, Any]) -> float:
+    timeout = request.get("timeout")
+    if not timeout:
+        return float("inf")
+    waited = max(time.time() - datetime.fromisoformat(request["timestamp"]).timestamp(), 0.0)
+    return float(timeout - waited - min(_ON_THE_WAY, timeout / 10))
+
+
+def _as_json(output: Any) -> Any:
+    """Return an output as it can be sent: what is no JSON as text."""
+    try:
+        codec.dumps(output)
+    except (CodecError, TypeError, ValueError):
+        return str(output)
+    return output
+
+
+def _result(request: Mapping[str, Any], status: str, seconds: float, **more: Any) -> dict[str, Any]:
+    same = ("request_id", "tool_name", "agent_id", "tool_call_id", "session_id", "task_id")
+    return {
+        **{name: request[name] for name in same if name in request},
+        "status": status, "duration": seconds, "timestamp": codec.now(), **more,
+    }  # fmt: skip

@@ -1,0 +1,256 @@
+"""What an agent remembers: handed over as a job, found again by meaning, forgotten on request.
+
+A memory's document is in JetStream KV (bucket ``agent_memory``, key ``<agent>.<memory>``), its vector in LanceDB. The
+document counts: a memory that is found by its vector and has none is not returned.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kit import codec
+from kit.catalogue import AGENT_MEMORY, AGENT_MEMORY_RETRIEVE
+from kit.components.agents.embedding import embed
+from kit.components.agents.errors import MemoryRefused
+from kit.components.agents.vectors import Near, Vectors
+from kit.errors import JobDead
+from kit.nats.ids import token
+from kit.otel import captures_content, semconv
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from kit.nats.bus import Bus
+    from kit.nats.store import Store
+
+BUCKET = "agent_memory"
+TYPES = ("fact", "preference", "episode")
+_SPARE = 8  # more than asked for: some that are near may be forgotten or over
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Memory:
+    """Something remembered; ``str()`` of it is its content.
+
+    Attributes:
+        memory_type: ``fact``, ``preference`` or ``episode``.
+        relevance: cosine of it and what was asked, -1 to 1.
+        timestamp: when it was handed over: UTC.
+    """
+
+    memory_id: str
+    content: str
+    memory_type: str
+    timestamp: datetime
+    relevance: float = 0.0
+    user_id: str | None = None
+    session_id: str | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return self.content
+
+
+class Memories:
+    """The memories of one agent.
+
+    Args:
+        uri: of the databases, as for ``Vectors.open``.
+        embedding_model: of the vectors; all who share an agent's memories have to use the same.
+    """
+
+    def __init__(
+        self, bus: Bus, agent_id: str, *, uri: str | Path | None = None, embedding_model: str = "default"
+    ) -> None:
+        self._bus, self._agent_id, self._uri, self._model = bus, agent_id, uri, embedding_model
+        self._opening = asyncio.Lock()
+        self._vectors: Vectors | None = None
+        self._opened: Store | None = None
+
+    def close(self) -> None:
+        """Release the database; it is opened again when needed."""
+        if self._vectors is not None:
+            self._vectors.close()
+        self._vectors = None
+
+    async def remember(
+        self,
+        content: str,
+        type: str = "fact",
+        *,
+        memory_id: str | None = None,
+        user_id: str | None = None,
+        session_id: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        importance: float | None = None,
+        expires_at: datetime | None = None,
+        wait: float | None = None,
+    ) -> str:
+        """Hand something over to be remembered and return its id; it is not lost, and is found a moment later.
+
+        Args:
+            type: ``fact``, ``preference`` or ``episode``.
+            memory_id: replaces the memory of this id.
+            expires_at: after this time it is not found any more.
+            wait: seconds to wait until it can be found; None does not wait.
+
+        Raises:
+            MemoryRefused: it is empty, or of no such type; with ``wait``: the service failed at it.
+            NotStored: the queue did not take it.
+            DeadlineExceeded: ``wait`` is over and it is not done yet.
+        """
+        if type not in TYPES:
+            raise MemoryRefused(f"there is no type of memory {type!r}: use one of {', '.join(TYPES)}")
+        if not content.strip():
+            raise MemoryRefused("there is nothing in it to remember")
+        told = {
+            "user_id": user_id, "session_id": session_id, "importance": importance,
+            "metadata": None if metadata is None else dict(metadata),
+            "expires_at": None if expires_at is None else _text(expires_at),
+        }  # fmt: skip
+        more = {name: value for name, value in told.items() if value is not None}
+        item = {**self._item(memory_id or uuid.uuid4().hex, type), "content": content, **more}
+        await self._hand_over(item, wait)
+        return str(item["memory_id"])
+
+    async def forget(self, memory_id: str, *, wait: float | None = None) -> None:
+        """Have a memory forgotten, for good.
+
+        Args:
+            wait: seconds to wait until it is; None does not wait.
+
+        Raises:
+            MemoryRefused, NotStored, DeadlineExceeded: as for ``remember``.
+        """
+        await self._hand_over({**self._item(memory_id, "fact"), "action": "forget"}, wait)
+
+    async def forget_user(self, user_id: str, *, wait: float | None = None) -> int:
+        """Have everything forgotten that is remembered for a user, and return how much that is."""
+        mine = [memory for memory in await self.all() if memory.user_id == user_id]
+        await asyncio.gather(*(self.forget(memory.memory_id, wait=wait) for memory in mine))
+        return len(mine)
+
+    async def recall(
+        self,
+        query: str,
+        limit: int = 5,
+        *,
+        since: datetime | timedelta | None = None,
+        min_relevance: float = 0.0,
+        types: Iterable[str] = (),
+        user_id: str | None = None,
+        timeout: float = 10.0,
+    ) -> list[Memory]:
+        """Return what is remembered that matters here, the most relevant first.
+
+        Args:
+            query: what it is about.
+            since: remembered after this time, or within this time.
+            min_relevance: least cosine.
+            types: only of these types.
+            user_id: what is remembered for this user, or for nobody in particular.
+            timeout: seconds for the query's embedding.
+
+        Raises:
+            MemoryRefused: the gateway gave no embedding.
+        """
+        attributes: dict[str, Any] = {semconv.AGENT_ID: self._agent_id}
+        if captures_content():
+            attributes[semconv.QUERY] = query
+        with self._bus.telemetry.operation(AGENT_MEMORY_RETRIEVE, attributes) as op:
+            vectors = await embed(
+                self._bus, [query], model=self._model, input_type="query", agent_id=self._agent_id, timeout=timeout
+            )
+            found = await (await self._database()).search(
+                vectors[0], agent_id=self._agent_id, user_id=user_id, types=tuple(types), since=_seconds(since),
+                limit=limit + _SPARE,
+            )  # fmt: skip
+            near = [one for one in found if one.relevance >= min_relevance]
+            memories = [memory for memory in await self._documents(near) if memory is not None][:limit]
+            op.set(semconv.MEMORY_COUNT, len(memories))
+        return memories
+
+    async def all(self) -> list[Memory]:
+        """Return everything that is remembered, the oldest first."""
+        store = await self._store()
+        keys = await store.keys(f"{self._agent_id}.")
+        entries = await asyncio.gather(*(store.get(key) for key in keys))
+        memories = [_memory(entry.value, 0.0) for entry in entries if entry is not None]
+        return sorted((m for m in memories if m is not None), key=lambda memory: (memory.timestamp, memory.memory_id))
+
+    async def table(self) -> pd.DataFrame:
+        """Return everything that is remembered as a table, the oldest first."""
+        import pandas as pd
+
+        rows = [(m.memory_type, m.content, m.user_id, m.timestamp) for m in await self.all()]
+        return pd.DataFrame(rows, columns=["type", "content", "user_id", "timestamp"])
+
+    async def _hand_over(self, item: dict[str, Any], wait: float | None) -> None:
+        if wait is None:
+            await self._bus.enqueue(AGENT_MEMORY, item)
+            return
+        try:
+            await self._bus.run(AGENT_MEMORY, item, timeout=wait)
+        except JobDead as error:
+            raise MemoryRefused(f"{error.error_type}: {error.detail}") from error
+
+    def _item(self, memory_id: str, memory_type: str) -> dict[str, Any]:
+        return {
+            "agent_id": self._agent_id, "memory_id": memory_id, "memory_type": memory_type, "timestamp": codec.now(),
+            "embedding_model": self._model,
+        }  # fmt: skip
+
+    async def _documents(self, found: list[Near]) -> list[Memory | None]:
+        store = await self._store()
+        keys = [key_of(self._agent_id, near.memory_id) for near in found]
+        entries = await asyncio.gather(*(store.get(key) for key in keys))
+        return [
+            None if entry is None else _memory(entry.value, near.relevance)
+            for entry, near in zip(entries, found, strict=True)
+        ]
+
+    async def _store(self) -> Store:
+        if self._opened is None:
+            self._opened = await self._bus.store(BUCKET)
+        return self._opened
+
+    async def _database(self) -> Vectors:
+        async with self._opening:
+            if self._vectors is None:
+                self._vectors = await Vectors.open(self._bus.tenant_id, self._uri)
+        return self._vectors
+
+
+def key_of(agent_id: str, memory_id: str) -> str:
+    """Return the key of a memory's document."""
+    return f"{agent_id}.{token(memory_id)}"
+
+
+def _memory(document: bytes | None, relevance: float) -> Memory | None:
+    """Return what a document says; None when it is forgotten or over."""
+    item = codec.loads(document) if document else {}
+    if "content" not in item:
+        return None
+    if "expires_at" in item and datetime.fromisoformat(item["expires_at"]) <= datetime.now(UTC):
+        return None
+    return Memory(
+        memory_id=item["memory_id"], content=item["content"], memory_type=item["memory_type"], relevance=relevance,
+        timestamp=datetime.fromisoformat(item["timestamp"]), user_id=item.get("user_id"),
+        session_id=item.get("session_id"), metadata=item.get("metadata", {}),
+    )  # fmt: skip
+
+
+def _seconds(since: datetime | timedelta | None) -> float | None:
+    if isinstance(since, timedelta):
+        since = datetime.now(UTC) - since
+    return None if since is None else since.timestamp()
+
+
+def _text(time: datetime) -> str:
+    return time.astimezone(UTC).isoformat().replace("+00:00", "Z")

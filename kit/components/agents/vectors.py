@@ -1,0 +1,190 @@
+"""Where memories lie by their meaning: a LanceDB table of vectors in the tenant's database, without any text.
+
+What a memory says is in the key-value store alone, so that what is forgotten there is nowhere else. The table can be
+made again from that store at any time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from kit.catalogue import check_id
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+URI_VARIABLE = "KIT_LANCEDB_URI"  # as for the documents: one database for each tenant
+TABLE = "agent_memories"
+_CONFLICTS = 8  # attempts of one write, when other workers write too
+_TIDY = 64  # writes after which small files are put together
+_KEEP_VERSIONS = timedelta(minutes=10)  # readers of an older version have long finished
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Point:
+    """A memory's place: its vector, float32 (dim,), and what can be filtered by."""
+
+    memory_id: str
+    agent_id: str
+    user_id: str
+    memory_type: str
+    at: float
+    vector: NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Near:
+    """A memory that was found: its id and its cosine to what was asked."""
+
+    memory_id: str
+    relevance: float
+
+
+class Vectors:
+    """The vectors of a tenant's memories; ``close`` releases the database."""
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+        self._tables: dict[str, Any] = {}
+        self._writing = asyncio.Lock()
+        self._writes = 0
+
+    @classmethod
+    async def open(cls, tenant_id: str, uri: str | Path | None = None) -> Self:
+        """Connect to the tenant's database, made when it is missing.
+
+        Args:
+            uri: folder or object-storage URI that holds a database for each tenant; None: ``KIT_LANCEDB_URI``, else
+                ``.kit/lancedb`` in the working directory.
+        """
+        import lancedb
+
+        base = str(uri or os.environ.get(URI_VARIABLE) or Path(".kit", "lancedb"))
+        where = f"{base.rstrip('/')}/{check_id(tenant_id)}"
+        return cls(await lancedb.connect_async(where, read_consistency_interval=timedelta(0)))
+
+    def close(self) -> None:
+        """Release the tables and the database."""
+        for table in self._tables.values():
+            table.close()
+        self._connection.close()
+
+    async def put(self, points: Sequence[Point]) -> None:
+        """Write points; one of the same agent and memory replaces the one before."""
+        for dimension in {point.vector.size for point in points}:
+            chosen = [point for point in points if point.vector.size == dimension]
+            table = await self._table(dimension, make=True)
+            merge = table.merge_insert("key").when_matched_update_all().when_not_matched_insert_all()
+            rows = _rows(chosen, dimension)
+            await self._write(table, partial(merge.execute, rows))
+
+    async def remove(self, agent_id: str, memory_ids: Iterable[str]) -> None:
+        """Take memories out."""
+        keys = ", ".join(_quoted(_key(agent_id, memory_id)) for memory_id in memory_ids)
+        for name in await self._names():
+            table = await self._opened(name)
+            await self._write(table, partial(table.delete, f"key IN ({keys})"))
+
+    async def count(self, agent_id: str | None = None) -> int:
+        """Return how many memories there are, of one agent or of all."""
+        condition = None if agent_id is None else f"agent_id = {_quoted(agent_id)}"
+        return sum([await (await self._opened(name)).count_rows(condition) for name in await self._names()])
+
+    async def search(
+        self,
+        vector: NDArray[np.float32],
+        *,
+        agent_id: str,
+        user_id: str | None = None,
+        types: Sequence[str] = (),
+        since: float | None = None,
+        limit: int = 5,
+    ) -> list[Near]:
+        """Return the memories nearest to a vector, the nearest first."""
+        table = await self._table(vector.size, make=False)
+        if table is None:
+            return []
+        conditions = [f"agent_id = {_quoted(agent_id)}"]
+        if user_id is not None:
+            conditions.append(f"user_id IN ({_quoted(user_id)}, '')")
+        if types:
+            conditions.append(f"memory_type IN ({', '.join(map(_quoted, types))})")
+        if since is not None:
+            conditions.append(f"at >= {since!r}")
+        query = table.query().nearest_to(vector.astype(np.float32)).distance_type("cosine")
+        found = await query.where(" AND ".join(conditions)).limit(limit).select(["memory_id", "_distance"]).to_list()
+        nearest = [Near(memory_id=row["memory_id"], relevance=1.0 - float(row["_distance"])) for row in found]
+        return sorted(nearest, key=lambda near: (-near.relevance, near.memory_id))
+
+    async def _table(self, dimension: int, *, make: bool) -> Any:
+        name = f"{TABLE}_{dimension}"
+        if name not in self._tables and name not in await self._names():
+            if not make:
+                return None
+            self._tables[name] = await self._connection.create_table(name, schema=_schema(dimension), exist_ok=True)
+        return await self._opened(name)
+
+    async def _opened(self, name: str) -> Any:
+        if name not in self._tables:
+            self._tables[name] = await self._connection.open_table(name)
+        return self._tables[name]
+
+    async def _names(self) -> list[str]:
+        names = (await self._connection.list_tables()).tables
+        return [name for name in names if name.startswith(f"{TABLE}_")]
+
+    async def _write(self, table: Any, write: Callable[[], Awaitable[Any]]) -> None:
+        """Write, and again when another worker's commit came first: LanceDB refuses one of two that overlap."""
+        async with self._writing:
+            for attempt in range(1, _CONFLICTS + 1):
+                try:
+                    await write()
+                    break
+                except (RuntimeError, OSError) as error:
+                    if attempt == _CONFLICTS or "conflict" not in str(error).lower():
+                        raise
+                    await asyncio.sleep(0.05 * attempt)
+            self._writes += 1
+            if self._writes % _TIDY == 0:
+                await table.optimize(cleanup_older_than=_KEEP_VERSIONS)
+
+
+def _key(agent_id: str, memory_id: str) -> str:
+    return f"{agent_id}/{memory_id}"
+
+
+def _quoted(text: str) -> str:
+    """Return a text as a literal of the filter language, in which only the quotation mark has a meaning."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _schema(dimension: int) -> Any:
+    import pyarrow as pa
+
+    texts = [pa.field(name, pa.string()) for name in ("key", "memory_id", "agent_id", "user_id", "memory_type")]
+    return pa.schema([*texts, pa.field("at", pa.float64()), pa.field("vector", pa.list_(pa.float32(), dimension))])
+
+
+def _rows(points: Sequence[Point], dimension: int) -> Any:
+    import pyarrow as pa
+
+    flat = np.concatenate([np.asarray(point.vector, np.float32) for point in points])
+    columns: list[Any] = [
+        pa.array([_key(point.agent_id, point.memory_id) for point in points]),
+        pa.array([point.memory_id for point in points]),
+        pa.array([point.agent_id for point in points]),
+        pa.array([point.user_id for point in points]),
+        pa.array([point.memory_type for point in points]),
+        pa.array([point.at for point in points], pa.float64()),
+        pa.FixedSizeListArray.from_arrays(pa.array(flat), dimension),
+    ]
+    return pa.Table.from_arrays(columns, schema=_schema(dimension))
