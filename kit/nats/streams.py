@@ -240,7 +240,8 @@ class Streams:
                 reason = "no stream covers the subject"
                 await asyncio.sleep(_PAUSE)
                 if make is not None:
-                    await make()
+                    with suppress(TimeoutError, BusError, ConfigurationError):  # what is tried next says so
+                        await asyncio.wait_for(make(), max(deadline - loop.time(), 0.0))
             except Disconnected as error:
                 reason = str(error)
                 await self._reconnected(deadline - loop.time())
