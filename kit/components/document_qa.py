@@ -14,7 +14,7 @@ import uuid
 from typing import TYPE_CHECKING, Any
 
 from kit import codec
-from kit.catalogue import API_QUERIES, GATEWAY_REQUESTS, RAG_QUERIES
+from kit.catalogue import API_QUERIES, GATEWAY_REQUESTS, RAG_QUERIES, RAG_QUERIES_QUEUED
 from kit.components import Service
 from kit.errors import BusError, ComponentError, JobDead, RemoteError
 from kit.otel import captures_content, semconv
@@ -142,6 +142,7 @@ class Desk:
             "timestamp": codec.now(), "parameters": parameters, "timeout": _left(deadline),
         }  # fmt: skip
         asked |= {key: data[key] for key in _PASSED_ON if key in data}
+        self._bus.telemetry.count(RAG_QUERIES_QUEUED)
         try:
             result = (await self._bus.request(RAG_QUERIES, asked, timeout=_left(deadline))).data
         except RemoteError as error:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from kit import codec
-from kit.catalogue import RAG_INGEST, RAG_QUERIES, RAG_STATUS
+from kit.catalogue import RAG_INGEST, RAG_QUERIES, RAG_QUERIES_QUEUED, RAG_STATUS
 from kit.components.rag.errors import DocumentRefused, QueryRefused
 from kit.components.rag.filters import Condition, as_data
 from kit.components.rag.readers import Document, Folder, read_json_lines, shortened
@@ -244,6 +244,7 @@ async def query(
         "parameters": {key: value for key, value in given.items() if value is not None}, "timeout": timeout,
     }  # fmt: skip
     data |= {} if collection is None else {"collection": collection}
+    bus.telemetry.count(RAG_QUERIES_QUEUED)
     return (await bus.request(RAG_QUERIES, data, timeout=timeout)).data
 
 
