@@ -38,6 +38,7 @@ class RateLimited(GatewayError):
     """
 
     retryable = True
+    content_free = True  # numbers only
 
     def __init__(self, model: str, *, limit: float, window: float, retry_after: float, unit: str = "requests") -> None:
         self.model, self.limit, self.window, self.unit = model, limit, window, unit
@@ -52,6 +53,8 @@ class BudgetExceeded(GatewayError):
         limit: the budget in ``currency``.
         reset_at: when the period ends (UTC, RFC 3339), or None for a budget without end.
     """
+
+    content_free = True  # amounts, and a date that the request's own timestamp shares
 
     def __init__(
         self, *, limit: float, spent: float, estimated: float, currency: str, period: str, reset_at: str | None
@@ -74,6 +77,8 @@ class ProviderFailed(GatewayError):
         retry_after: seconds that the provider asked to wait, or None.
     """
 
+    content_free = True  # a status and LiteLLM's name for it, never what the provider said
+
     def __init__(
         self, model: str, *, kind: str, status_code: int | None, retryable: bool, retry_after: float | None = None
     ) -> None:
@@ -89,11 +94,14 @@ class ResponseInvalid(GatewayError):
 
     def __init__(self, level: str, *, detail: str, attempts: int = 1) -> None:
         self.level, self.detail, self.attempts = level, detail, attempts
+        self.content_free = level != "json_schema"  # whose path names keys that a model may have made up
         super().__init__(f"response failed its check '{level}' in {attempts} attempt(s): {detail}")
 
 
 class RequestExpired(GatewayError):
     """A request waited in the queue until nobody waited for its answer."""
+
+    content_free = True  # a number only
 
     def __init__(self, *, seconds: float) -> None:
         self.seconds = seconds
