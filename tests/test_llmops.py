@@ -176,6 +176,28 @@ async def test_an_alert_is_raised_once_and_again_after_spend_fell(tenant_bus: An
     assert len({alert["alert_id"] for alert in alerts.heard}) == 3
 
 
+async def test_an_alert_is_taken_back_by_a_worker_that_finds_no_spend_left(tenant_bus: Any, tmp_path: Path) -> None:
+    now = dt.datetime.now(dt.UTC)
+    threshold, alerts = Threshold(limit=0.2, scope="model"), Alerts()
+    async with await tenant_bus.subscribe(LLMOPS_COST_ALERTS, alerts.hear):
+        async with await llmops.serve(tenant_bus, uri=tmp_path, thresholds=[threshold]):
+            await tenant_bus.publish(LLMOPS_OPERATIONS, operation(1, tenant_bus))
+
+            async def one() -> bool:
+                return len(alerts.heard) == 1
+
+            await until(one)
+        log = await OperationLog.open(tenant_bus.tenant_id, tmp_path)
+        await CostTracker(tenant_bus, log, [threshold], clock=lambda: now + dt.timedelta(days=2)).start()
+
+        async def two() -> bool:
+            return len(alerts.heard) == 2
+
+        await until(two)
+    assert alerts.reasons == ["threshold_crossed", "recovered"]
+    assert (alerts.heard[1]["spent"], alerts.heard[1]["model"]) == (0.0, "kit/extractive")
+
+
 async def test_alerts_are_not_repeated_by_a_restart_or_a_second_worker(
     tenant_bus: Any, tmp_path: Path, telemetry: Any
 ) -> None:

@@ -131,7 +131,15 @@ class CostTracker:
                 await self._tell(key, noted, entry.revision)
             if noted["state"] == RAISED:
                 self._raised.add(key)
+                self._watch(key, noted["alert"])
         await self.sweep()
+
+    def _watch(self, key: str, alert: Mapping[str, Any]) -> None:
+        """Look at a raised alert's spend from the start: where none is left, no operation would bring it up."""
+        for threshold in self._thresholds:
+            who = alert.get(COLUMNS[threshold.scope])
+            if who is not None and threshold.key(who) == key:
+                self._spend[threshold, who] = _Spend(SECONDS[threshold.period])
 
     def count(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Add operations that were just written, while ``counting`` is held: a recount must not see half of it."""
