@@ -6,6 +6,7 @@ import asyncio
 import importlib
 import os
 import secrets
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,6 +62,7 @@ async def serve(
 
 def _load(registry: Registry) -> None:
     """Load what predicting and registering need, and open the registry."""
+    warnings.filterwarnings("ignore", message="IProgress not found")  # tqdm's, of a bar that nobody draws
     for name in ("pandera.pandas", "skops.io"):
         importlib.import_module(name)
     registry.versions("")
