@@ -260,6 +260,7 @@ class _Checks:
             "plain": exact.PLAIN,
             "marks": slice(4, 20, 3),
             "end_of_time": slice(26, None),
+            "after_seconds": slice(20, None),
             "parse_time": datetime.fromisoformat,
             "convert": msgspec.convert,
         }
@@ -351,12 +352,13 @@ class _Checks:
 
 
 def _utc(name: str) -> list[str]:
-    """Return the lines that check a time in the form of ``now()``; any other, the validator looks at.
+    """Return the lines that check a time as ``now()`` writes it, or in whole seconds; the validator looks at any other.
 
     The slices leave only digits to `fromisoformat`, which takes much that RFC 3339 does not.
     """
     return [
-        f"if {name}[marks] != '--T::.' or {name}[end_of_time] != 'Z': return None",
+        f"if {name}[marks] != '--T::.' or {name}[end_of_time] != 'Z':",
+        f"    if {name}[marks] != '--T::Z' or {name}[after_seconds]: return None",
         f"parse_time({name})",  # raises ValueError
     ]
 
