@@ -1,0 +1,402 @@
+"""Messaging measured: the specification's three targets, the price of each layer, jobs, and how cost grows.
+
+    async with Messaging.open(nats.connect) as messaging:
+        result = await messaging.request_reply(rounds=20, samples=50)
+
+One server, one process, one event loop for all. Each contender has an account of its own, a connection that asks and
+one that answers, so that none hears another's messages.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kit import codec
+from kit.catalogue import AGENT_MESSAGE, GATEWAY_REQUESTS, RAG_INGEST, RAG_QUERIES
+from kit.errors import ReportError
+from kit.lab.bench import Comparison, Target, Verdict, Verdicts, compare_async
+from kit.lab.benchmarks.nats_peers import SECONDS, BareNats, Connect, Count, FastStream, RawSocket, installed
+from kit.lab.environment import conditions, environment
+from kit.lab.targets import SPECIFICATION
+from kit.nats.bus import Bus
+from kit.nats.connection import connect
+from kit.nats.jobs import Job
+from kit.nats.message import Message
+from kit.nats.server import Server
+from kit.nats.worker import Worker
+from kit.otel import start_telemetry
+
+CODEC, UNSAMPLED, SAMPLED = "codec only", "+ unsampled trace", "+ sampled trace"
+BARE, RAW, FASTSTREAM = "bare nats-py", "raw socket", "FastStream"
+LAYERS = (CODEC, UNSAMPLED, SAMPLED)
+_TENANTS = {CODEC: "codec", UNSAMPLED: "unsampled", SAMPLED: "sampled"}
+_VARIABLES = {CODEC: {"OTEL_SDK_DISABLED": "true"}, UNSAMPLED: {"OTEL_TRACES_SAMPLER": "always_off"}, SAMPLED: {}}
+_PEERS = "peers"  # the account of everything that is not the kit
+
+# Both ways the same agent_message, so that all contenders carry the same bytes; subject and spans are the row's own.
+ECHO = replace(RAG_QUERIES, message_type="agent_message", result_type="agent_message")
+
+Asks = Callable[[], Awaitable[Any]]
+
+
+def note(size: int = 100, to: str | None = None) -> dict[str, Any]:
+    """Return an ``agent_message`` whose content has so many bytes."""
+    data = {
+        "message_id": "msg-0001", "source_agent_id": "researcher", "content": "x" * size, "message_type": "question",
+        "timestamp": codec.now(), "conversation_id": "conversation-1",
+    }  # fmt: skip
+    return data if to is None else data | {"target_agent_id": to}
+
+
+def document(tenant_id: str) -> dict[str, Any]:
+    """Return a ``rag_document`` of half a kilobyte."""
+    return {
+        "document_id": "policy/refunds", "tenant_id": tenant_id, "timestamp": codec.now(),
+        "content": "Refunds are paid within fourteen days of purchase. " * 10, "media_type": "text/markdown",
+    }  # fmt: skip
+
+
+def prompt(tenant_id: str) -> dict[str, Any]:
+    """Return an ``llm_request``."""
+    return {
+        "request_id": uuid.uuid4().hex, "tenant_id": tenant_id, "timestamp": codec.now(), "model": "default",
+        "messages": [{"role": "user", "content": "What is the refund policy?"}],
+    }  # fmt: skip
+
+
+def _response(request: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "request_id": request["request_id"], "response": "Fourteen days.", "model": "none", "cost": 0.0,
+        "tokens": {"prompt": 6, "completion": 3, "total": 9}, "timestamp": codec.now(),
+    }  # fmt: skip
+
+
+class Messaging:
+    """The contenders, connected and answering.
+
+    Attributes:
+        missing: peers that are not installed.
+    """
+
+    def __init__(self, server: Server, stack: AsyncExitStack) -> None:
+        self.server, self._stack = server, stack
+        self.senders: dict[str, Bus] = {}
+        self.workers: dict[str, Bus] = {}
+        self.raw: RawSocket
+        self.bare: BareNats
+        self.faststream: FastStream | None = None
+        self.missing: tuple[str, ...] = ()
+        self._counts: dict[str, tuple[Count, Worker]] = {}
+        self._job: Job | None = None
+        self._arrived: asyncio.Future[Any] | None = None
+        self._ready: set[str] = set()
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, nats_connect: Connect) -> AsyncIterator[Messaging]:
+        """Start a server and every contender that is installed.
+
+        Args:
+            nats_connect: ``nats.connect``, which makes the bare connections.
+        """
+        async with AsyncExitStack() as stack:
+            server = await stack.enter_async_context(Server(tenants=(*_TENANTS.values(), _PEERS)))
+            self = cls(server, stack)
+            for layer in LAYERS:
+                await self._start(layer)
+            who = server.credentials(_PEERS)
+            self.raw = await RawSocket.open(server.url, who.user, who.password, stack)
+            self.bare = await BareNats.open(nats_connect, server.url, who.user, who.password, stack)
+            if installed("faststream"):
+                self.faststream = await FastStream.open(server.url, who.user, who.password, stack)
+            else:
+                self.missing = (FASTSTREAM,)
+            yield self
+
+    async def _start(self, layer: str) -> None:
+        with _environment(_VARIABLES[layer]):
+            telemetry = start_telemetry("benchmark", tenant_id=_TENANTS[layer], capture_logging=False)
+        self._stack.callback(telemetry.shutdown, 1.0)
+        for buses in (self.senders, self.workers):
+            buses[layer] = await self.bus(layer, telemetry)
+
+        async def echo(message: Message) -> dict[str, Any]:
+            return message.data
+
+        await self.workers[layer].serve(ECHO, echo, concurrency=256)
+
+    async def bus(self, layer: str, telemetry: Any = None) -> Bus:
+        """Return one more bus of a layer, on a connection of its own."""
+        tenant = _TENANTS[layer]
+        made = await connect(self.server.url, tenant_id=tenant, credentials=self.server.credentials(tenant))
+        self._stack.push_async_callback(made.close)
+        bus = Bus(made, tenant, telemetry or self.senders[layer].telemetry)
+        self._stack.push_async_callback(bus.close)
+        return bus
+
+    # --- requests -----------------------------------------------------------------------------------------------
+
+    def askers(self, size: int = 100) -> dict[str, Asks]:
+        """Return what sends one request and returns its answer, by contender; bare nats-py first."""
+        data = note(size)
+        payload = codec.encode("agent_message", data)
+
+        def by_bus(layer: str) -> Asks:
+            return lambda: self.senders[layer].request(ECHO, data, timeout=SECONDS)
+
+        asks: dict[str, Asks] = {BARE: lambda: self.bare.ask(payload), RAW: lambda: self.raw.ask(payload)}
+        asks |= {layer: by_bus(layer) for layer in LAYERS}
+        if (peer := self.faststream) is not None:
+            asks[FASTSTREAM] = lambda: peer.ask(data)
+        return asks
+
+    async def request_reply(self, *, rounds: int, samples: int, size: int = 100) -> Comparison:
+        """Measure one request at a time."""
+        asks = self.askers(size)
+        name = "nats_request_reply" if size == 100 else f"nats_request_reply_{size}"
+        return await compare_async(asks, name=name, check=_same(size), rounds=rounds, samples=samples)
+
+    async def throughput(self, in_flight: int, *, rounds: int, samples: int = 2) -> Comparison:
+        """Measure so many requests at once."""
+        asks = self.askers()
+
+        def many(ask: Asks) -> Asks:
+            return lambda: asyncio.gather(*(ask() for _ in range(in_flight)))
+
+        same = _same(100)
+        return await compare_async(
+            {name: many(ask) for name, ask in asks.items()}, name=f"nats_throughput_{in_flight}",
+            check=lambda answers: len(answers) == in_flight and all(same(answer) for answer in answers),
+            rounds=rounds, samples=samples, operations=in_flight,
+        )  # fmt: skip
+
+    # --- the specification --------------------------------------------------------------------------------------
+
+    async def agent_message(self) -> Any:
+        """Send a message to an agent, and return what it got, once it has it."""
+        await self._once("agents", self._listen)
+        arrived = self._expect()
+        await self.senders[SAMPLED].publish(AGENT_MESSAGE, note(to="writer"), to="writer")
+        return await arrived
+
+    async def queued_request(self) -> Any:
+        """Queue a request for a model, and return it once a worker begins to handle it and ``enqueue`` has returned."""
+        await self._once("gateway", self._queue)
+        arrived, sender = self._expect(), self.senders[SAMPLED]
+        self._job = await sender.enqueue(GATEWAY_REQUESTS, prompt(sender.tenant_id))
+        return await arrived
+
+    async def settle(self) -> None:
+        """Wait until what was queued last is done, so that the next does not wait behind it."""
+        if self._job is not None:
+            await self._job.result(SECONDS)
+            self._job = None
+
+    async def alone(self, name: str, once: Asks, *, rounds: int, samples: int) -> Comparison:
+        """Measure one thing in rounds, each after what went before it is done."""
+        clock, taken = time.perf_counter_ns, np.zeros((rounds, samples))
+        for turn in range(-1, rounds):  # the first warms up
+            for sample in range(samples):
+                await self.settle()
+                begun = clock()
+                answer = await once()
+                taken[max(turn, 0), sample] = clock() - begun
+                if not (answer.get("content") == note()["content"] or "messages" in answer):
+                    raise ReportError(f"{name}: something else arrived: {answer!r:.200}")
+        stated = {**conditions(), "rounds": rounds, "samples": samples}
+        return Comparison(
+            name=name, samples={"kit": taken}, baseline="kit", conditions=stated, environment=environment()
+        )
+
+    async def rag_queue(self, jobs: int = 64) -> int:
+        """Queue documents, and return how many were handled and acknowledged."""
+        return await self.kit_jobs(SAMPLED, jobs)
+
+    def _expect(self) -> asyncio.Future[Any]:
+        self._arrived = asyncio.get_running_loop().create_future()
+        return self._arrived
+
+    async def _took(self, message: Message) -> dict[str, Any]:
+        if self._arrived is not None and not self._arrived.done():
+            self._arrived.set_result(message.data)
+        return _response(message.data) if message.message_type == "llm_request" else {}
+
+    async def _listen(self) -> None:
+        await self.workers[SAMPLED].subscribe(AGENT_MESSAGE, self._took, to="writer")
+
+    async def _queue(self) -> None:
+        await self.workers[SAMPLED].work(GATEWAY_REQUESTS, self._took)
+
+    async def _once(self, what: str, begin: Callable[[], Awaitable[None]]) -> None:
+        if what not in self._ready:
+            self._ready.add(what)
+            await begin()
+
+    # --- jobs ---------------------------------------------------------------------------------------------------
+
+    async def jobs(self, *, rounds: int, samples: int = 1, jobs: int = 64) -> Comparison:
+        """Measure jobs from the queue's acknowledgement of the first to the last one done, all enqueued at once."""
+        await self._once("bare jobs", lambda: self.bare.work(self._stack))
+        data = document(_PEERS)
+        payload = codec.encode(RAG_INGEST.message_type, data)
+        bare, peer = self.bare, self.faststream
+        runs: dict[str, Asks] = {
+            BARE: lambda: bare.jobs(payload, _ids(jobs)),
+            CODEC: lambda: self.kit_jobs(CODEC, jobs),
+            SAMPLED: lambda: self.kit_jobs(SAMPLED, jobs),
+        }
+        if peer is not None:
+            runs[FASTSTREAM] = lambda: peer.jobs(data, _ids(jobs))
+        return await compare_async(
+            runs, name="nats_jobs", check=lambda done: done == jobs, rounds=rounds, samples=samples, operations=jobs
+        )
+
+    async def kit_jobs(self, layer: str, jobs: int) -> int:
+        """Enqueue jobs, all at once, and return how many were handled and acknowledged."""
+        if layer not in self._counts:
+            self._counts[layer] = await self._work(layer)
+        (count, worker), bus = self._counts[layer], self.senders[layer]
+        count.expect(jobs)
+        goal = worker.handled + jobs
+        data = document(bus.tenant_id)
+        await asyncio.gather(*(bus.enqueue(RAG_INGEST, data) for _ in range(jobs)))
+        await count.reached()
+        while worker.handled < goal:  # noqa: ASYNC110 - the last acknowledgements, which nobody tells of
+            await asyncio.sleep(0)
+        return jobs if worker.handled == goal else worker.handled - goal
+
+    async def _work(self, layer: str) -> tuple[Count, Worker]:
+        bus, count = self.workers[layer], Count()
+
+        async def handle(message: Message) -> dict[str, Any]:
+            count.add()
+            return {
+                "document_id": message.data["document_id"], "status": "indexed", "timestamp": codec.now(),
+                "tenant_id": bus.tenant_id,
+            }  # fmt: skip
+
+        return count, await bus.work(RAG_INGEST, handle, concurrency=64)
+
+    async def by_workers(self, numbers: Sequence[int], *, jobs: int = 32, seconds: float = 0.005) -> dict[int, float]:
+        """Return jobs per second by the number of workers, each busy for some seconds with one job at a time."""
+        rates = {}
+        clock = asyncio.get_running_loop().time
+        for number in numbers:
+            count, workers = Count(), []
+
+            async def handle(message: Message, count: Count = count) -> dict[str, Any]:
+                await asyncio.sleep(seconds)
+                count.add()
+                return _response(message.data)
+
+            for _ in range(number):
+                workers.append(await (await self.bus(UNSAMPLED)).work(GATEWAY_REQUESTS, handle))
+            sender = self.senders[UNSAMPLED]
+            count.expect(jobs)
+            begun = clock()
+            await asyncio.gather(*(sender.enqueue(GATEWAY_REQUESTS, prompt(sender.tenant_id)) for _ in range(jobs)))
+            if await count.reached() != jobs:
+                raise ReportError("not every job was done once")
+            rates[number] = jobs / (clock() - begun)
+            for worker in workers:
+                await worker.stop()
+        return rates
+
+
+def quiet_p95(samples: NDArray[np.float64]) -> float:
+    """Return the 95th percentile in the quieter rounds: the first quartile of the rounds' percentiles.
+
+    What runs beside a measurement only ever adds to it, and adds to the highest percentiles first.
+
+    Args:
+        samples: float64 (rounds, samples), in any unit; the result has the same.
+    """
+    return float(np.percentile(np.percentile(samples, 95, axis=1), 25))
+
+
+def specified(agents: float, rag_rate: float, gateway: float) -> Verdicts:
+    """Return the verdicts on the specification's targets: P95 in seconds, jobs per second, P95 in seconds."""
+    return Verdicts(
+        target.verdict(measured)
+        for target, measured in zip(SPECIFICATION[:3], (agents, rag_rate, gateway), strict=True)
+    )
+
+
+def latency_goals(result: Comparison) -> Verdicts:
+    """Return the verdicts on request and reply against bare nats-py."""
+    goals = {CODEC: 1.10, UNSAMPLED: 1.25, SAMPLED: 1.55}
+    floor = result.ratio(RAW).value
+    return Verdicts(
+        _goal(f"request/reply, {layer}", bound, "p50 against bare nats-py").verdict(
+            result.ratio(layer).value, limit=floor, ratio=result.ratio(layer)
+        )
+        for layer, bound in goals.items()
+    )
+
+
+def throughput_goals(result: Comparison) -> Verdicts:
+    """Return the verdicts on requests per second, many in flight."""
+    rows = [_rate(result, "64 in flight, codec only", CODEC, BARE, 0.65)]
+    if FASTSTREAM in result.samples:
+        rows.append(_rate(result, "64 in flight, codec and sampled trace", SAMPLED, FASTSTREAM, 1.0))
+    return Verdicts(rows)
+
+
+def job_goals(result: Comparison) -> Verdicts:
+    """Return the verdicts on jobs per second, end to end."""
+    rows = [_rate(result, "jobs end to end", CODEC, BARE, 0.85)]
+    if FASTSTREAM in result.samples:
+        rows.append(_rate(result, "jobs end to end, against FastStream", CODEC, FASTSTREAM, 2.0))
+    return Verdicts(rows)
+
+
+def _goal(name: str, bound: float, metric: str) -> Target:
+    return Target(name, bound, unit="×", metric=metric, component="NATS")
+
+
+def _rate(result: Comparison, name: str, mine: str, theirs: str, bound: float) -> Verdict:
+    ratio = result.ratio(mine, to=theirs)  # of time: what the baseline compares
+    goal = replace(_goal(name, bound, f"rate against {theirs}"), better="higher")
+    return goal.verdict(1 / ratio.value, ratio=ratio)
+
+
+def _same(size: int) -> Callable[[Any], bool]:
+    """Return a check that an answer is what was sent, whoever brings it."""
+    content = "x" * size
+
+    def check(answer: Any) -> bool:
+        if isinstance(answer, bytes):
+            answer = codec.decode(answer)
+        data = answer if isinstance(answer, dict) else answer.data
+        return bool(data["content"] == content)
+
+    return check
+
+
+def _ids(number: int) -> list[str]:
+    batch = uuid.uuid4().hex
+    return [f"{batch}-{index}" for index in range(number)]
+
+
+@contextmanager
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    """Set variables for as long as a telemetry reads them, and keep others of its kind out."""
+    names = ("OTEL_SDK_DISABLED", "OTEL_TRACES_SAMPLER")
+    before = {name: os.environ.pop(name) for name in names if name in os.environ}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name in names:
+            os.environ.pop(name, None)
+        os.environ.update(before)

@@ -1,0 +1,73 @@
+"""The specification's messaging benchmarks: ``pytest tests/benchmarks/benchmark_*.py --benchmark-only``.
+
+The same code as notebook 32, which adds peers, limits and curves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+import nats
+import numpy as np
+import pytest
+
+from kit.lab.benchmarks.nats import Messaging, quiet_p95
+from kit.lab.targets import SPECIFICATION
+
+AGENTS, RAG_QUEUE, GATEWAY = SPECIFICATION[:3]
+JOBS = 64  # at once
+
+
+class Running:
+    """The contenders, in an event loop of their own."""
+
+    def __init__(self, runner: asyncio.Runner) -> None:
+        self._runner = runner
+        self._opening = Messaging.open(nats.connect)
+        self.messaging: Messaging = runner.run(self._opening.__aenter__())
+
+    def __call__(self, work: Callable[[], Awaitable[Any]]) -> Any:
+        async def run() -> Any:
+            return await work()
+
+        return self._runner.run(run())
+
+    def close(self) -> None:
+        self._runner.run(self._opening.__aexit__(None, None, None))
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Running]:
+    with asyncio.Runner() as runner:
+        started = Running(runner)
+        yield started
+        started.close()
+
+
+def p95(benchmark: Any, samples: int = 20) -> float:
+    return quiet_p95(np.reshape(benchmark.stats.stats.data, (-1, samples)))
+
+
+def benchmark_agent_messaging_latency(benchmark: Any, running: Running) -> None:
+    got = benchmark.pedantic(running, args=(running.messaging.agent_message,), rounds=300, warmup_rounds=30)
+    assert got["target_agent_id"] == "writer"
+    assert AGENTS.verdict(p95(benchmark)).met
+
+
+def benchmark_rag_queue_throughput(benchmark: Any, running: Running) -> None:
+    done = benchmark.pedantic(running, args=(lambda: running.messaging.rag_queue(JOBS),), rounds=10, warmup_rounds=2)
+    assert done == JOBS
+    assert RAG_QUEUE.verdict(JOBS / benchmark.stats.stats.mean).met
+
+
+def benchmark_gateway_queuing_performance(benchmark: Any, running: Running) -> None:
+    def settle() -> tuple[tuple[Any, ...], dict[str, Any]]:
+        running(running.messaging.settle)
+        return (running.messaging.queued_request,), {}
+
+    settle()
+    got = benchmark.pedantic(running, setup=settle, rounds=200)
+    assert got["messages"]
+    assert GATEWAY.verdict(p95(benchmark)).met
