@@ -1,0 +1,85 @@
+"""Contenders that do the same work, each with the check of its answer, and peers that may not be installed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from kit.lab.bench import Comparison, compare
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+KIT, BY_HAND = "kit.codec", "by hand"
+"""The kit's own contender, and what one would write without it, by their names in tables."""
+
+NOT_INSTALLED = "not installed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contender:
+    """One way to do the work.
+
+    Attributes:
+        call: does it once.
+        check: says whether an answer is right; it sees every sample's.
+        contract: whether this way refuses data that break the contract.
+    """
+
+    call: Callable[[], Any]
+    check: Callable[[Any], bool]
+    contract: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contest:
+    """Contenders by name; the first is what the others are compared with.
+
+    Attributes:
+        absent: peers that are not installed: their rows say so.
+        inner: calls in one sample, where one call is too short for the clock.
+    """
+
+    name: str
+    contenders: Mapping[str, Contender]
+    absent: tuple[str, ...] = ()
+    inner: int = 1
+
+    def run(self, *, rounds: int, samples: int, baseline: str | None = None) -> Comparison:
+        """Measure all contenders in interleaved rounds.
+
+        Raises:
+            ReportError: an answer is wrong.
+        """
+        return compare(
+            {name: contender.call for name, contender in self.contenders.items()},
+            check={name: contender.check for name, contender in self.contenders.items()},
+            name=self.name,
+            rounds=rounds,
+            samples=samples,
+            inner=self.inner,
+            baseline=baseline,
+        )
+
+    def table(self, result: Comparison) -> pd.DataFrame:
+        """Return the measurement, whether each contender checks the contract, and a row for each absent peer."""
+        table = result.table()
+        table["contract"] = ["checked" if self.contenders[name].contract else "–" for name in table.index]
+        for name in self.absent:
+            table.loc[name] = [NOT_INSTALLED, *["–"] * (table.shape[1] - 1)]
+        return table
+
+    def fastest_peer(self, result: Comparison) -> str:
+        """Return the fastest of the libraries that check a contract."""
+        checking = {name for name, contender in self.contenders.items() if contender.contract}
+        return min(checking - {KIT, BY_HAND}, key=result.percentile)
+
+
+def installed(name: str) -> Any:
+    """Return a peer's module, or None: peers are an optional extra, ``pip install kit[peers]``."""
+    try:
+        return import_module(name)
+    except ModuleNotFoundError:
+        return None
