@@ -218,7 +218,7 @@ async def test_silence_ends(tenant_bus: Bus, monkeypatch: pytest.MonkeyPatch) ->
     async def swallow(*_: object, **__: object) -> None:
         return None
 
-    monkeypatch.setattr("kit.nats.store._SECONDS", 0.05)
+    monkeypatch.setattr("kit.nats.streams._API_SECONDS", 0.05)
     monkeypatch.setattr(tenant_bus.connection.client, "publish", swallow)
     with pytest.raises(DeadlineExceeded):
         await store.get("a")

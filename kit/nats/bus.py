@@ -329,7 +329,7 @@ class Bus:
             ttl: seconds after which a value is forgotten; None keeps values.
         """
         self._check()
-        return await open_store(self._streams, self.connection, check_id(bucket, what="bucket"), ttl)
+        return await open_store(self._streams, check_id(bucket, what="bucket"), ttl)
 
     async def put_object(self, name: str, data: bytes, *, bucket: str = "objects") -> dict[str, Any]:
         """Store what is too large for a message, and return the claim to send in its place.

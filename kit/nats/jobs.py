@@ -15,6 +15,7 @@ What is promised:
 from __future__ import annotations
 
 import asyncio
+import logging
 import weakref
 from functools import partial
 from typing import TYPE_CHECKING
@@ -23,7 +24,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from kit.catalogue import ERROR, RESULTS_PREFIX, Operation
-from kit.errors import DeadlineExceeded, JobDead
+from kit.errors import DeadlineExceeded, JobDead, KitError
 from kit.nats.dead import Graveyard
 from kit.nats.ids import AGAIN, MESSAGE_ID, REPLY, Serial, checked_id
 from kit.nats.layout import Level
@@ -35,6 +36,8 @@ from kit.otel import inject
 
 if TYPE_CHECKING:
     from kit.nats.bus import Bus
+
+_log = logging.getLogger("kit.nats")
 
 _FIRST_LOOK = 2.0  # s; after which a result that has not come is looked up, in case it was missed
 _NEXT_LOOK = 0.05  # s; … when somebody else's job of this id is waited for
@@ -84,7 +87,7 @@ class Job:
         deadline = loop.time() + timeout
         pause = _NEXT_LOOK if self.duplicate else _FIRST_LOOK
         if self.duplicate and not self.done:
-            await self._desk.look_up(self)
+            await self._desk.look_up_quietly(self)
         while not self.done:
             left = deadline - loop.time()
             if left <= 0:
@@ -92,7 +95,7 @@ class Job:
             await asyncio.wait((self.answer,), timeout=min(pause, left))
             if not self.done:
                 pause = min(pause * 2, _LONGEST_LOOK)
-                await self._desk.look_up(self)
+                await self._desk.look_up_quietly(self)
         return self._read(self.answer.result())
 
     def _read(self, payload: bytes) -> Message:
@@ -165,6 +168,13 @@ class Desk:
         )
         job.duplicate, job.sequence = ack.duplicate, ack.sequence
         return job
+
+    async def look_up_quietly(self, job: Job) -> None:
+        """Look a result up; what fails is tried again by the next look, and the job is waited for in any case."""
+        try:
+            await self.look_up(job)
+        except KitError as error:
+            _log.info("%r could not be looked up: %s", job, error)
 
     async def look_up(self, job: Job) -> None:
         """Look for a result that was given while nobody listened, and for jobs that died with their workers."""

@@ -6,7 +6,6 @@ import re
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import nats.errors
 import nats.js.errors
@@ -18,11 +17,7 @@ from kit import codec
 from kit.errors import BusError, ConfigurationError, Conflict
 from kit.nats.streams import DIRECT_GET, NAME_IN_USE, SEQUENCE, TTL, Streams, asked
 
-if TYPE_CHECKING:
-    from kit.nats.connection import Connection
-
 _KEY = re.compile(r"[-/_=a-zA-Z0-9]+(\.[-/_=a-zA-Z0-9]+)*")
-_SECONDS = 5.0
 _MARKER = "Nats-Marker-Reason"  # on what the server puts in place of an expired value
 _EXPECTED = "Nats-Expected-Last-Subject-Sequence"
 _WRONG_REVISION = (10071, 10164)  # Source: nats-server's errors.json
@@ -46,9 +41,9 @@ class Entry:
 class Store:
     """A key-value store of one tenant; ``Bus.store`` opens it. Keys are of letters, digits and ``-_=/.``."""
 
-    def __init__(self, connection: Connection, kv: KeyValue, bucket: str) -> None:
+    def __init__(self, streams: Streams, kv: KeyValue, bucket: str) -> None:
         self.bucket = bucket
-        self._connection, self._kv = connection, kv
+        self._streams, self._kv = streams, kv
         self._stream = f"KV_{bucket}"
         self._prefix = f"$KV.{bucket}."
 
@@ -138,13 +133,11 @@ class Store:
 
     async def _get(self, key: str) -> Msg | None:
         subject = f"{DIRECT_GET}.{self._stream}.{self._prefix}{_checked(key)}"
-        answer = await self._connection.request(subject, b"", timeout=_SECONDS)
+        answer = await self._streams.ask(subject, b"")
         return answer if answer.headers and SEQUENCE in answer.headers else None
 
     async def _write(self, key: str, value: bytes, headers: dict[str, str]) -> int:
-        answer = await self._connection.request(
-            self._prefix + _checked(key), value, timeout=_SECONDS, headers=headers or None
-        )
+        answer = await self._streams.ask(self._prefix + _checked(key), value, headers=headers or None, once=True)
         said = codec.loads(answer.data)
         error = said.get("error")
         if error is None:
@@ -154,7 +147,7 @@ class Store:
         raise BusError(f"{key} was not stored in {self.bucket}: {error.get('description', 'refused')}")
 
 
-async def open_store(streams: Streams, connection: Connection, bucket: str, ttl: float | None) -> Store:
+async def open_store(streams: Streams, bucket: str, ttl: float | None) -> Store:
     """Return the store of this name, made if need be, its values kept for ``ttl`` seconds.
 
     Raises:
@@ -175,7 +168,7 @@ async def open_store(streams: Streams, connection: Connection, bucket: str, ttl:
         return await streams.context.key_value(bucket)
 
     kv = await streams.replicated(f"store {bucket}", make)
-    return Store(connection, kv, bucket)
+    return Store(streams, kv, bucket)
 
 
 def _checked(key: str) -> str:

@@ -36,6 +36,7 @@ TTL = "Nats-TTL"
 _API_SECONDS = 5.0
 _REPLICAS = 3  # bear the loss of one server
 _PRODS = 64  # at most, of one queue at a time
+_ELECTION = 15.0  # s; for a cluster to have a leader again
 _TRY_SECONDS = 2.0  # for one publish to be acknowledged, before it is sent again under the same id
 _PAUSE = 0.1  # s; before it is sent again, when the answer was a refusal
 _IDLE = 60.0  # s; after which the server forgets a subscriber without a name that pulls no more
@@ -140,8 +141,9 @@ class Streams:
         Raises:
             ConfigurationError: the server refuses it.
         """
-        with asked(what):
-            if "cluster" in self._connection.client._server_info:
+
+        async def work() -> T:
+            if self._clustered:
                 try:
                     return await make(_REPLICAS)
                 except nats.js.errors.APIError as error:
@@ -149,6 +151,8 @@ class Streams:
                         raise
                     _log.warning("%s is kept by one server: %s", what, error.description)
             return await make(1)
+
+        return await self.patiently(what, work)
 
     # --- consumers ----------------------------------------------------------------------------------------------
 
@@ -159,22 +163,24 @@ class Streams:
             ConfigurationError: one of this name serves another subject: two tenants share an account.
         """
         name = config.durable_name
-        with asked(f"consumer {name or ''} of {stream}"):
+
+        async def work() -> str:
             if name is not None:
-                try:
-                    known = (await self.context.consumer_info(stream, name)).config
-                except nats.js.errors.NotFoundError:
-                    known = None
-                if known is not None:
-                    # Where it began is history: the server refuses another beginning.
-                    config.deliver_policy, config.opt_start_seq = known.deliver_policy, known.opt_start_seq
-                if known is not None and known.filter_subject != config.filter_subject:
-                    raise ConfigurationError(
-                        f"consumer {name} of {stream} serves {known.filter_subject}, not {config.filter_subject}: "
-                        "each tenant needs an account of its own, and each subscriber a durable name of its own"
-                    )
-            made = await self.context.add_consumer(stream, config)
-        return made.name
+                with suppress(nats.js.errors.NotFoundError):
+                    self._agree((await self.context.consumer_info(stream, name)).config, config)
+            return (await self.context.add_consumer(stream, config)).name
+
+        return await self.patiently(f"consumer {name or ''} of {stream}", work)
+
+    @staticmethod
+    def _agree(known: api.ConsumerConfig, wanted: api.ConsumerConfig) -> None:
+        if known.filter_subject != wanted.filter_subject:
+            raise ConfigurationError(
+                f"consumer {wanted.durable_name} serves {known.filter_subject}, not {wanted.filter_subject}: "
+                "each tenant needs an account of its own, and each subscriber a durable name of its own"
+            )
+        # Where it began is history: the server refuses another beginning.
+        wanted.deliver_policy, wanted.opt_start_seq = known.deliver_policy, known.opt_start_seq
 
     async def job_consumer(self, operation: Operation, subject: str, level: layout.Level) -> str:
         """Make sure that a JOB's queue and the consumer that its workers share exist; return the consumer's name."""
@@ -277,8 +283,7 @@ class Streams:
         return await self._get(stream, {"seq": sequence})
 
     async def _get(self, stream: str, wanted: dict[str, Any]) -> Stored | None:
-        answer = await self._connection.request(f"{DIRECT_GET}.{stream}", codec.dumps(wanted), timeout=_API_SECONDS)
-        return stored(answer)
+        return stored(await self.ask(f"{DIRECT_GET}.{stream}", codec.dumps(wanted)))
 
     async def prod(self, operation: Operation) -> bool:
         """Have the server look at a queue that nobody pulls, and say whether that was of use.
@@ -286,24 +291,31 @@ class Streams:
         It gives a message up only when someone pulls. A pull that takes one byte at most gets nothing and costs no
         message an attempt, but makes the server give up what has had all its attempts, and tell so.
         """
-        if operation.mode is not Mode.JOB or operation.stream is None:
+        stream, useful = operation.stream, False
+        if operation.mode is not Mode.JOB or stream is None:
             return False
-        useful = False
         for level in layout.levels(operation):
             consumer = level.consumer(operation)
-            try:
-                waiting = (await self.context.consumer_info(operation.stream, consumer)).num_redelivered or 0
-            except nats.js.errors.NotFoundError:
-                continue
+            waiting = await self._redelivered(stream, consumer)
             order = codec.dumps({"batch": 1, "max_bytes": 1, "no_wait": True})
             for _ in range(min(waiting, _PRODS)):  # each brings one to the front
-                await self._connection.request(f"{NEXT}.{operation.stream}.{consumer}", order, timeout=_API_SECONDS)
+                await self.ask(f"{NEXT}.{stream}.{consumer}", order)
             useful = useful or waiting > 0
         return useful
 
+    async def _redelivered(self, stream: str, consumer: str) -> int:
+        async def work() -> int:
+            try:
+                return (await self.context.consumer_info(stream, consumer)).num_redelivered or 0
+            except nats.js.errors.NotFoundError:
+                return 0
+
+        return await self.patiently(f"consumer {consumer} of {stream}", work)
+
     async def delete(self, stream: str, sequence: int) -> None:
         """Delete a message from a stream; do nothing when it is gone."""
-        with asked(f"stream {stream}"):
+
+        async def work() -> None:
             try:
                 await self.context.delete_msg(stream, sequence)
             except nats.js.errors.NotFoundError:
@@ -312,12 +324,62 @@ class Streams:
                 if error.err_code != _NO_MESSAGE:
                     raise
 
+        await self.patiently(f"stream {stream}", work)
+
     async def purge(self, stream: str, subject: str) -> None:
         """Delete every message of a subject."""
-        with asked(f"stream {stream}"):
-            await self.context.purge_stream(stream, subject=subject)
+        await self.patiently(f"stream {stream}", lambda: self.context.purge_stream(stream, subject=subject))
 
     # --- how ----------------------------------------------------------------------------------------------------
+
+    async def ask(
+        self, subject: str, payload: bytes, *, headers: dict[str, str] | None = None, once: bool = False
+    ) -> Msg:
+        """Send a request; in a cluster, wait for a leader that is being elected.
+
+        Args:
+            subject: where to.
+            payload: what.
+            headers: with it.
+            once: it must not be sent again when it may have been heard.
+
+        Raises:
+            BusError: no answer in time.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + _API_SECONDS
+        while True:
+            left = deadline - loop.time()
+            timeout = min(left, _TRY_SECONDS) if self._clustered and not once else left
+            try:
+                return await self._connection.request(subject, payload, timeout=timeout, headers=headers)
+            except (NoResponders, DeadlineExceeded) as error:
+                silent = isinstance(error, DeadlineExceeded)
+                if not self._clustered or (once and silent) or loop.time() + _PAUSE >= deadline:
+                    raise
+            await asyncio.sleep(_PAUSE)
+
+    async def patiently(self, what: str, work: Callable[[], Awaitable[T]]) -> T:
+        """Do what may be repeated over nats-py's interface; in a cluster, wait for a leader that is being elected.
+
+        Raises:
+            ConfigurationError: the server refuses what was asked.
+            BusError: no answer in time.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + _ELECTION
+        while True:
+            try:
+                with asked(what):
+                    return await work()
+            except (NoResponders, DeadlineExceeded):
+                if not self._clustered or loop.time() > deadline:
+                    raise
+            await asyncio.sleep(_PAUSE)
+
+    @property
+    def _clustered(self) -> bool:
+        return "cluster" in self._connection.client._server_info
 
     @property
     def context(self) -> JetStreamContext:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from nats.aio.msg import Msg
 
@@ -28,6 +28,7 @@ from kit.nats.worker import Tasks, Worker
 if TYPE_CHECKING:
     from kit.nats.bus import Bus
 
+T = TypeVar("T")
 _log = logging.getLogger("kit.nats")
 
 _ACK = b"+ACK"  # Source: NATS JetStream, acknowledgements, as the next two
@@ -36,6 +37,7 @@ _NAK = b"-NAK "
 _HAND_BACK = 0.1  # s; before another worker gets what this one hands back on stop
 _BURY_AGAIN = 2.0  # s; before the next try, when a dead letter could not be stored
 _BACK = 60.0  # s; to wait for the connection, with a result that has to be told
+_ASK_AGAIN = 0.25  # s
 _GIVE_UP = 1.0  # s; to leave again what could not be started
 _QUICK = 0.005  # s; handlers that take less get their next messages ahead of time
 _AHEAD = 16  # messages at most
@@ -236,7 +238,7 @@ class PullWorker(Worker):
 
     async def _done_before(self, held: _Held) -> bool:
         """Answer with the remembered result, if there is one, and acknowledge."""
-        answer = (await self._results.recall(self.operation, held.message_id)).answer
+        answer = (await self._insist(lambda: self._results.recall(self.operation, held.message_id))).answer
         if answer is None:
             return False
         self._bus.telemetry.count(JOBS_DEDUPLICATED, operation=self.operation.name)
@@ -248,7 +250,20 @@ class PullWorker(Worker):
 
     async def _confirm(self, held: _Held) -> None:
         """Acknowledge, and wait until the server has it: a plain acknowledgement may go unheard after a lost lease."""
-        await self._bus.connection.request(held.message.reply, _ACK, timeout=self._policy.ack_wait)
+        request, seconds = self._bus.connection.request, self._policy.ack_wait
+        await self._insist(lambda: request(held.message.reply, _ACK, timeout=seconds))
+
+    async def _insist(self, ask: Callable[[], Awaitable[T]]) -> T:
+        """Ask until there is an answer: it decides whether an effect happens twice; the lease is kept meanwhile."""
+        deadline = self._loop.time() + _BACK
+        while True:
+            try:
+                return await ask()
+            except BusError as error:
+                if self._loop.time() > deadline or self._stopping is not None:
+                    raise
+                _log.info("%r: %s; asked again", self, error)
+            await asyncio.sleep(_ASK_AGAIN)
 
     async def _failed(self, held: _Held, fault: Fault) -> None:
         policy, attempt = self._policy, held.delivery.attempt
