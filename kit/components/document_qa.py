@@ -4,6 +4,10 @@
     └─ api.query.process                    here: the question is routed
        └─ rag.query … gateway.generate …    at the RAG and gateway workers
 
+In mode ``agent`` an agent orchestrates: it remembers, finds passages, has the tenant's template filled and asks.
+
+    await PromptStore(bus).create(TEMPLATE_ID, TEMPLATE, VARIABLES, label="production")    # once, for mode agent
+
 It knows the other components by the catalogue's rows alone.
 """
 
@@ -14,7 +18,7 @@ import uuid
 from typing import TYPE_CHECKING, Any
 
 from kit import codec
-from kit.catalogue import API_QUERIES, GATEWAY_REQUESTS, RAG_QUERIES, RAG_QUERIES_QUEUED
+from kit.catalogue import AGENT_TASKS, API_QUERIES, GATEWAY_REQUESTS, RAG_QUERIES, RAG_QUERIES_QUEUED
 from kit.components import Service
 from kit.errors import BusError, ComponentError, JobDead, RemoteError
 from kit.otel import captures_content, semconv
@@ -25,7 +29,24 @@ if TYPE_CHECKING:
 
 SECONDS = 60.0
 MODEL = "default"  # the gateway's
-_PASSED_ON = ("user_id", "session_id", "collection")
+TEMPLATE_ID = "document_qa"  # in the tenant's prompt store, which has to hold it for mode ``agent``
+TEMPLATE = """\
+Answer the question from the numbered passages only, in the question's language, as briefly as its answer allows.
+After each sentence cite the passage it rests on by its number in square brackets, like [1].
+If the passages do not support an answer, say exactly "The documents do not support an answer."
+{% if memories %}
+
+What is known of who asks, to understand the question by, not to answer from:
+{{ memories }}
+{% endif %}
+
+{{ context }}
+
+Question: {{ question }}"""
+VARIABLES = {"question": "string", "context": "string", "memories": "string"}
+_WHO = ("user_id", "session_id")
+_PASSED_ON = (*_WHO, "collection")
+_PROMPTED = ("template_id", "version", "label", "token_budget")  # parameters of mode agent that are not the search's
 
 
 class QuestionRefused(ComponentError):
@@ -46,15 +67,19 @@ class QuestionFailed(ComponentError):
         super().__init__(f"{component} failed with {error_type}: {detail}")
 
 
-async def serve(bus: Bus, *, model: str = MODEL, concurrency: int = 32) -> Service:
+async def serve(
+    bus: Bus, *, model: str = MODEL, agent: str | None = None, template: str = TEMPLATE_ID, concurrency: int = 32
+) -> Service:
     """Answer questions of the bus's tenant.
 
     Args:
         bus: of the tenant.
         model: the gateway's model for questions that are not for the documents (mode ``llm``).
+        agent: that orchestrates in mode ``agent``; None: whichever agent is able to.
+        template: its id in the prompt store, for mode ``agent``; takes the variables ``VARIABLES``.
         concurrency: questions handled at once.
     """
-    desk = Desk(bus, model)
+    desk = Desk(bus, model, agent, template)
     return Service([await bus.serve(API_QUERIES, desk.handle, concurrency=concurrency)])
 
 
@@ -74,10 +99,12 @@ async def ask(
     Args:
         question: in words.
         user_id, session_id: who asks, and in which conversation.
-        mode: ``auto`` and ``rag`` ask the tenant's documents; ``llm`` asks the model alone: nothing supports that.
+        mode: ``auto`` and ``rag`` ask the tenant's documents; ``agent`` has an agent do so, which remembers who asks
+            and takes its prompt from the prompt store; ``llm`` asks the model alone: nothing supports that.
         collection: of documents; None: the default one.
         timeout: seconds for the whole answer.
-        parameters: of the search and of the model, as in the ``rag_query`` contract (``top_k``, ``model``, …).
+        parameters: of the search and of the model, as in the ``rag_query`` contract (``top_k``, ``model``, …); in mode
+            ``agent`` also ``token_budget``, ``template_id``, and its ``version`` or ``label``.
 
     Raises:
         QuestionRefused: there is no question.
@@ -101,14 +128,14 @@ async def ask(
 class Desk:
     """Handles ``api.queries``: returns an ``api_answer``."""
 
-    def __init__(self, bus: Bus, model: str) -> None:
-        self._bus, self._model = bus, model
+    def __init__(self, bus: Bus, model: str, agent: str | None = None, template: str = TEMPLATE_ID) -> None:
+        self._bus, self._model, self._agent, self._template = bus, model, agent, template
 
     async def handle(self, message: Message) -> dict[str, Any]:
         """Route a question to its answer.
 
         Raises:
-            QuestionRefused: no question, or a mode that nobody serves.
+            QuestionRefused: no question.
             QuestionFailed: a component that the answer needs failed.
         """
         data, started = message.data, time.monotonic()
@@ -116,9 +143,10 @@ class Desk:
         if not data["query"].strip():
             raise QuestionRefused("there is no question")
         mode = data.get("mode", "auto")
-        routes = {"auto": self._from_documents, "rag": self._from_documents, "llm": self._from_model}
-        if mode not in routes:
-            raise QuestionRefused(f"nobody here serves mode {mode!r}: use auto, rag or llm")
+        routes = {
+            "auto": self._from_documents, "rag": self._from_documents, "agent": self._from_agent,
+            "llm": self._from_model,
+        }  # fmt: skip
         deadline = started + float(data.get("timeout") or SECONDS)
         answer = await routes[mode](data, deadline)
         answer |= {
@@ -156,6 +184,33 @@ class Desk:
         }
         step = {"name": RAG_QUERIES.name, "status": "success", "duration": result.get("duration", 0.0)}
         return {**kept, "metadata": result["metadata"], "mode": "rag", "steps": [step]}
+
+    async def _from_agent(self, data: dict[str, Any], deadline: float) -> dict[str, Any]:
+        """Have an agent ask the tenant's documents."""
+        given = dict(data.get("parameters", {}))
+        parameters: dict[str, Any] = {"template_id": self._template, "query": data["query"]}
+        parameters |= {key: given.pop(key) for key in _PROMPTED if key in given}
+        parameters |= {"query_id": data["query_id"], "search": given}
+        if "collection" in data:
+            parameters["collection"] = data["collection"]
+        task: dict[str, Any] = {
+            "task_id": uuid.uuid4().hex, "task_type": "document_qa", "parameters": parameters,
+            "timestamp": codec.now(), "timeout": _left(deadline),
+        }  # fmt: skip
+        task |= {key: data[key] for key in (*_WHO, "model") if key in data}
+        if self._agent is not None:
+            task["agent_id"] = self._agent
+        try:
+            result = (await self._bus.run(AGENT_TASKS, task, timeout=_left(deadline))).data
+        except JobDead as error:
+            raise QuestionFailed("agents", error_type=error.error_type, detail=error.detail) from error
+        except BusError as error:
+            raise QuestionFailed(
+                "agents", error_type=type(error).__name__, detail=str(error), retryable=True
+            ) from error
+        output = result["output"]
+        step = {"name": AGENT_TASKS.name, "status": "success", "duration": result.get("duration", 0.0)}
+        return {**output, "mode": "agent", "steps": [step, *output["steps"]]}
 
     async def _from_model(self, data: dict[str, Any], deadline: float) -> dict[str, Any]:
         """Ask the model alone: an answer that no document supports, and that says so."""

@@ -6,7 +6,8 @@ await agent.remember("Ada prefers short answers.", "preference")
 reply = await agent.ask("archivist", "Where are the minutes?")
 task = await AgentManager(bus).submit_task("Sum up the minutes.", priority=8)  # a worker anywhere does it, once
 
-``serve`` (``kit worker agents``) runs what they need: the memory service, a tool executor and task workers.
+``serve`` (``kit worker agents``) runs what they need: the memory service, a tool executor and task workers, whose
+agents also do ``document_qa`` tasks: an answer from the tenant's documents, orchestrated over the bus.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from kit.catalogue import AGENT_MEMORY, AGENT_TASKS, AGENT_TOOLS
 from kit.components import Service
+from kit.components.agents import questions
 from kit.components.agents.agent import MODEL, Agent
 from kit.components.agents.engine import agno_classes
 from kit.components.agents.errors import (
@@ -29,6 +31,7 @@ from kit.components.agents.errors import (
     NoReply,
     RunTimeout,
     SessionRefused,
+    StepFailed,
     TaskError,
     TaskExpired,
     TaskFailed,
@@ -73,6 +76,7 @@ __all__ = [
     "Session",
     "SessionRefused",
     "Sessions",
+    "StepFailed",
     "Task",
     "TaskError",
     "TaskExpired",
@@ -121,6 +125,8 @@ async def serve(
     crew = _crew(bus, agents, {"model": model, "uri": uri, "interval": interval})
     memory = await MemoryService.open(bus, uri)
     executor = await ToolExecutor.open(bus, tools, timeout=tool_timeout)
+    for agent in crew.values():
+        agent.task_handlers.setdefault(questions.TASK_TYPE, questions.answer)
     tasks = TaskWorker(bus, crew)
     workers = [
         await bus.work(AGENT_MEMORY, memory.handle, concurrency=8),

@@ -4,7 +4,8 @@
     └── AgentError
         ├── AgentFailed               a run ended without an answer
         │   ├── ModelFailed           the gateway gave no answer; says why
-        │   └── RunTimeout            the run was not done within its deadline
+        │   ├── RunTimeout            the run was not done within its deadline
+        │   └── StepFailed            a component that the answer needs is missing, refused or failed; says which
         ├── SessionRefused            a session that is another user's
         ├── MemoryRefused             something that cannot be remembered, or not yet be looked for
         ├── ToolError
@@ -60,6 +61,18 @@ class RunTimeout(AgentFailed):
         super().__init__(f"{agent_id} was not done within {seconds:g} s")
 
 
+class StepFailed(AgentFailed):
+    """A component that an answer needs is missing, refused or failed.
+
+    Attributes:
+        component: which one; error_type, detail: what it said.
+    """
+
+    def __init__(self, component: str, *, error_type: str, detail: str) -> None:
+        self.component, self.error_type, self.detail = component, error_type, detail
+        super().__init__(f"{component} failed with {error_type}: {detail}")
+
+
 class SessionRefused(AgentError):
     """A session belongs to another user."""
 
@@ -103,6 +116,7 @@ class ToolElsewhere(ToolError):
     """Another executor serves the tool: the call goes back to the queue."""
 
     retryable = True
+
     def __init__(self, tool_name: str, reason: str = "another executor serves it") -> None:
         super().__init__(tool_name, reason)
 
