@@ -13,8 +13,8 @@ import nats
 import numpy as np
 import pytest
 
-from kit.lab.benchmarks.nats import Messaging, quiet_p95
-from kit.lab.targets import SPECIFICATION
+from kit.lab.benchmarks.nats import BARE, Messaging, decidable, quiet_p95
+from kit.lab.targets import SPECIFICATION, Verdicts
 
 AGENTS, RAG_QUEUE, GATEWAY = SPECIFICATION[:3]
 JOBS = 64  # at once
@@ -70,4 +70,10 @@ def benchmark_gateway_queuing_performance(benchmark: Any, running: Running) -> N
     settle()
     got = benchmark.pedantic(running, setup=settle, rounds=200)
     assert got["messages"]
-    assert GATEWAY.verdict(p95(benchmark)).met
+    messaging = running.messaging
+    beside = running(lambda: messaging.alone("floor", messaging.queued_request, rounds=4, samples=20, floor=True))
+    floor = quiet_p95(beside.samples[BARE]) / 1e9
+    verdict = GATEWAY.verdict(p95(benchmark), limit=floor)
+    if not decidable(Verdicts([verdict])):
+        pytest.skip(f"the machine is too busy to tell: bare JetStream alone takes {floor * 1e3:.1f} ms")
+    assert verdict.met
