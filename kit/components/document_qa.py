@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from kit import codec
@@ -44,6 +45,7 @@ What is known of who asks, to understand the question by, not to answer from:
 
 Question: {{ question }}"""
 VARIABLES = {"question": "string", "context": "string", "memories": "string"}
+_SHARE = 0.9  # of the time left, for the agent: what failed is to be told before whoever waits gives up
 _WHO = ("user_id", "session_id")
 _PASSED_ON = (*_WHO, "collection")
 _PROMPTED = ("template_id", "version", "label", "token_budget")  # parameters of mode agent that are not the search's
@@ -193,15 +195,16 @@ class Desk:
         parameters |= {"query_id": data["query_id"], "search": given}
         if "collection" in data:
             parameters["collection"] = data["collection"]
+        seconds = _left(deadline) * _SHARE
         task: dict[str, Any] = {
             "task_id": uuid.uuid4().hex, "task_type": "document_qa", "parameters": parameters,
-            "timestamp": codec.now(), "timeout": _left(deadline),
+            "timestamp": codec.now(), "timeout": seconds * _SHARE, "expires_at": _in(seconds),
         }  # fmt: skip
         task |= {key: data[key] for key in (*_WHO, "model") if key in data}
         if self._agent is not None:
             task["agent_id"] = self._agent
         try:
-            result = (await self._bus.run(AGENT_TASKS, task, timeout=_left(deadline))).data
+            result = (await self._bus.run(AGENT_TASKS, task, timeout=seconds)).data
         except JobDead as error:
             raise QuestionFailed("agents", error_type=error.error_type, detail=error.detail) from error
         except BusError as error:
@@ -252,3 +255,7 @@ class Desk:
 
 def _left(deadline: float) -> float:
     return max(deadline - time.monotonic(), 0.1)
+
+
+def _in(seconds: float) -> str:
+    return (datetime.now(UTC) + timedelta(seconds=seconds)).isoformat().replace("+00:00", "Z")
