@@ -39,6 +39,7 @@ class Target:
         metric: how it is measured, e.g. ``P95 latency``.
         better: ``lower`` where the measurement must not exceed the bound, ``higher`` where it must reach it.
         component: whose target it is.
+        goal: beyond what is asked: a miss is shown as a miss, and stops nothing.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Target:
     metric: str = "P95 latency"
     better: Literal["lower", "higher"] = "lower"
     component: str = ""
+    goal: bool = False
 
     def verdict(self, measured: float, *, limit: float | None = None, ratio: Ratio | None = None) -> Verdict:
         """Return the row that says whether a measurement meets this target.
@@ -83,6 +85,7 @@ class Verdict:
             "limit": self.limit,
             "ratio": self.ratio.plain() if self.ratio else None,
             "met": self.met,
+            "goal": self.target.goal,
         }
 
     def cells(self) -> dict[str, str]:

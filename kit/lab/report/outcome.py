@@ -73,9 +73,10 @@ class Outcome:
 
     @property
     def good(self) -> bool:
-        """Return whether it ran to its end and shows what is committed; missed targets make it not good either."""
+        """Return whether it ran to its end and shows what is committed; a missed target, unlike a goal, spoils it."""
         compared = self.updated or self.comparison not in ("differs", "no reference")
-        return self.failure is None and compared and all(verdict["met"] for verdict in self.verdicts)
+        met = all(verdict["met"] or verdict.get("goal") for verdict in self.verdicts)
+        return self.failure is None and compared and met
 
     @property
     def verdict(self) -> str:
