@@ -119,6 +119,8 @@ async def profile(bus: Bus, cases: Sequence[rag.Case], *, rows: int = 10) -> pd.
     profiler.disable()
     found = []
     for (file, _, function), (_, calls, own, *_) in pstats.Stats(profiler).stats.items():  # type: ignore[attr-defined]
+        if "poll" in function and "select" in function:  # the loop asleep: that is waiting, not work
+            continue
         where = Path(file).stem if file != "~" else "built-in"
         found.append({"function": f"{where}.{function}", "calls": calls / len(cases), "own": own / len(cases)})
     return pd.DataFrame(found).set_index("function").sort_values("own", ascending=False).head(rows)
