@@ -138,8 +138,13 @@ class Workplace:
         """
         expected = await self._under(OFF, operation)
         contenders = {setting: partial(self._under, setting, operation) for setting in self.switch.settings}
+        name = f"telemetry, {operation.replace('/', ' and ')}"  # a file's, too
         return await compare_async(
-            contenders, name=f"telemetry, {operation}", check=expected.__eq__, rounds=rounds, samples=samples
+            contenders,
+            name=name,
+            check=expected.__eq__,
+            rounds=rounds,
+            samples=samples,
         )
 
     async def _under(self, setting: str, operation: str) -> Any:
