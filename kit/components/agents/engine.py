@@ -41,7 +41,7 @@ def load_agno() -> Agno:
     from agno.tools.toolkit import Toolkit
 
     for name in _LOGGERS:
-        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+        logging.getLogger(name).disabled = True  # its level is set anew by every agent
     return Agno(Agent, LiteLLM, Message, Function, Toolkit, AgentRunException)
 
 

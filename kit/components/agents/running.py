@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -80,7 +81,9 @@ class Runner:
             AgentFailed: there is no answer.
             ToolError: a tool failed, and the agent is strict.
         """
-        run, plan, started = self._run, self._plan, time.perf_counter()
+        run, plan = self._run, self._plan
+        self._agno = await agno_classes()  # the first import takes seconds that are not the run's
+        started = time.perf_counter()
         try:
             async with asyncio.timeout(plan.timeout):
                 history = [] if self._session is None else await self._session.runs(plan.history)
@@ -88,7 +91,7 @@ class Runner:
                 agent = await self._agent()
                 messages = [self._agno.Message(**m) for kept in history for m in kept["messages"]]
                 asked = [*messages, self._agno.Message(role="user", content=prompt)]
-                output = await self._arun(agent, asked, dict(state), pieces)
+                output = await self._arun(agent, asked, deepcopy(state), pieces)
         except TimeoutError:
             raise RunTimeout(run.agent_id, seconds=plan.timeout) from None
         if run.fault is not None:
@@ -129,8 +132,7 @@ class Runner:
 
     async def _agent(self) -> Any:
         """Make an Agno agent for this run alone: nothing of one run can get into another."""
-        self._agno = agno = await agno_classes()
-        plan, run = self._plan, self._run
+        agno, plan, run = self._agno, self._plan, self._run
         client = GatewayClient(self._bus, run, timeout=plan.timeout)
         parameters = {"temperature": None, "top_p": None, "request_params": dict(plan.parameters) or None}
         return agno.Agent(

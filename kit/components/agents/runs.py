@@ -30,7 +30,7 @@ class Answer:
         text: the answer; run_id: names the run; session_id: of the session it is part of, or None.
         model: that answered.
         tokens: prompt, completion and total of all its model calls; cost: in US dollars, None when a price is unknown.
-        tools: what was called on the way, in order; tool_errors: the errors among them.
+        tools: what was called on the way, in the order in which it ended; tool_errors: the errors among them.
         memories: ids of the memories that it was given.
         seconds: from the question to the answer.
         repeated: whether the run had been done before, under the same id, and nothing was run again.

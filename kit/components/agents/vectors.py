@@ -122,7 +122,11 @@ class Vectors:
             conditions.append(f"at >= {since!r}")
         query = table.query().nearest_to(vector.astype(np.float32)).distance_type("cosine")
         found = await query.where(" AND ".join(conditions)).limit(limit).select(["memory_id", "_distance"]).to_list()
-        nearest = [Near(memory_id=row["memory_id"], relevance=1.0 - float(row["_distance"])) for row in found]
+        # Two workers that do the same job at once may each put a row in: LanceDB knows no unique keys.
+        best: dict[str, float] = {}
+        for row in found:
+            best.setdefault(row["memory_id"], 1.0 - float(row["_distance"]))
+        nearest = [Near(memory_id=memory_id, relevance=relevance) for memory_id, relevance in best.items()]
         return sorted(nearest, key=lambda near: (-near.relevance, near.memory_id))
 
     async def _table(self, dimension: int, *, make: bool) -> Any:
