@@ -172,9 +172,7 @@ class JobDead(JobError):
     def __init__(self, subject: str, *, message_id: str, attempts: int, error_type: str, detail: str) -> None:
         self.subject, self.message_id, self.attempts = subject, message_id, attempts
         self.error_type, self.detail = error_type, detail
-        super().__init__(
-            f"job {message_id} on {subject} died after {attempts} attempt(s) with {error_type}: {detail}"
-        )
+        super().__init__(f"job {message_id} on {subject} died after {attempts} attempt(s) with {error_type}: {detail}")
 
 
 class ServerError(KitError):
