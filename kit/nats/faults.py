@@ -107,7 +107,7 @@ def remote_error(subject: str, data: dict[str, Any]) -> RemoteError:
 
 
 def without_content(detail: str, data: Any) -> str:
-    """Return an error's message with every piece of the data cut out.
+    """Return an error's message with every piece of the data cut out, in upper or lower case.
 
     Cut out are the data's values, quoted pieces that stand in the data, and longer runs of characters that do.
     """
@@ -115,17 +115,22 @@ def without_content(detail: str, data: Any) -> str:
     values = list(_texts(data))
     if not values or not detail:
         return detail
-    for value in sorted({value for value in values if len(value) >= _WHOLE}, key=len, reverse=True):
-        if value in detail:
-            detail = detail.replace(value, _CUT)
+    for value in sorted({value for value in values if _WHOLE <= len(value) <= len(detail)}, key=len, reverse=True):
+        detail = re.sub(re.escape(value), _CUT, detail, flags=re.IGNORECASE)
     text = "\0".join(values)[:_SEARCHED]
     detail = _QUOTED.sub(lambda found: f"'{_CUT}'" if _inside(found, text) else found[0], detail)
-    return _cut_runs(detail, text)
+    detail = _cut_runs(detail, detail, text)
+    return _cut_runs(detail, _lower(detail), text.lower())
 
 
 def _inside(found: re.Match[str], text: str) -> bool:
     quoted = next(group for group in found.groups() if group is not None)
     return quoted in text
+
+
+def _lower(detail: str) -> str:
+    """Return a text in lower case, character by character: some grow in it."""
+    return "".join(low if len(low := character.lower()) == 1 else character for character in detail)
 
 
 def _texts(data: Any) -> Iterator[str]:
@@ -139,18 +144,19 @@ def _texts(data: Any) -> Iterator[str]:
             yield from _texts(value)
 
 
-def _cut_runs(detail: str, text: str) -> str:
+def _cut_runs(detail: str, compared: str, text: str) -> str:
+    """Cut out of ``detail`` the runs at which ``compared``, as long as it is, stands in the text."""
     kept: list[str] = []
     start = 0
     while start < len(detail):
         end = start + _WHOLE
-        if end > len(detail) or detail[start:end] not in text:
+        if end > len(detail) or compared[start:end] not in text:
             kept.append(detail[start])
             start += 1
             continue
-        while end < len(detail) and detail[start : end + 1] in text:
+        while end < len(detail) and compared[start : end + 1] in text:
             end += 1
-        run = detail[start:end]
-        kept.append(run if len(run) < _PROSE and _PLAIN.fullmatch(run) else _CUT)
+        run = compared[start:end]
+        kept.append(detail[start:end] if len(run) < _PROSE and _PLAIN.fullmatch(run) else _CUT)
         start = end
     return "".join(kept)
