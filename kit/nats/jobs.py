@@ -7,6 +7,8 @@ What is promised:
 - Its effect happens once for its message id: the queue takes an id once within ten minutes, and a worker that gets an
   id again (its own acknowledgement was lost, a caller repeats itself) finds the remembered result and runs nothing.
   Results are remembered for ``policy.result_ttl``; of those over 8 KiB, after a minute or more, only that they were.
+- After a crash of the *server* (not a stop), what ended in its last moments may be forgotten there; a worker that lived
+  through it still knows what it did itself.
 - What no queue can promise: a worker that dies *between* its effect and the note of it leaves an effect that nobody
   knows of, and the job runs again. A handler whose effect must not double even then makes it under
   ``message.message_id`` (an upsert, a conditional write).

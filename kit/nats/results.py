@@ -88,6 +88,10 @@ class Results:
             return Memory(None, kept is not None)
         return Memory(kept.payload, False)
 
+    async def stored(self, operation: Operation) -> int:
+        """Return the sequence of the last job that was ever enqueued."""
+        return await self._streams.last_sequence(operation.stream or "")
+
     async def reopen(self, operation: Operation, message_id: str) -> None:
         """Forget how a job ended: it is to be done again."""
         name = token(message_id)

@@ -312,6 +312,11 @@ class Streams:
 
         return await self.patiently(f"consumer {consumer} of {stream}", work)
 
+    async def last_sequence(self, stream: str) -> int:
+        """Return the sequence of the last message that a stream ever took."""
+        info = await self.patiently(f"stream {stream}", lambda: self.context.stream_info(stream))
+        return int(info.state.last_seq)
+
     async def delete(self, stream: str, sequence: int) -> None:
         """Delete a message from a stream; do nothing when it is gone."""
 

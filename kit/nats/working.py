@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -37,6 +38,10 @@ _NAK = b"-NAK "
 _HAND_BACK = 0.1  # s; before another worker gets what this one hands back on stop
 _BURY_AGAIN = 2.0  # s; before the next try, when a dead letter could not be stored
 _BACK = 60.0  # s; to wait for the connection, with a result that has to be told
+_RECENT = 1000  # results that a worker keeps by itself
+_RECENT_BYTES = 64 * 1024  # of one of them, at most
+_ALL = 2**63
+_CONFIRM = 2.0  # s; for an acknowledgement to be confirmed
 _ASK_AGAIN = 0.25  # s
 _GIVE_UP = 1.0  # s; to leave again what could not be started
 _QUICK = 0.005  # s; handlers that take less get their next messages ahead of time
@@ -116,6 +121,8 @@ class PullWorker(Worker):
             for rank, bind in enumerate(bindings)
         )
         self._pulse: asyncio.Task[None] | None = None
+        self._recent: OrderedDict[str, bytes] = OrderedDict()  # results, in case the server loses them
+        self._doubt = 0  # up to this sequence in the stream, any job may have been done before
         self._careful = 0
         self._seconds = _QUICK * 2  # of a handler, smoothed
 
@@ -129,6 +136,7 @@ class PullWorker(Worker):
             await asyncio.gather(*(puller.stop(_GIVE_UP) for puller in self._pullers))
             raise
         self._pulse = self._loop.create_task(self._beat())
+        self._bus.connection.on_reconnect.append(self._on_reconnect)
 
     @property
     def in_flight(self) -> int:
@@ -185,11 +193,7 @@ class PullWorker(Worker):
 
     async def _handle(self, held: _Held) -> None:
         message, given = held.message, held.delivery
-        if (
-            self._once
-            and (given.attempt > 1 or (message.headers and AGAIN in message.headers))
-            and (await self._done_before(held))
-        ):
+        if self._once and self._is_doubtful(held) and await self._done_before(held):
             return
         with self._handling.operation(message) as recorded:
             started = self._loop.time()
@@ -206,6 +210,22 @@ class PullWorker(Worker):
                 await self._failed(held, answer)
             else:
                 await self._succeeded(held, answer)
+
+    def _is_doubtful(self, held: _Held) -> bool:
+        """Say whether the job may have been done before, so that it has to be looked up."""
+        headers, given = held.message.headers, held.delivery
+        return given.attempt > 1 or given.sequence <= self._doubt or bool(headers and AGAIN in headers)
+
+    def _on_reconnect(self) -> None:
+        # A server that crashed forgets deliveries and acknowledgements of its last moments, and counts attempts anew.
+        self._doubt = _ALL
+        self._bus.background(self._doubt_what_is_stored())
+
+    async def _doubt_what_is_stored(self) -> None:
+        try:
+            self._doubt = await self._results.stored(self.operation)
+        except KitError as error:
+            _log.info("%r: every job is looked up: %s", self, error)
 
     # --- how it ends --------------------------------------------------------------------------------------------
 
@@ -234,11 +254,17 @@ class PullWorker(Worker):
     async def _remember(self, held: _Held, answer: bytes) -> None:
         headers = held.message.headers
         reply = headers.get(REPLY) if headers else None
+        if len(answer) <= _RECENT_BYTES:
+            self._recent[held.message_id] = answer
+            if len(self._recent) > _RECENT:
+                self._recent.popitem(last=False)
         await self._results.remember(self.operation, held.message_id, reply, answer)
 
     async def _done_before(self, held: _Held) -> bool:
         """Answer with the remembered result, if there is one, and acknowledge."""
-        answer = (await self._insist(lambda: self._results.recall(self.operation, held.message_id))).answer
+        answer = self._recent.get(held.message_id)
+        if answer is None:
+            answer = (await self._insist(lambda: self._results.recall(self.operation, held.message_id))).answer
         if answer is None:
             return False
         self._bus.telemetry.count(JOBS_DEDUPLICATED, operation=self.operation.name)
@@ -249,9 +275,15 @@ class PullWorker(Worker):
         return True
 
     async def _confirm(self, held: _Held) -> None:
-        """Acknowledge, and wait until the server has it: a plain acknowledgement may go unheard after a lost lease."""
-        request, seconds = self._bus.connection.request, self._policy.ack_wait
-        await self._insist(lambda: request(held.message.reply, _ACK, timeout=seconds))
+        """Acknowledge, and wait until the server has it: a plain acknowledgement may go unheard after a lost lease.
+
+        A server that crashed may not know of the delivery and say nothing: then it delivers the message again, and the
+        remembered result is acknowledged.
+        """
+        try:
+            await self._bus.connection.request(held.message.reply, _ACK, timeout=min(self._policy.ack_wait, _CONFIRM))
+        except BusError as error:
+            _log.info("%s %s is not known to be acknowledged: %s", self.operation.name, held.message_id, error)
 
     async def _insist(self, ask: Callable[[], Awaitable[T]]) -> T:
         """Ask until there is an answer: it decides whether an effect happens twice; the lease is kept meanwhile."""
@@ -349,6 +381,8 @@ class PullWorker(Worker):
 
     async def _stop(self, timeout: float) -> None:
         deadline = self._loop.time() + timeout
+        with suppress(ValueError):
+            self._bus.connection.on_reconnect.remove(self._on_reconnect)
         await asyncio.gather(*(puller.stop(timeout) for puller in self._pullers))
         await self._tasks.end(max(0.0, deadline - self._loop.time()))
         if self._pulse is not None:
