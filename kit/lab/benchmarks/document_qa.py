@@ -253,10 +253,12 @@ def gateway_goal(result: Comparison) -> Verdict:
 
 def import_goal(result: Comparison) -> Verdict:
     """Return the verdict on ``import kit``, over an interpreter that starts and ends."""
-    return Target("import kit", 0.060, metric="over bare Python").verdict(result.difference(IMPORT, to=PYTHON).value)
+    return Target("import kit", 0.060, metric="over bare Python", goal=True).verdict(
+        result.difference(IMPORT, to=PYTHON).value
+    )
 
 
 def _ratio(name: str, result: Comparison, mine: str, theirs: str, bound: float) -> Verdict:
     ratio = result.ratio(mine, to=theirs)
-    target = Target(name, bound, unit="×", metric=f"p50 against {theirs}")
+    target = Target(name, bound, unit="×", metric=f"p50 against {theirs}", goal=True)
     return target.verdict(ratio.value, ratio=ratio)
