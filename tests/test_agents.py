@@ -324,6 +324,8 @@ async def test_concurrent_runs_of_one_session_lose_nothing(server: Server, tenan
         runs = await (await crew[0].sessions.open("s")).runs()
     assert sorted(run["run_id"] for run in runs) == sorted(answer.run_id for answer in answers)
     assert {run["messages"][0]["content"] for run in runs} == {f"number {n}" for n in range(12)}
+    assert telemetry.recorder.total(AGENT_SESSIONS_CREATED.name, status="success") == 1
+    assert telemetry.recorder.total(AGENT_SESSIONS_CREATED.name, status="error") == 0
 
 
 async def test_concurrent_changes_of_the_state_and_repeated_runs_are_kept_once(tenant_bus: Bus) -> None:

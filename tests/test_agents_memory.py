@@ -155,6 +155,21 @@ async def test_vectors_that_are_gone_are_made_again_from_the_documents(tenant_bu
         assert [str(memory) for memory in await memories.recall("lighthouse")] == ["the lighthouse keeper"]
 
 
+async def test_vectors_without_a_document_do_not_hide_what_is_remembered(tenant_bus: Bus, tmp_path: Path) -> None:
+    async with at_work(tenant_bus, tmp_path) as (memories, _):
+        vectors = await Vectors.open(tenant_bus.tenant_id, tmp_path)
+        stray = [
+            Point(
+                memory_id=f"s{n}", agent_id="ada", user_id="", memory_type="fact", at=1.0, vector=embed("red bicycle")
+            )
+            for n in range(30)
+        ]
+        await vectors.put(stray)
+        await memories.remember("a red bicycle", wait=WAIT)
+        assert [str(memory) for memory in await memories.recall("red bicycle", 2)] == ["a red bicycle"]
+        vectors.close()
+
+
 async def test_what_cannot_be_remembered_is_refused_by_name(tenant_bus: Bus, tmp_path: Path) -> None:
     memories = Memories(tenant_bus, "ada", uri=tmp_path)
     with pytest.raises(MemoryRefused, match="no type of memory 'rumour'"):

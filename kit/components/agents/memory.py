@@ -24,7 +24,9 @@ from kit.nats.ids import token
 from kit.otel import captures_content, semconv
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
+    from numpy.typing import NDArray
 
     from kit.nats.bus import Bus
     from kit.nats.store import Store
@@ -167,14 +169,26 @@ class Memories:
             vectors = await embed(
                 self._bus, [query], model=self._model, input_type="query", agent_id=self._agent_id, timeout=timeout
             )
-            found = await (await self._database()).search(
-                vectors[0], agent_id=self._agent_id, user_id=user_id, types=tuple(types), since=_seconds(since),
-                limit=limit + _SPARE,
-            )  # fmt: skip
-            near = [one for one in found if one.relevance >= min_relevance]
-            memories = [memory for memory in await self._documents(near) if memory is not None][:limit]
+            kept = {
+                "agent_id": self._agent_id, "user_id": user_id, "types": tuple(types), "since": _seconds(since),
+            }  # fmt: skip
+            memories = await self._nearest(vectors[0], limit, min_relevance, kept)
             op.set(semconv.MEMORY_COUNT, len(memories))
         return memories
+
+    async def _nearest(
+        self, vector: NDArray[np.float32], limit: int, min_relevance: float, kept: dict[str, Any]
+    ) -> list[Memory]:
+        """Return the nearest memories; look further while those found are forgotten, over or of another store."""
+        database, wanted = await self._database(), limit + _SPARE
+        while True:
+            found = await database.search(vector, limit=wanted, **kept)
+            near = [one for one in found if one.relevance >= min_relevance]
+            memories = [memory for memory in await self._documents(near) if memory is not None]
+            # Fewer were found than looked for, even should each stand there twice: there are no more.
+            if len(memories) >= limit or len(near) < len(found) or len(found) < wanted // 2:
+                return memories[:limit]
+            wanted *= 4
 
     async def all(self) -> list[Memory]:
         """Return everything that is remembered, the oldest first."""

@@ -20,6 +20,7 @@ from kit.components.agents.errors import SessionRefused
 from kit.errors import BusError, Conflict
 from kit.nats.ids import token
 from kit.otel import semconv
+from kit.otel.operation import STATUS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from kit.nats.store import Store
 
 BUCKET = "agent_sessions"
+RESUMED = "resumed"  # status of a creation that came second
 _LONGEST = 200  # characters of a session's id
 _FILL = 0.8  # of the server's max_payload, above which a run goes to the object store
 _TRIES = 100  # at the state, when others write it too
@@ -56,13 +58,9 @@ class Sessions:
         }  # fmt: skip
         entry = await store.get(f"{base}.head")
         if entry is None:
-            attributes = {semconv.AGENT_ID: self._agent_id, semconv.SESSION_ID: session_id}
-            try:
-                with self._bus.telemetry.operation(AGENT_SESSION_CREATE, attributes):
-                    await store.create(f"{base}.head", codec.dumps(head))
+            if await self._created(store, base, head):
                 return Session(self._bus, store, base, head)
-            except Conflict:  # somebody was quicker: it is theirs, and resumed here
-                entry = await store.get(f"{base}.head")
+            entry = await store.get(f"{base}.head")
         if entry is not None and entry.value is not None:
             head = codec.loads(entry.value)
         if head["user_id"] != user_id and None not in (head["user_id"], user_id):
@@ -92,6 +90,17 @@ class Sessions:
                     await self._bus.delete_object(document["claim"])
             await store.delete(key)
         return bool(keys)
+
+    async def _created(self, store: Store, base: str, head: Mapping[str, Any]) -> bool:
+        """Create a session; say no when somebody else was quicker: it is theirs, and resumed here."""
+        attributes = {semconv.AGENT_ID: self._agent_id, semconv.SESSION_ID: head["session_id"]}
+        with self._bus.telemetry.operation(AGENT_SESSION_CREATE, attributes) as op:
+            try:
+                await store.create(f"{base}.head", codec.dumps(head))
+            except Conflict:
+                op.label(STATUS, RESUMED)
+                return False
+        return True
 
     def _base(self, session_id: str) -> str:
         return f"{self._agent_id}.{token(session_id)}"
