@@ -131,12 +131,15 @@ class ReplayCell(IPyNbCell):  # type: ignore[misc]
 
 
 def _worded(outputs: Iterable[Any]) -> list[Any]:
-    """Return outputs with each SVG replaced by its words."""
+    """Return outputs with each SVG replaced by its words, and each table without its second form."""
     worded = []
     for output in outputs:
         data = output.get("data", {})
         if SVG in data:
             output = nbformat.from_dict({**output, "data": {**data, SVG: picture_words(data[SVG])}})
+        elif "text/html" in data:
+            # A table's text is the same table, wrapped where its numbers happen to end.
+            output = nbformat.from_dict({**output, "data": {k: v for k, v in data.items() if k != "text/plain"}})
         worded.append(output)
     return worded
 
