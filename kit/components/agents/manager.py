@@ -160,7 +160,8 @@ class AgentManager:
             prompt: what an agent is asked; None for a type of task that agents have a handler for.
             parameters: of such a handler.
             priority: 0 is the least and 9 the most urgent: 7 and more overtake what is less, 3 and less wait for all.
-            agent_id: the agent that should do it; None: any that is able, as ``capabilities`` says.
+            agent_id: the agent that should do it; None: any that is able, as ``capabilities`` says. All workers share
+                one queue: one that has no such agent hands the task back, which costs it one of its attempts.
             timeout: seconds for the run.
             expires: seconds after which it need not be begun any more.
             task_id: submitted again under the same id, it is the same task and is done once.
