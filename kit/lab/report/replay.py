@@ -152,7 +152,8 @@ def picture_words(svg: str | list[str]) -> str:
     picture = svg if isinstance(svg, str) else "".join(svg)
     texts = re.findall(r"<(?:text|tspan|title)\b[^>]*>([^<]+)<", picture) + re.findall(r"<!--(.*?)-->", picture, re.S)
     words = {_without_numbers(html.unescape(text)) for text in texts}
-    return "\n".join(sorted(word for word in words if word))
+    # The ticks of a logarithmic axis are formulas, not words.
+    return "\n".join(sorted(word for word in words if word and "\\mathdefault" not in word))
 
 
 def _without_numbers(text: str) -> str:
