@@ -10,11 +10,10 @@ one that answers, so that none hears another's messages.
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -26,6 +25,7 @@ from kit.catalogue import AGENT_MESSAGE, GATEWAY_REQUESTS, RAG_INGEST, RAG_QUERI
 from kit.errors import ReportError
 from kit.lab.bench import Comparison, Target, Verdict, Verdicts, compare_async
 from kit.lab.benchmarks.nats_peers import SECONDS, BareNats, Connect, Count, FastStream, RawSocket, installed
+from kit.lab.benchmarks.variables import telemetry_variables
 from kit.lab.environment import conditions, environment
 from kit.lab.targets import SPECIFICATION
 from kit.nats.bus import Bus
@@ -126,7 +126,7 @@ class Messaging:
             yield self
 
     async def _start(self, layer: str) -> None:
-        with _environment(_VARIABLES[layer]):
+        with telemetry_variables(_VARIABLES[layer]):
             telemetry = start_telemetry("benchmark", tenant_id=_TENANTS[layer], capture_logging=False)
         self._stack.callback(telemetry.shutdown, 1.0)
         for buses in (self.senders, self.workers):
@@ -416,17 +416,3 @@ def _same(size: int) -> Callable[[Any], bool]:
 def _ids(number: int) -> list[str]:
     batch = uuid.uuid4().hex
     return [f"{batch}-{index}" for index in range(number)]
-
-
-@contextmanager
-def _environment(variables: dict[str, str]) -> Iterator[None]:
-    """Set variables for as long as a telemetry reads them, and keep others of its kind out."""
-    names = ("OTEL_SDK_DISABLED", "OTEL_TRACES_SAMPLER")
-    before = {name: os.environ.pop(name) for name in names if name in os.environ}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name in names:
-            os.environ.pop(name, None)
-        os.environ.update(before)

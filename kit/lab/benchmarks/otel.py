@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import partial
 from typing import Any, Self
@@ -13,6 +12,7 @@ from kit.catalogue import API_QUERIES
 from kit.codec import loads
 from kit.lab.bench import SPECIFICATION, Comparison, Ratio, Target, Verdict, compare_async
 from kit.lab.benchmarks.codec import agent_message
+from kit.lab.benchmarks.variables import telemetry_variables
 from kit.lab.project import project_root
 from kit.nats.bus import Bus
 from kit.nats.server import Server
@@ -168,23 +168,9 @@ def _settings() -> dict[str, Telemetry]:
     }
     found = {}
     for name, (values, level) in variables.items():
-        with _environment(values):
+        with telemetry_variables(values):
             found[name] = start_telemetry("benchmark", tenant_id="acme", log_level=level, capture_logging=False)
     return found
-
-
-@contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Set variables for as long as a telemetry reads them, and keep others of its kind out."""
-    names = ("OTEL_SDK_DISABLED", "OTEL_TRACES_SAMPLER")
-    before = {name: os.environ.pop(name) for name in names if name in os.environ}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name in names:
-            os.environ.pop(name, None)
-        os.environ.update(before)
 
 
 def overheads(result: Comparison, operation: str) -> Iterator[Verdict]:
