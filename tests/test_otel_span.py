@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
@@ -23,6 +24,7 @@ from opentelemetry.trace import (
     set_span_in_context,
 )
 
+from kit.otel.propagation import Carried, inject
 from kit.otel.sampling import Sampling, sampling_from_environment
 from kit.otel.span import LiveSpan, Tracing
 
@@ -102,7 +104,9 @@ def test_it_is_sent_as_the_sdks_span_is(monkeypatch: pytest.MonkeyPatch, limits:
     theirs = provider.get_tracer("kit").start_span("name", parent, SpanKind.CLIENT, {"start": "x"}, links)
     _use(theirs)
     kept: list[LiveSpan] = []
-    ours = _ours(kept).start("name", parent, SpanKind.CLIENT, {}, {"start": "x"}, [Link(OTHER), Link(PARENT)])
+    ours = _ours(kept).start(
+        "name", NonRecordingSpan(PARENT), SpanKind.CLIENT, {}, {"start": "x"}, [Link(OTHER), Link(PARENT)]
+    )
     _use(ours)
     expected, got = _encoded(keep.spans[0]), _encoded(kept[0].readable())
     assert got == expected
@@ -111,7 +115,7 @@ def test_it_is_sent_as_the_sdks_span_is(monkeypatch: pytest.MonkeyPatch, limits:
 
 def test_a_span_begins_and_ends_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     kept: list[LiveSpan] = []
-    span = _ours(kept).start("name", set_span_in_context(INVALID_SPAN), SpanKind.INTERNAL, {}, None)
+    span = _ours(kept).start("name", INVALID_SPAN, SpanKind.INTERNAL, {}, None)
     assert isinstance(span, LiveSpan)
     monkeypatch.setattr("kit.otel.span.time_ns", lambda: 0)  # a clock that was set back changes no duration
     span.end()
@@ -131,7 +135,7 @@ def test_values_are_copied_and_numpys_become_pythons() -> None:
         "array": np.arange(3),
         "n": np.int64(3),
     }
-    span = _ours(kept).start("name", set_span_in_context(INVALID_SPAN), SpanKind.INTERNAL, {"common": 1}, given)
+    span = _ours(kept).start("name", INVALID_SPAN, SpanKind.INTERNAL, {"common": 1}, given)
     assert isinstance(span, LiveSpan)
     names.append("b")
     given["late"] = 1
@@ -171,6 +175,38 @@ def test_samplers_decide_as_the_sdks_do(monkeypatch: pytest.MonkeyPatch, name: s
             parent = set_span_in_context(INVALID_SPAN if flags is None else NonRecordingSpan(context))
             expected = theirs.should_sample(parent, trace_id, "x").decision.is_sampled()
             assert bool(ours.decide(flags, trace_id)) is expected
+
+
+@pytest.mark.parametrize("name", ["always_off", "parentbased_always_off", "always_on", "traceidratio"])
+def test_what_came_as_text_is_sampled_as_what_came_taken_apart(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER", name)
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER_ARG", "0.5")
+    tracing = _ours([])
+    for flags in range(4):
+        for trace_id in (1, 2**64 - 1):
+            text = Carried(f"00-{trace_id:032x}-{7:016x}-{flags:02x}", remote=True)
+            apart = NonRecordingSpan(SpanContext(trace_id, 7, True, TraceFlags(flags)))
+            assert text.get_span_context() == apart.get_span_context()
+            one, other = (tracing.start("name", above, SpanKind.SERVER, {}, None) for above in (text, apart))
+            assert (one is text) is (other is apart)
+            assert one.is_recording() is other.is_recording()
+            mine, same = one.get_span_context(), other.get_span_context()
+            assert (mine.trace_id, mine.trace_flags, mine.is_remote) == (
+                same.trace_id,
+                same.trace_flags,
+                same.is_remote,
+            )
+
+
+def test_a_trace_that_nobody_records_has_an_id_to_pass_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER", "always_off")
+    span = _ours([]).start("name", INVALID_SPAN, SpanKind.CLIENT, {}, None)
+    context = span.get_span_context()
+    assert context.is_valid
+    assert not context.is_remote
+    assert not context.trace_flags.sampled
+    headers = inject(None, set_span_in_context(span, Context()))
+    assert headers == {"traceparent": f"00-{context.trace_id:032x}-{context.span_id:016x}-02"}
 
 
 def test_a_ratio_out_of_range_is_told_and_ignored(

@@ -142,11 +142,10 @@ class Operation:
             # What is served or consumed came from elsewhere: never a child of whatever subscribed to it.
             parent = _ROOT if kind == "server" or kind == "consumer" else context_api.get_current()
         links = _linked(self._links) if self._links else ()
-        span = plan.tracing.start(plan.name, parent, _KINDS[kind], plan.attributes, self._attributes, links)
-        if span is None:
-            self.span, context = trace_api.get_current_span(parent), parent
-        else:
-            self.span, context = span, trace_api.set_span_in_context(span, parent)
+        above = trace_api.get_current_span(parent)
+        span = plan.tracing.start(plan.name, above, _KINDS[kind], plan.attributes, self._attributes, links)
+        context = parent if span is above else trace_api.set_span_in_context(span, parent)
+        self.span = span
         self._context = context
         self._token = context_api.attach(context)
         self._started = perf_counter()

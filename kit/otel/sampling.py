@@ -28,6 +28,11 @@ class Sampling:
     bound: int = _ID_RANGE
     parent_based: bool = True
 
+    @property
+    def leaves_unsampled(self) -> bool:
+        """Whether nothing is ever recorded below a parent that is not."""
+        return self.parent_based or self.bound == 0
+
     def decide(self, parent_sampled: int | None, trace_id: int) -> int:
         """Return 1 when a span is to be recorded, else 0; ``parent_sampled`` is None for a new trace."""
         if parent_sampled is not None and self.parent_based:

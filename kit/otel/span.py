@@ -22,9 +22,9 @@ from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, S
 
 from kit.otel import semconv
 from kit.otel.export import after_fork
+from kit.otel.propagation import RANDOM, Carried
 
 if TYPE_CHECKING:
-    from opentelemetry.context import Context
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 _UNSET = Status(StatusCode.UNSET)
 _PLAIN = frozenset((str, bool, int, float))
-_RANDOM = 0x02  # W3C trace context level 2: the trace id was chosen at random
 _FLAGS = tuple(TraceFlags(flags) for flags in range(4))
 
 
@@ -208,28 +207,32 @@ class Tracing:
     def start(
         self,
         name: str,
-        parent: Context,
+        above: trace_api.Span,
         kind: SpanKind,
         common: Mapping[str, Any],
         attributes: Mapping[str, Any] | None,
         links: Sequence[Link] = (),
-    ) -> trace_api.Span | None:
-        """Start a span below the span of ``parent``, or a trace; an unsampled one records nothing.
+    ) -> trace_api.Span:
+        """Start a span below another, or a trace below an invalid one; an unsampled one records nothing.
 
-        Returns None when the span above stays the current one: nobody records it, so nothing below it is told apart.
+        Returns ``above`` when that stays the current one: nobody records it, so nothing below it is told apart.
         ``attributes`` come on top of the ``common`` ones.
         """
-        context: SpanContext | None = trace_api.get_current_span(parent).get_span_context()
+        if type(above) is Carried and not above.sampled and self._sampling.leaves_unsampled:
+            return above
+        parent: SpanContext | None = above.get_span_context()
         draw = self._random.getrandbits
-        if context is None or not context.is_valid:
-            context = None
-            trace_id, flags, state = draw(128) or 1, _RANDOM, None
+        if parent is None or not parent.is_valid:
+            parent = None
+            trace_id, flags, state = draw(128) or 1, RANDOM, None
             sampled = self._sampling.decide(None, trace_id)
+            if not sampled:
+                return Carried(f"00-{trace_id:032x}-{draw(64) or 1:016x}-02", remote=False)
         else:
-            trace_id, flags, state = context.trace_id, context.trace_flags & _RANDOM, context.trace_state
-            sampled = self._sampling.decide(context.trace_flags & 0x01, trace_id)
-            if not sampled and not context.trace_flags & 0x01:
-                return None
+            trace_id, flags, state = parent.trace_id, parent.trace_flags & RANDOM, parent.trace_state
+            sampled = self._sampling.decide(parent.trace_flags & 0x01, trace_id)
+            if not sampled and not parent.trace_flags & 0x01:
+                return above
         own = SpanContext(trace_id, draw(64) or 1, False, _FLAGS[flags | sampled], state)
         if not sampled:
             return NonRecordingSpan(own)
@@ -238,7 +241,7 @@ class Tracing:
             if value.__class__ not in _PLAIN:
                 merged = {key: _frozen(value) for key, value in merged.items() if value is not None}
                 break
-        return LiveSpan(self, name, own, context, kind, merged, links)
+        return LiveSpan(self, name, own, parent, kind, merged, links)
 
 
 def readable(span: LiveSpan | ReadableSpan) -> ReadableSpan:
