@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import pytest
 
 from kit.errors import ConfigurationError
 from kit.lab import asking
-from kit.lab.asking import Answer, Question, as_text, ask
+from kit.lab.asking import Answer, Question, as_text, ask, collection
 from kit.lab.cli import main
+from kit.lab.session import start
 
 PAGES = {
     "leave.md": "# Leave\n\n## Parental leave\n\nParental leave is sixteen weeks at full pay. Ask your manager first.",
@@ -108,6 +110,25 @@ async def test_a_corpus_with_nothing_to_read_is_said(tmp_path: Path, store: Path
         await _ask("What?", tmp_path, store)
 
 
+async def test_on_a_cluster_a_corpus_is_indexed_and_asked_there(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with await start(tenant_id="acme") as there:
+        credentials = there.server.credentials("acme")
+        monkeypatch.setenv("NATS_URL", there.server.url)
+        monkeypatch.setenv("NATS_USER", credentials.user)
+        monkeypatch.setenv("NATS_PASSWORD", credentials.password)
+        question = Question(text="How long is parental leave?", store=tmp_path)
+        with pytest.raises(ConfigurationError, match="kit worker gateway rag document_qa --tenant acme"):
+            await ask(question)
+        await there.serve(*asking.NEEDED)
+        assert (await ask(question)).data["supported"] is False, "no documents yet"
+        answer = await ask(replace(question, corpus=corpus), progress=io.StringIO())
+        assert answer.data["sources"][0]["document_id"] == "leave.md"
+        assert (await ask(question)).data["supported"] is False, "another collection"
+    assert not (tmp_path / "corpora").exists()
+
+
 # --- what is shown ----------------------------------------------------------------------------------------------
 
 
@@ -140,7 +161,7 @@ def test_an_unsupported_answer_shows_its_reason_and_the_closest_passages() -> No
 
 
 def test_two_corpora_of_one_name_do_not_mix(tmp_path: Path) -> None:
-    names = {Question(text="?", corpus=tmp_path / folder / "Hand Book.d").collection for folder in ("a", "b")}
+    names = {collection(tmp_path / folder / "Hand Book.d") for folder in ("a", "b")}
     assert len(names) == 2
     assert all(name.startswith("hand-book-") for name in names)
     assert asking.default_corpus().is_file()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import os
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from kit.catalogue import API_QUERIES
-from kit.errors import ConfigurationError, StoreInUse
+from kit.errors import ConfigurationError, NoResponders, StoreInUse
 from kit.lab.project import project_root
 from kit.lab.quantities import elapsed
 
@@ -27,25 +28,24 @@ if TYPE_CHECKING:
 UNSUPPORTED = "The documents do not support an answer"
 NEEDED = ("gateway", "rag", "document_qa")
 TIMEOUT = 120.0  # seconds for an answer; a large local model takes its time
+_SILENCE = 5.0  # seconds, before somebody who waits is told so
 
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """What is asked, of which documents, and how."""
+    """What is asked, of which documents, and how.
+
+    Attributes:
+        corpus: a folder or a file; None: the project's own, or on a cluster the tenant's default collection there.
+        store: where the index is kept; of no meaning on a cluster.
+    """
 
     text: str
-    corpus: Path
+    corpus: Path | None = None
     tenant_id: str = "acme"
     model: str | None = None
     top_k: int = 5
     store: Path = Path(".kit")
-
-    @property
-    def collection(self) -> str:
-        """The corpus' own collection, so that two corpora never mix: its name, and where it is."""
-        where = hashlib.sha256(str(self.corpus.resolve()).encode()).hexdigest()[:8]
-        slug = re.sub(r"[^a-z0-9]+", "-", self.corpus.stem.lower()).strip("-")[:40] or "corpus"
-        return f"{slug}-{where}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,25 +65,38 @@ async def ask(question: Question, *, trace: bool = False, progress: TextIO = sys
     """Index the corpus where it is new, ask, and return the answer.
 
     Raises:
-        ConfigurationError: there is no such corpus, or nothing in it can be read.
-        NoResponders: with NATS_URL, nobody answers there.
+        ConfigurationError: there is no such corpus, nothing in it can be read, or with NATS_URL nobody answers there.
     """
     if not question.text.strip():
         raise ConfigurationError("there is no question")
-    if os.environ.get("NATS_URL"):
-        from kit.lab.session import start
-
-        async with start(question.tenant_id) as lab:
-            return await _asked(lab, question, trace=trace, collection=None)
-    _check(question.corpus)
-    async with _served(question) as lab:
-        await _index(lab, question, progress)
-        return await _asked(lab, question, trace=trace, collection=question.collection)
-
-
-def _check(corpus: Path) -> None:
-    if not corpus.exists():
+    on_cluster = bool(os.environ.get("NATS_URL"))
+    corpus = question.corpus or (None if on_cluster else default_corpus())
+    if corpus is not None and not corpus.exists():
         raise ConfigurationError(f"there is no {corpus}: say where the documents are by --corpus")
+    async with _on_cluster(question) if on_cluster else _served(question) as lab:
+        if corpus is not None:
+            await _index(lab, corpus, None if on_cluster else question.store, progress)
+        return await _asked(lab, question, None if corpus is None else collection(corpus), trace, progress)
+
+
+def collection(corpus: Path) -> str:
+    """Return the corpus' own collection, so that two corpora never mix: its name, and where it is."""
+    where = hashlib.sha256(str(corpus.resolve()).encode()).hexdigest()[:8]
+    slug = re.sub(r"[^a-z0-9]+", "-", corpus.stem.lower()).strip("-")[:40] or "corpus"
+    return f"{slug}-{where}"
+
+
+@asynccontextmanager
+async def _on_cluster(question: Question) -> AsyncIterator[Lab]:
+    """A lab at NATS_URL, where workers are expected."""
+    from kit.lab.session import start
+
+    async with await start(question.tenant_id) as lab:
+        try:
+            yield lab
+        except NoResponders as error:
+            needed = f"kit worker {' '.join(NEEDED)} --tenant {question.tenant_id}"
+            raise ConfigurationError(f"{error}; there: {needed}") from error
 
 
 @asynccontextmanager
@@ -103,26 +116,27 @@ async def _served(question: Question) -> AsyncIterator[Lab]:
 # --- indexing ---------------------------------------------------------------------------------------------------
 
 
-async def _index(lab: Lab, question: Question, progress: TextIO) -> None:
-    """Index the corpus unless it is there as it is now."""
-    mark = question.store / "corpora" / f"{question.tenant_id}-{question.collection}.json"
-    now = _fingerprint(question.corpus)
-    if mark.is_file() and (question.store / "lancedb").is_dir() and json.loads(mark.read_text()) == now:
-        return
+async def _index(lab: Lab, corpus: Path, store: Path | None, progress: TextIO) -> None:
+    """Index the corpus, unless a mark in the store says that it is there as it is now."""
+    now, mark = _fingerprint(corpus), None
+    if store is not None:
+        mark = store / "corpora" / f"{lab.tenant_id}-{collection(corpus)}.json"
+        if mark.is_file() and (store / "lancedb").is_dir() and json.loads(mark.read_text()) == now:
+            return
     from kit.components import rag
 
     show = _Meter(progress)
-    into: dict[str, Any] = {"collection": question.collection, "progress": show}
-    if question.corpus.suffix in (".jsonl", ".ndjson"):
-        done = await rag.ingest_jsonl(lab.bus, question.corpus, **into)
+    into: dict[str, Any] = {"collection": collection(corpus), "progress": show}
+    if corpus.suffix in (".jsonl", ".ndjson"):
+        done = await rag.ingest_jsonl(lab.bus, corpus, **into)
     else:
-        done = await rag.ingest_folder(lab.bus, question.corpus, **into)
+        done = await rag.ingest_folder(lab.bus, corpus, **into)
     show.end(f"indexed {done.chunks} passages of {len(done.statuses)} documents in {elapsed(done.seconds)}")
     for name, reason in list(done.failures.items())[:5]:
         progress.write(f"  not read: {name}: {reason}\n")
     if len(done.failures) == len(done.statuses):
-        raise ConfigurationError(f"nothing in {question.corpus} can be read")
-    if not done.failures:
+        raise ConfigurationError(f"nothing in {corpus} can be read")
+    if mark is not None and not done.failures:
         mark.parent.mkdir(parents=True, exist_ok=True)
         mark.write_text(json.dumps(now))
 
@@ -156,11 +170,16 @@ class _Meter:
 # --- asking -----------------------------------------------------------------------------------------------------
 
 
-async def _asked(lab: Lab, question: Question, *, trace: bool, collection: str | None) -> Answer:
+async def _asked(lab: Lab, question: Question, within: str | None, trace: bool, progress: TextIO) -> Answer:
     from kit.components import document_qa
 
     parameters: dict[str, Any] = {"top_k": question.top_k, **({"model": question.model} if question.model else {})}
-    data = await document_qa.ask(lab.bus, question.text, collection=collection, timeout=TIMEOUT, **parameters)
+    patience = f"still waiting for an answer, for at most {TIMEOUT:.0f} s\n"
+    reminder = asyncio.get_running_loop().call_later(_SILENCE, progress.write, patience)
+    try:
+        data = await document_qa.ask(lab.bus, question.text, collection=within, timeout=TIMEOUT, **parameters)
+    finally:
+        reminder.cancel()
     return Answer(data=data, trace=_trace(lab) if trace else "")
 
 

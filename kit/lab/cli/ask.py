@@ -10,7 +10,7 @@ from kit.lab.cli.console import Commands, command, say
 _DETAILS = """\
 Documents are indexed the first time and again when they change; the index is kept in .kit/. The default model is
 offline and needs no key; any LiteLLM model goes by its name. With NATS_URL set the workers there answer
-(kit worker gateway rag document_qa), and nothing is indexed here.
+(kit worker gateway rag document_qa) from the tenant's documents there, or from --corpus, which is sent there first.
 
   kit ask "How do I copy a file?"                          the Python FAQ
   kit ask "Who may sign a contract?" --corpus handbook/    Markdown, text, HTML, PDF, JSON Lines
@@ -45,7 +45,7 @@ def _run(chosen: argparse.Namespace) -> int:
 
     question = asking.Question(
         text=chosen.question,
-        corpus=chosen.corpus or asking.default_corpus(),
+        corpus=chosen.corpus,
         tenant_id=chosen.tenant,
         model=chosen.model,
         top_k=chosen.top_k,
