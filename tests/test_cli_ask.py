@@ -172,13 +172,15 @@ class _Terminal(io.StringIO):
         return True
 
 
-def test_indexing_shows_how_far_it_is_in_a_terminal() -> None:
+def test_a_terminal_shows_how_far_it_is() -> None:
     class State:
         done, total = 3, 10
 
     terminal = _Terminal()
-    meter = asking._Meter(terminal)
-    meter(State())
-    meter.end("indexed")
-    assert "\rindexing 3 of 10 documents" in terminal.getvalue()
-    assert terminal.getvalue().rstrip().endswith("indexed")
+    line = asking._Line(terminal)
+    line.show("starting …")
+    line.end()
+    line.documents(State())
+    line.end("indexed")
+    assert terminal.getvalue().startswith("\rstarting …\r          \r\rindexing 3 of 10 documents")
+    assert terminal.getvalue().endswith("\rindexed\n")

@@ -73,7 +73,7 @@ async def ask(question: Question, *, trace: bool = False, progress: TextIO = sys
     corpus = question.corpus or (None if on_cluster else default_corpus())
     if corpus is not None and not corpus.exists():
         raise ConfigurationError(f"there is no {corpus}: say where the documents are by --corpus")
-    async with _on_cluster(question) if on_cluster else _served(question) as lab:
+    async with _on_cluster(question) if on_cluster else _served(question, progress) as lab:
         if corpus is not None:
             await _index(lab, corpus, None if on_cluster else question.store, progress)
         return await _asked(lab, question, None if corpus is None else collection(corpus), trace, progress)
@@ -100,7 +100,7 @@ async def _on_cluster(question: Question) -> AsyncIterator[Lab]:
 
 
 @asynccontextmanager
-async def _served(question: Question) -> AsyncIterator[Lab]:
+async def _served(question: Question, progress: TextIO) -> AsyncIterator[Lab]:
     """A lab on the kept store, with what answers; while another process has the store, on a temporary one."""
     from kit.lab.session import start
 
@@ -108,8 +108,11 @@ async def _served(question: Question) -> AsyncIterator[Lab]:
         lab = await start(question.tenant_id, store=question.store / "nats")
     except StoreInUse:
         lab = await start(question.tenant_id)
+    line = _Line(progress)
     async with lab:
+        line.show(f"starting {', '.join(NEEDED)} …")
         await lab.serve(*NEEDED, uri=question.store / "lancedb")
+        line.end()
         yield lab
 
 
@@ -125,13 +128,13 @@ async def _index(lab: Lab, corpus: Path, store: Path | None, progress: TextIO) -
             return
     from kit.components import rag
 
-    show = _Meter(progress)
-    into: dict[str, Any] = {"collection": collection(corpus), "progress": show}
+    line = _Line(progress)
+    into: dict[str, Any] = {"collection": collection(corpus), "progress": line.documents}
     if corpus.suffix in (".jsonl", ".ndjson"):
         done = await rag.ingest_jsonl(lab.bus, corpus, **into)
     else:
         done = await rag.ingest_folder(lab.bus, corpus, **into)
-    show.end(f"indexed {done.chunks} passages of {len(done.statuses)} documents in {elapsed(done.seconds)}")
+    line.end(f"indexed {done.chunks} passages of {len(done.statuses)} documents in {elapsed(done.seconds)}")
     for name, reason in list(done.failures.items())[:5]:
         progress.write(f"  not read: {name}: {reason}\n")
     if len(done.failures) == len(done.statuses):
@@ -151,19 +154,27 @@ def _fingerprint(corpus: Path) -> dict[str, Any]:
     return {"corpus": str(corpus.resolve()), "files": count, "state": digest.hexdigest()}
 
 
-class _Meter:
-    """Shows how many documents are indexed: a line that moves in a terminal, nothing but its end in a log."""
+class _Line:
+    """A line of progress that moves in a terminal; in a log, nothing but what it ends with."""
 
     def __init__(self, out: TextIO) -> None:
-        self._out, self._moves = out, out.isatty()
+        self._out, self._moves, self._width = out, out.isatty(), 0
 
-    def __call__(self, state: Any) -> None:
+    def show(self, text: str) -> None:
+        """Show the text in place of the one before."""
         if self._moves:
-            self._out.write(f"\rindexing {state.done} of {state.total} documents ")
+            self._out.write(f"\r{text:<{self._width}}")
             self._out.flush()
+            self._width = len(text)
 
-    def end(self, text: str) -> None:
-        self._out.write(f"\r{text:<60}\n" if self._moves else f"{text}\n")
+    def documents(self, state: Any) -> None:
+        """Show how many documents are indexed."""
+        self.show(f"indexing {state.done} of {state.total} documents")
+
+    def end(self, text: str = "") -> None:
+        """Leave this text; none leaves nothing."""
+        self.show("")
+        self._out.write(("\r" if self._moves else "") + (f"{text}\n" if text else ""))
         self._out.flush()
 
 
