@@ -198,9 +198,12 @@ def _outcome(**facts: Any) -> Outcome:
 
 
 def test_an_outcome_in_words() -> None:
-    missed = [{"verdicts": [{"met": False}, {"met": True}]}]
+    missed = [{"verdicts": [{"met": False, "goal": False}, {"met": True, "goal": False}]}]
     assert _outcome(comparison="same", records=missed).verdict == "matches its reference; 1 target(s) missed"
     assert not _outcome(comparison="same", records=missed).good
+    short = [{"verdicts": [{"met": False, "goal": True}]}]
+    assert _outcome(comparison="same", records=short).verdict == "matches its reference; 1 goal(s) not reached"
+    assert _outcome(comparison="same", records=short).good
     differs = _outcome(comparison="differs", mismatches=[Mismatch(cell=1, detail="")])
     assert differs.verdict == "1 cell(s) differ from the reference"
     assert Failure(error="E", message="m", cell=2).where == "in cell 3"

@@ -42,33 +42,32 @@ def write_index(report: Report) -> None:
 
 def _headline(report: Report) -> str:
     """Say in one sentence how the report came out, the worst first."""
-    outcomes, worse = report.outcomes, len(report.worse)
+    outcomes = report.outcomes
     failed = [outcome.name for outcome in outcomes if outcome.failure]
-    stale = [outcome.name for outcome in outcomes if not outcome.failure and not outcome.good and not _missed(outcome)]
-    missed = sum(_missed(outcome) for outcome in outcomes)
-    if not (failed or stale or missed or worse):
-        compared = sum(outcome.comparison == "same" for outcome in outcomes)
-        if compared == len(outcomes):
-            return "Every notebook ran, and shows what it is known to show."
-        return "Every notebook ran."
+    stale = [outcome.name for outcome in outcomes if not outcome.failure and not outcome.good and not outcome.missed()]
     parts = []
     if failed:
         parts.append(f"{_names(failed)} failed")
     if stale:
         parts.append(f"{_names(stale)} {'differs' if len(stale) == 1 else 'differ'} from the reference")
-    if missed:
-        parts.append(f"{missed} target{'s' if missed > 1 else ''} missed")
-    if worse:
-        parts.append(f"{worse} ratio{'s' if worse > 1 else ''} worse than the baseline")
+    if missed := sum(len(outcome.missed()) for outcome in outcomes):
+        parts.append(f"{_several(missed, 'target')} missed")
+    if worse := len(report.worse):
+        parts.append(f"{_several(worse, 'ratio')} worse than the baseline")
+    if not parts:
+        compared = all(outcome.comparison == "same" for outcome in outcomes)
+        parts.append("Every notebook ran, and shows what it is known to show" if compared else "Every notebook ran")
+    if short := sum(len(outcome.missed(goals=True)) for outcome in outcomes):
+        parts.append(f"{_several(short, 'goal')} not reached")
     return "; ".join(parts) + "."
+
+
+def _several(count: int, what: str) -> str:
+    return f"{count} {what}{'s' if count > 1 else ''}"
 
 
 def _names(names: list[str]) -> str:
     return ", ".join(names) if len(names) < 4 else f"{len(names)} notebooks"
-
-
-def _missed(outcome: Outcome) -> int:
-    return sum(not verdict["met"] for verdict in outcome.verdicts)
 
 
 def _tiles(report: Report) -> list[dict[str, Any]]:

@@ -71,12 +71,15 @@ class Outcome:
         """Return the targets of its records, met and missed."""
         return [verdict for record in self.records for verdict in record["verdicts"]]
 
+    def missed(self, *, goals: bool = False) -> list[dict[str, Any]]:
+        """Return the verdicts of the targets that are missed, or of the goals that are not reached."""
+        return [verdict for verdict in self.verdicts if not verdict["met"] and verdict["goal"] is goals]
+
     @property
     def good(self) -> bool:
         """Return whether it ran to its end and shows what is committed; a missed target, unlike a goal, spoils it."""
         compared = self.updated or self.comparison not in ("differs", "no reference")
-        met = all(verdict["met"] or verdict.get("goal") for verdict in self.verdicts)
-        return self.failure is None and compared and met
+        return self.failure is None and compared and not self.missed()
 
     @property
     def verdict(self) -> str:
@@ -85,7 +88,6 @@ class Outcome:
             return f"failed {self.failure.where}"
         if self.updated:
             return "reference updated"
-        missed = sum(not verdict["met"] for verdict in self.verdicts)
         words = {
             "same": "matches its reference",
             "differs": f"{len(self.mismatches)} cell(s) differ from the reference",
@@ -93,4 +95,8 @@ class Outcome:
             "other parameters": "run with other parameters, not compared",
             "not compared": "executed, not compared",
         }
-        return words[self.comparison] + (f"; {missed} target(s) missed" if missed else "")
+        missed, short = len(self.missed()), len(self.missed(goals=True))
+        parts = [words[self.comparison]]
+        parts += [f"{missed} target(s) missed"] if missed else []
+        parts += [f"{short} goal(s) not reached"] if short else []
+        return "; ".join(parts)

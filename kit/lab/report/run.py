@@ -325,9 +325,9 @@ def _sum_up(report: Report, progress: Progress) -> None:
     for outcome in report.outcomes:
         if not outcome.good:
             progress.note(f"  ✗ {outcome.name}: {outcome.verdict}")
-        for verdict in outcome.verdicts:
-            if not verdict["met"]:
-                progress.note(f"      target missed: {verdict['name']}: {verdict['measured']:.4g} {verdict['unit']}")
+        for word, verdicts in (("target missed", outcome.missed()), ("goal not reached", outcome.missed(goals=True))):
+            for verdict in verdicts:
+                progress.note(f"      {word}: {verdict['name']}: {verdict['measured']:.4g} {verdict['unit']}")
     for change in report.worse:
         progress.note(f"  ✗ ratio worse than its baseline: {change}")
     progress.note(f"report: {report.index}")
