@@ -227,6 +227,47 @@ def test_settings_that_cannot_work_are_refused() -> None:
         gateway.RateLimit(requests=0)
 
 
+async def test_every_line_of_the_log_is_in_the_trace_of_its_call(tenant_bus: Bus, telemetry: Any) -> None:
+    operations = await watched(tenant_bus, LLMOPS_OPERATIONS)
+    async with at_work(tenant_bus, cache_ttl=0):
+        await asyncio.gather(*(gateway.generate(tenant_bus, prompt=f"{QUESTION} {i}") for i in range(5)))
+        await until(lambda: len(operations) == 5)
+    calls = {span["trace_id"] for span in spans_of(telemetry, "gateway.provider.call")}
+    assert len(calls) == 5
+    assert {row["trace_id"] for row in operations} == calls
+    assert {span["trace_id"] for span in spans_of(telemetry, LLMOPS_OPERATIONS.send_span.name)} == calls
+
+
+async def test_litellm_keeps_a_record_of_calls_only_for_callbacks_that_somebody_registered(
+    tenant_bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kit.components.gateway.litellm_calls import litellm_module
+
+    litellm = await litellm_module()
+    from litellm.integrations.custom_logger import CustomLogger
+    from litellm.litellm_core_utils.litellm_logging import Logging
+
+    records: list[str] = []
+    told: list[str] = []
+    keep = Logging.async_success_handler
+
+    async def counted(self: Any, *args: Any, **kwargs: Any) -> None:
+        records.append(self.model)
+        await keep(self, *args, **kwargs)
+
+    class Listener(CustomLogger):  # type: ignore[misc]
+        async def async_log_success_event(self, kwargs: Any, response_obj: Any, start_time: Any, end_time: Any) -> None:
+            told.append(kwargs["model"])
+
+    monkeypatch.setattr(Logging, "async_success_handler", counted)
+    async with at_work(tenant_bus, cache_ttl=0):
+        await gateway.generate(tenant_bus, prompt=QUESTION)
+        monkeypatch.setattr(litellm, "callbacks", [Listener()])
+        await gateway.generate(tenant_bus, prompt=QUESTION)
+        await until(lambda: told)
+    assert (len(records), len(told)) == (1, 1)
+
+
 # --- cache ------------------------------------------------------------------------------------------------------
 
 

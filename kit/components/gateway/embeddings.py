@@ -195,8 +195,8 @@ class Embedder:
         self._parts.events.operation(
             partial(
                 operation_of, request, operation_id=f"{request['request_id'][:120]}.{worker_id}.e{self._serial}",
-                operation_type="embedding", worker_id=worker_id, trace_id="", cost=cost, currency=CURRENCY,
-                latency_ms=(time.perf_counter() - started) * 1e3, **more,
+                operation_type="embedding", timestamp=codec.now(), worker_id=worker_id, trace_id="",
+                cost=cost, currency=CURRENCY, latency_ms=(time.perf_counter() - started) * 1e3, **more,
             )
         )  # fmt: skip
 

@@ -75,15 +75,16 @@ def wrap(request: Mapping[str, Any], answer: Mapping[str, Any], *, seconds: floa
 
 
 def operation_of(
-    request: Mapping[str, Any], *, operation_id: str, operation_type: str, worker_id: str, trace_id: str, **more: Any
-) -> dict[str, Any]:
+    request: Mapping[str, Any], *, operation_id: str, operation_type: str, timestamp: str, worker_id: str,
+    trace_id: str, **more: Any,
+) -> dict[str, Any]:  # fmt: skip
     """Return the ``llm_operation`` of one call to a provider; what is None is left out."""
     data: dict[str, Any] = {
         "operation_id": operation_id,
         "operation_type": operation_type,
         "tenant_id": request["tenant_id"],
         "request_id": request["request_id"],
-        "timestamp": codec.now(),
+        "timestamp": timestamp,
         "worker_id": worker_id,
         **{name: request[name] for name in (*_ECHO, "component") if name in request},
     }

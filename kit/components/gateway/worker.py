@@ -10,6 +10,7 @@ from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from kit import codec
 from kit.catalogue import (
     GATEWAY_CACHE_CHECK,
     GATEWAY_CACHE_HITS,
@@ -357,8 +358,8 @@ class Gateway:
         self._parts.events.operation(
             partial(
                 operation_of, request, operation_id=f"{request['request_id'][:120]}.{worker_id}.{self._serial}",
-                operation_type="completion", worker_id=worker_id, trace_id=op.trace_id, latency_ms=seconds * 1e3,
-                cost=cost, currency=CURRENCY, **more,
+                operation_type="completion", timestamp=codec.now(), worker_id=worker_id, trace_id=op.trace_id,
+                latency_ms=seconds * 1e3, cost=cost, currency=CURRENCY, **more,
             )
         )  # fmt: skip
 
