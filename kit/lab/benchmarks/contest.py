@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -67,14 +67,31 @@ class Contest:
         """Return the measurement, whether each contender checks the contract, and a row for each absent peer."""
         table = result.table()
         table["contract"] = ["checked" if self.contenders[name].contract else "–" for name in table.index]
-        for name in self.absent:
-            table.loc[name] = [NOT_INSTALLED, *["–"] * (table.shape[1] - 1)]
-        return table
+        return with_absent(table, self.absent)
 
     def fastest_peer(self, result: Comparison) -> str:
         """Return the fastest of the libraries that check a contract."""
         checking = {name for name, contender in self.contenders.items() if contender.contract}
         return min(checking - {KIT, BY_HAND}, key=result.percentile)
+
+
+def with_absent(table: pd.DataFrame, absent: Sequence[str]) -> pd.DataFrame:
+    """Return a table with a row for each peer that is not installed, which says so."""
+    for name in absent:
+        table.loc[name] = [NOT_INSTALLED, *["–"] * (table.shape[1] - 1)]
+    return table
+
+
+def stated(result: Comparison) -> dict[str, str]:
+    """Return what disturbs a timing from inside, and what was done about it, in words."""
+    said = result.conditions
+    kept_out = "collected before each turn, off within it" if said["gc"] == "between" else "on"
+    return {
+        "garbage collector": kept_out if said["gc_enabled"] else "off",
+        "logging": f"level {said['logging_level']}",
+        "profiler, debugger": "on" if said["tracing"] else "none",
+        "assertions": "off" if said["optimised"] else "on",
+    }
 
 
 def installed(name: str) -> Any:

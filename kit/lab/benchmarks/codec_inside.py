@@ -1,0 +1,189 @@
+"""Where CODEC's time goes: the parts of one reading, what is refused for them, and what a larger schema adds.
+
+Parts and schemas stand on the compile functions of ``kit.codec.shapes``, which make the fast ways of ``encode`` and
+``decode``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kit.codec import decode, encode, latest, schema
+from kit.codec.shapes import UTC_PATTERN, compile_reader, compile_writer
+from kit.lab.bench import Comparison, median_interval
+from kit.lab.benchmarks.codec import TYPE, UNCHECKED, agent_message, reading
+from kit.lab.benchmarks.contest import BY_HAND, KIT, Contender, Contest, with_absent
+from kit.lab.project import project_root
+from kit.lab.quantities import quantity
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from numpy.typing import NDArray
+
+PROVED, NO_PATTERNS, COMPILED = "orjson, then the proof", "shape without patterns", "compiled reader"
+_INNER = 50  # calls in a sample of what takes microseconds
+_ID = "^[a-z0-9][a-z0-9_-]{0,62}$"
+_KINDS: tuple[tuple[dict[str, Any], Any], ...] = (
+    ({"type": "string", "maxLength": 200}, "thirty days after the purchase"),
+    ({"type": "string", "pattern": _ID}, "planner-7"),
+    ({"type": "integer", "minimum": 0, "maximum": 1_000_000}, 4711),
+    ({"type": "string", "format": "date-time", "pattern": UTC_PATTERN}, "2026-01-05T09:30:00.000000Z"),
+    ({"type": "boolean"}, True),
+)
+"""What fields of messages are like, in turn: the schema of one, and a value that keeps it."""
+
+
+# --- one reading, part by part ----------------------------------------------------------------------------------
+
+
+def parts(orjson: ModuleType) -> Contest:
+    """Return one reading in steps that each do more than the one before; their differences are its parts."""
+    message = agent_message()
+    payload = encode(TYPE, message)
+    contract = dict(schema(TYPE))
+    prefix = payload[: payload.index(b'"data":') + len(b'"data":')]
+    plain, compiled = compile_reader(_without_patterns(contract), prefix), compile_reader(contract, prefix)
+
+    def proved() -> Any:
+        data = orjson.loads(payload)["data"]
+        return data if payload == b"".join((prefix, orjson.dumps(data), b"}")) else None
+
+    contenders = {
+        UNCHECKED: Contender(
+            call=lambda: orjson.loads(payload), check=lambda answer: bool(answer["data"] == message), contract=False
+        ),
+        PROVED: Contender(call=proved, check=message.__eq__, contract=False),
+        NO_PATTERNS: Contender(call=lambda: plain(payload), check=message.__eq__, contract=False),
+        COMPILED: Contender(call=lambda: compiled(payload), check=message.__eq__),
+        KIT: Contender(call=lambda: decode(payload), check=lambda answer: bool(answer.data == message)),
+    }
+    return Contest(name="codec_decode_parts", contenders=contenders, inner=_INNER)
+
+
+def parts_table(result: Comparison) -> pd.DataFrame:
+    """Return what each part of a reading takes, in time and against unchecked orjson, which reads the same bytes."""
+    import pandas as pd
+
+    bare = _medians(result, UNCHECKED)
+    rows = {
+        "types and lengths, into dicts": _medians(result, NO_PATTERNS) - (_medians(result, PROVED) - bare),
+        "proof that nothing was lost": _medians(result, PROVED) - bare,
+        "patterns of ids, and times": _medians(result, COMPILED) - _medians(result, NO_PATTERNS),
+        "contract found, envelope made": _medians(result, KIT) - _medians(result, COMPILED),
+        "all of it": _medians(result, KIT),
+    }
+    table = {
+        name: {
+            "p50": quantity(float(np.median(nanoseconds)) / 1e9, "s"),
+            f"against {UNCHECKED}": str(median_interval(nanoseconds / bare)),
+        }
+        for name, nanoseconds in rows.items()
+    }
+    return pd.DataFrame.from_dict(table, orient="index").rename_axis("part of a reading")
+
+
+def _medians(result: Comparison, contender: str) -> NDArray[np.float64]:
+    """Each round's median, float64 (rounds,), in nanoseconds."""
+    medians: NDArray[np.float64] = np.median(result.samples[contender], axis=1)
+    return medians
+
+
+def _without_patterns(node: Any) -> Any:
+    """Return a schema in which any text of the right length will do."""
+    if isinstance(node, list):
+        return [_without_patterns(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    return {key: _without_patterns(value) for key, value in node.items() if key not in ("pattern", "format")}
+
+
+# --- what a reader refuses --------------------------------------------------------------------------------------
+
+
+def refusals(orjson: ModuleType, jsonschema_rs: ModuleType) -> pd.DataFrame:
+    """Return how many faulty payloads each contender refuses that checks a contract.
+
+    The faults are the contract's own invalid fixtures, and two that no schema sees: a key that stands twice, and an
+    integer of which a double keeps the first half.
+    """
+    import pandas as pd
+
+    message = agent_message()
+    folder = project_root() / "data" / "contracts" / TYPE / latest(TYPE) / "invalid"
+    broken = [orjson.dumps(orjson.loads(file.read_bytes())["envelope"]) for file in sorted(folder.glob("*.json"))]
+    good = encode(TYPE, message)
+    inexact = [good.replace(b'"content":', b'"content":"no","content":'), good.replace(b":3,", b":%d," % 10**30)]
+    counts: dict[str, list[int]] = {}
+    for payload in (good, *broken, *inexact):
+        contest = reading(message, orjson, jsonschema_rs, payload)
+        for name, contender in contest.contenders.items():
+            if contender.contract:
+                counts.setdefault(name, []).append(int(_refuses(contender)))
+    rows = {
+        name: {
+            "what is right": sum(row[:1]),
+            f"what breaks the contract ({len(broken)})": sum(row[1 : len(broken) + 1]),
+            f"what would be changed ({len(inexact)})": sum(row[len(broken) + 1 :]),
+        }
+        for name, row in counts.items()
+    }
+    return with_absent(pd.DataFrame.from_dict(rows, orient="index").rename_axis("refuses"), contest.absent)
+
+
+def _refuses(reader: Contender) -> bool:
+    try:
+        reader.call()
+    except Exception:  # noqa: BLE001 - each library has its own errors
+        return True
+    return False
+
+
+# --- the size of a schema ---------------------------------------------------------------------------------------
+
+
+def made_schema(fields: int) -> dict[str, Any]:
+    """Return a closed JSON Schema of so many required fields: texts, ids, integers, times and booleans in turn."""
+    properties = {f"field_{number}": dict(_KINDS[number % len(_KINDS)][0]) for number in range(fields)}
+    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
+
+
+def made_data(fields: int) -> dict[str, Any]:
+    """Return data that keep ``made_schema`` of as many fields."""
+    return {f"field_{number}": _KINDS[number % len(_KINDS)][1] for number in range(fields)}
+
+
+def schema_size(fields: int, orjson: ModuleType, jsonschema_rs: ModuleType) -> Contest:
+    """Return the kit, by hand and unchecked orjson, both ways, with a message that has so many fields."""
+    contract, data = made_schema(fields), made_data(fields)
+    head = {"schema_version": "1.0", "message_type": "made"}
+    payload: bytes = orjson.dumps(head | {"data": data})
+    prefix = payload[: payload.index(b'"data":') + len(b'"data":')]
+    write, read = compile_writer(contract, prefix), compile_reader(contract, prefix)
+    check = jsonschema_rs.validator_for(contract, validate_formats=True).validate
+
+    def write_by_hand() -> Any:
+        check(data)
+        return orjson.dumps(head | {"data": data})
+
+    def read_by_hand() -> Any:
+        document = orjson.loads(payload)
+        check(document["data"])
+        return document["data"]
+
+    calls: Mapping[str, tuple[Any, Any]] = {
+        f"encode, {UNCHECKED}": (lambda: orjson.dumps(head | {"data": data}), payload),
+        f"encode, {BY_HAND}": (write_by_hand, payload),
+        f"encode, {KIT}": (lambda: write(data), payload),
+        f"decode, {UNCHECKED}": (lambda: orjson.loads(payload)["data"], data),
+        f"decode, {BY_HAND}": (read_by_hand, data),
+        f"decode, {KIT}": (lambda: read(payload), data),
+    }
+    contenders = {
+        name: Contender(call=call, check=expected.__eq__, contract=UNCHECKED not in name)
+        for name, (call, expected) in calls.items()
+    }
+    return Contest(name=f"codec_schema_{fields}", contenders=contenders, inner=10)
