@@ -224,6 +224,7 @@ async def test_components_are_served_with_their_settings_and_stopped(lab: Lab, m
     rooms = {"a": _Room(), "b": _Room()}
     monkeypatch.setattr(components, "_load", rooms.__getitem__)
     await lab.serve("a", "b", concurrency=3)
+    assert lab.logs()["body"].tolist() == ["serving a", "serving b"]
     assert rooms["b"].settings == {"concurrency": 3, "model": "m"}
     assert repr(lab) == "Lab of acme, embedded server, serving a, b"
     with pytest.raises(ConfigurationError, match=r"no setting 'colour'; there are: a: concurrency, model"):

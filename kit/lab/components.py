@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import kit
 from kit.errors import ConfigurationError
+from kit.otel import semconv
 
 if TYPE_CHECKING:
     from kit.components import Service
@@ -49,10 +50,12 @@ async def serve(
         offers = "; ".join(f"{name}: {', '.join(sorted(accepted)) or 'none'}" for name, accepted in taken.items())
         raise ConfigurationError(f"no setting {', '.join(map(repr, refused))}; there are: {offers}")
     services: dict[str, Service] = {}
+    log = bus.telemetry.logger("kit.lab")
     try:
         for name, module in modules.items():
             chosen = {key: value for key, value in {**(defaults or {}), **settings}.items() if key in taken[name]}
             services[name] = await module.serve(bus, **chosen)
+            log.info("serving %s", name, **{semconv.TENANT_ID: bus.tenant_id})
     except BaseException:
         for service in reversed(services.values()):
             await service.stop()
