@@ -582,7 +582,7 @@ async def test_a_restart_that_never_listens_counts_as_a_crash(tmp_path: Path, mo
 
 
 async def test_a_server_that_never_listens_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor, "_START", 0.1)
+    monkeypatch.setattr(supervisor, "_START", 2.0)
     supervised = Supervised(tmp_path, before="sleep 60")
     event = await supervised.event()
     assert (event["event"], "fake server" in str(event["tail"])) == ("failed", True)
