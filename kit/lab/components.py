@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import kit
 from kit.errors import ConfigurationError
-from kit.otel import semconv
 
 if TYPE_CHECKING:
     from kit.components import Service
@@ -44,6 +43,8 @@ async def serve(
     Raises:
         ConfigurationError: a component that does not exist, or a setting that none of them takes.
     """
+    from kit.otel import semconv  # here: `kit --help` lists the components, and is to be there at once
+
     modules = {name: _load(name) for name in components}
     taken = {name: _accepted(module) for name, module in modules.items()}
     if refused := [name for name in settings if not any(name in accepted for accepted in taken.values())]:
