@@ -42,6 +42,7 @@ _PAUSE = 0.1  # s; before it is sent again, when the answer was a refusal
 _IDLE = 60.0  # s; after which the server forgets a subscriber without a name that pulls no more
 NAME_IN_USE = 10058  # Source: nats-server's errors.json, as the next ones
 _NO_MESSAGE = 10043
+_CONSUMER_REFUSED = 10012
 _NO_PEERS = 10005
 _MESSAGE_TOO_LARGE = 10054
 
@@ -164,11 +165,19 @@ class Streams:
         """
         name = config.durable_name
 
-        async def work() -> str:
+        async def make() -> str:
             if name is not None:
                 with suppress(nats.js.errors.NotFoundError):
                     self._agree((await self.context.consumer_info(stream, name)).config, config)
             return (await self.context.add_consumer(stream, config)).name
+
+        async def work() -> str:
+            try:
+                return await make()
+            except nats.js.errors.APIError as error:
+                if name is None or error.err_code != _CONSUMER_REFUSED:
+                    raise
+            return await make()  # somebody else made it meanwhile, with another beginning
 
         return await self.patiently(f"consumer {name or ''} of {stream}", work)
 
