@@ -21,7 +21,7 @@ from kit.catalogue import OPERATIONS
 from kit.errors import ConfigurationError
 from kit.lab import cli, components
 from kit.lab.cli import main
-from kit.lab.cli.console import literal, pairs
+from kit.lab.cli.console import literal, pairs, settings
 
 COMMANDS = [command.__name__.rpartition(".")[2].replace("_", "-") for command in cli.COMMANDS]
 
@@ -135,9 +135,16 @@ def test_a_reader_that_leaves_is_no_error() -> None:
 def test_values_and_pairs() -> None:
     texts = ("1", "1.5", "true", "None", "[1, 2]", "a:b", "false")
     assert [literal(text) for text in texts] == [1, 1.5, True, None, [1, 2], "a:b", False]
+    dicts = ("{'*': {'requests': 1}}", '{"*": {"wait": true}}', " [null, 1]", "null")
+    assert [literal(text) for text in dicts] == [{"*": {"requests": 1}}, {"*": {"wait": True}}, [None, 1], None]
+    assert [literal(text) for text in ("", "kit/extractive", "a, b", "1 2")] == ["", "kit/extractive", "a, b", "1 2"]
     assert pairs(["a=1", "b=x=y", "a=2"], option="-p") == {"a": "2", "b": "x=y"}
     with pytest.raises(ConfigurationError, match="--setting '1a=2': name=value expected"):
         pairs(["1a=2"], option="--setting")
+    assert settings(["a=1", "b={'c': [2]}"], option="--setting") == {"a": 1, "b": {"c": [2]}}
+    for broken in ("{'limit': 1", "[1, __import__('os')]", "'x", "{'a': nope}", "[" * 9999):
+        with pytest.raises(ConfigurationError, match=r"--setting budget: .* is neither Python nor JSON"):
+            settings([f"budget={broken}"], option="--setting")
 
 
 # --- catalogue --------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from ast import literal_eval
 from collections.abc import Iterable
@@ -10,6 +11,7 @@ from typing import Any
 
 from kit.errors import ConfigurationError
 
+_OPENING = ("[", "{", "(", "'", '"')
 Commands = Any  # argparse's own type for subparsers is private
 
 
@@ -54,8 +56,31 @@ def pairs(texts: Iterable[str], *, option: str) -> dict[str, str]:
 
 
 def literal(text: str) -> Any:
-    """Return a text as the Python value it spells (a number, True, None, a list), else as the text itself."""
-    try:
-        return literal_eval(text)
-    except (ValueError, SyntaxError):
-        return {"true": True, "false": False}.get(text, text)
+    """Return a text as the value that it spells in Python or JSON (a number, True, None, a list, a dict), else itself.
+
+    Raises:
+        ConfigurationError: it begins like a list, a dict or a quotation, and is none.
+    """
+    for parse in (literal_eval, json.loads):
+        try:
+            return parse(text.strip())
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            continue
+    if text.lstrip().startswith(_OPENING):
+        raise ConfigurationError(f"{text!r} is neither Python nor JSON: is a bracket or a quotation mark missing?")
+    return text
+
+
+def settings(texts: Iterable[str], *, option: str) -> dict[str, Any]:
+    """Return ``name=value`` texts as a dict of the values that they spell.
+
+    Raises:
+        ConfigurationError: a text that cannot be read, by its option and name.
+    """
+    found = {}
+    for name, text in pairs(texts, option=option).items():
+        try:
+            found[name] = literal(text)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"{option} {name}: {error}") from error
+    return found

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from kit.lab import components
-from kit.lab.cli.console import Commands, command, literal, pairs, say
+from kit.lab.cli.console import Commands, command, say, settings
 
 _DETAILS = """\
 The server is NATS_URL's (nats://127.0.0.1:4222), the credentials are those of the environment: NATS_USER and
@@ -14,6 +14,7 @@ NATS_PASSWORD, NATS_TOKEN, NATS_CREDS or NATS_NKEY_SEED. SIGTERM or Ctrl-C drain
 nothing new is taken.
 
   kit worker gateway rag --tenant acme --setting concurrency=4
+  kit worker gateway --setting 'rate_limits={"*": {"requests": 60, "window": 60}}'
 """
 
 
@@ -32,18 +33,17 @@ def configure(commands: Commands) -> None:
 def _run(chosen: argparse.Namespace) -> int:
     import asyncio
 
-    settings = {name: literal(value) for name, value in pairs(chosen.setting, option="--setting").items()}
-    asyncio.run(_serve(chosen.components, chosen.tenant, settings))
+    asyncio.run(_serve(chosen.components, chosen.tenant, settings(chosen.setting, option="--setting")))
     return 0
 
 
-async def _serve(names: list[str], tenant_id: str, settings: dict[str, Any]) -> None:
+async def _serve(names: list[str], tenant_id: str, chosen: dict[str, Any]) -> None:
     from kit.lab.cli.signals import asked_to_end
     from kit.lab.session import attach
 
     with asked_to_end() as asked:
         async with attach(tenant_id, service_name=f"kit-{'-'.join(names)}") as lab:
-            await lab.serve(*names, **settings)
+            await lab.serve(*names, **chosen)
             say(f"serving {', '.join(names)} for {tenant_id}; Ctrl-C drains and stops")
             await asked.wait()
     say("stopped")
