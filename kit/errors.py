@@ -147,10 +147,14 @@ class RemoteError(BusError):
         error_type: class name of the error there.
         detail: its message.
         retryable: whether the same request may succeed later.
+        retry_after: seconds until it may, where the other side said so, else None.
     """
 
-    def __init__(self, subject: str, *, error_type: str, detail: str, retryable: bool = False) -> None:
-        self.subject, self.error_type, self.detail, self.retryable = subject, error_type, detail, retryable
+    def __init__(
+        self, subject: str, *, error_type: str, detail: str, retryable: bool = False, retry_after: float | None = None
+    ) -> None:
+        self.subject, self.error_type, self.detail = subject, error_type, detail
+        self.retryable, self.retry_after = retryable, retry_after
         super().__init__(f"{subject} answered {error_type}: {detail}")
 
 
@@ -167,11 +171,20 @@ class NotStored(JobError):
 
 
 class JobDead(JobError):
-    """Every attempt of a job failed; it is kept as a dead letter."""
+    """Every attempt of a job failed; it is kept as a dead letter.
 
-    def __init__(self, subject: str, *, message_id: str, attempts: int, error_type: str, detail: str) -> None:
+    Attributes:
+        error_type: class name of the last attempt's error.
+        detail: its message.
+        retry_after: seconds until the job may succeed, where the worker said so, else None.
+    """
+
+    def __init__(
+        self, subject: str, *, message_id: str, attempts: int, error_type: str, detail: str,
+        retry_after: float | None = None,
+    ) -> None:  # fmt: skip
         self.subject, self.message_id, self.attempts = subject, message_id, attempts
-        self.error_type, self.detail = error_type, detail
+        self.error_type, self.detail, self.retry_after = error_type, detail, retry_after
         super().__init__(f"job {message_id} on {subject} died after {attempts} attempt(s) with {error_type}: {detail}")
 
 

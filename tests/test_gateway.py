@@ -25,7 +25,7 @@ from kit.catalogue import (
 )
 from kit.components import Service, gateway
 from kit.components.gateway.models.static import static_embeddings
-from kit.errors import ConfigurationError, JobDead
+from kit.errors import ConfigurationError, JobDead, RemoteError
 from kit.nats.bus import Bus
 from kit.nats.connection import connect
 from kit.nats.message import Message
@@ -372,6 +372,9 @@ async def test_a_rate_limit_holds_across_workers_and_tells_of_violations(
     assert refused[0].limit == 7
     assert refused[0].window == 60
     assert 50 < refused[0].retry_after <= 60
+    told = refused[0].__cause__
+    assert isinstance(told, JobDead)
+    assert told.retry_after == refused[0].retry_after
     assert {event["model"] for event in events} == {"kit/extractive"}
     assert total(telemetry, "gateway.rate-limit.violations") == 13
     assert total(telemetry, "gateway.rate-limit.checks") == 20
@@ -408,7 +411,7 @@ async def test_a_response_is_checked_as_the_request_asks(tenant_bus: Bus, teleme
             validation={"level": "json_schema", "schema": schema},
         )
         assert valid["validation"]["passed"]
-        with pytest.raises(gateway.ResponseInvalid, match=r"2 attempt\(s\).*'required'"):
+        with pytest.raises(gateway.ResponseInvalid, match=r"'json_schema' in 2 attempt\(s\).*'required'"):
             await gateway.generate(
                 tenant_bus,
                 prompt=QUESTION,
@@ -505,10 +508,32 @@ async def test_an_embedding_model_may_have_a_limit_of_its_own(tenant_bus: Bus) -
     limits = {"kit/static-256": gateway.RateLimit(requests=1), "*": gateway.RateLimit(requests=1)}
     async with at_work(tenant_bus, rate_limits=limits):
         await gateway.embed(tenant_bus, ["a"], model="kit/static-256")
-        with pytest.raises(gateway.RateLimited):
+        with pytest.raises(gateway.RateLimited) as refused:
             await gateway.embed(tenant_bus, ["a"], model="kit/static-256")
+        told = refused.value.__cause__
+        assert isinstance(told, RemoteError)
+        assert told.retry_after == refused.value.retry_after
+        assert 50 < told.retry_after <= 60
         await until(lambda: events)
     assert events[0]["model"] == "kit/static-256"
+
+
+async def test_the_source_of_a_price_is_said_for_every_model() -> None:
+    from kit.components.gateway.litellm_calls import litellm_module
+    from kit.components.gateway.prices import Prices
+
+    per_token = {"input_cost_per_token": 0.5, "output_cost_per_token": 1.0}
+    models = {"sold": {"model": "kit/extractive", **per_token}, "mine": {"model": "openai/mine", **per_token}}
+    prices = Prices(gateway.Settings(models=models), await litellm_module())
+    sources = {name: prices.source(name) for name in ("sold", "mine", "kit/extractive", "gpt-4o", "openai/nobodys")}
+    assert sources.pop("gpt-4o").startswith("litellm 1.")
+    assert sources == {
+        "sold": "gateway settings", "mine": "gateway settings", "kit/extractive": "offline model: no charge",
+        "openai/nobodys": "no price known",
+    }  # fmt: skip
+    for name in models:
+        paid = prices.paid(name, None, 2, 3)
+        assert (paid.amount, paid.source) == (4.0, prices.source(name))
 
 
 # --- the worker -------------------------------------------------------------------------------------------------
@@ -557,19 +582,21 @@ def test_errors_come_back_as_they_were_sent() -> None:
             limit=5, spent=4.5, estimated=0.75, currency="USD", period="day", reset_at="2026-01-02T00:00:00Z"
         ),
         gateway.BudgetExceeded(limit=1, spent=0, estimated=2, currency="USD", period="total", reset_at=None),
-        gateway.ProviderFailed("m", kind="Timeout", status_code=408, retryable=True),
-        gateway.ResponseInvalid("format", detail="it is empty", attempts=2),
+        gateway.ProviderFailed("m", kind="Timeout", status_code=408, retryable=True, retry_after=7.125),
+        gateway.ResponseInvalid("json_schema", detail="$.a breaks the rule 'type'", attempts=2),
         gateway.RequestExpired(seconds=3),
         gateway.RequestRefused("a request must not set api_key"),
     ]
     for error in sent:
-        back = error_of(type(error).__name__, str(error), "m")
+        back = error_of(type(error).__name__, str(error), "m", getattr(error, "retry_after", None))
         assert type(back) is type(error)
         assert str(back) == str(error)
         for name in (
             "limit",
             "window",
-            "retry_after",
+            "level",
+            "detail",
+            "attempts",
             "spent",
             "estimated",
             "period",
@@ -578,6 +605,8 @@ def test_errors_come_back_as_they_were_sent() -> None:
             "kind",
         ):
             assert getattr(back, name, None) == getattr(error, name, None), (name, error)
+        after = getattr(error, "retry_after", None)
+        assert getattr(back, "retry_after", None) == (None if after is None else pytest.approx(after, abs=1.0))
     assert error_of("ZeroDivisionError", "x") is None
 
 

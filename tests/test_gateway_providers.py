@@ -6,6 +6,7 @@ import asyncio
 import re
 import time
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -80,6 +81,15 @@ async def test_what_a_retry_cannot_mend_is_called_once(
     assert failed.value.status_code == status
     assert "secret-canary" not in str(failed.value)
     assert provider.calls[model] == 1
+
+
+async def test_a_caller_is_told_when_a_provider_wants_to_be_asked_again(
+    tenant_bus: Bus, provider: MisbehavingProvider
+) -> None:
+    async with at_work(tenant_bus, models=models(provider, "limited-9"), retries=0):
+        with pytest.raises(gateway.ProviderFailed) as failed:
+            await gateway.generate(tenant_bus, prompt="hello", model="limited-9", timeout=3.0)
+    assert (failed.value.status_code, failed.value.retry_after) == (429, 9.0)
 
 
 async def test_a_provider_that_fails_for_good_fails_its_request_and_is_logged(
@@ -170,6 +180,8 @@ async def test_a_budget_is_reserved_settled_and_refused_with_limit_and_reset(
         assert refused[0].reset_at is not None
         assert re.fullmatch(r"\d{4}-\d\d-\d\dT00:00:00Z", refused[0].reset_at)
         assert refused[0].reset_at in str(refused[0])
+        left = datetime.fromisoformat(refused[0].reset_at) - datetime.now(UTC)
+        assert refused[0].retry_after == pytest.approx(left.total_seconds(), abs=30)
         for _ in range(4):
             with pytest.raises(gateway.ProviderFailed):
                 await gateway.generate(tenant_bus, prompt="hello", model="fail-402", max_tokens=40)

@@ -42,11 +42,7 @@ class Fault:
         self.error = error
         self.refused = refused
         self.error_type = type(error).__name__[:200]
-        # The codec names paths and rules, never values; a component may say the same of its errors: they name ids,
-        # columns and versions, which stand in the data too and are what the caller has to know.
-        free = isinstance(error, CodecError) or getattr(error, "content_free", False) is True
-        said = _said(error)
-        self.detail = said[:_LONGEST] if free else without_content(said, data)
+        self.detail = _told(error, data)
         self.retryable = is_retryable(error)
         self.path = error.path if isinstance(error, CodecError) else None
         after = getattr(error, "retry_after", None)
@@ -84,6 +80,21 @@ class Fault:
             )
 
 
+def _told(error: BaseException, data: Any) -> str:
+    """Return an error's message without the content of the data.
+
+    The codec names paths and rules, never values. A component may say the same of its errors (``content_free``), or of
+    what their messages begin with (``content_free_start``): ids, columns and versions stand in the data too, and are
+    what the caller has to know.
+    """
+    said = _said(error)
+    if isinstance(error, CodecError) or getattr(error, "content_free", False) is True:
+        return said[:_LONGEST]
+    start = getattr(error, "content_free_start", "")
+    start = start if isinstance(start, str) and said.startswith(start) else ""
+    return (start + without_content(said[len(start) :], data))[:_LONGEST]
+
+
 def _said(error: BaseException) -> str:
     try:
         return str(error)
@@ -102,7 +113,11 @@ def is_retryable(error: BaseException) -> bool:
 def remote_error(subject: str, data: dict[str, Any]) -> RemoteError:
     """Return what an "error" message raises at the caller."""
     return RemoteError(
-        subject, error_type=data["error_type"], detail=data["message"], retryable=bool(data["retryable"])
+        subject,
+        error_type=data["error_type"],
+        detail=data["message"],
+        retryable=bool(data["retryable"]),
+        retry_after=data.get("retry_after"),
     )
 
 

@@ -109,6 +109,7 @@ class Job:
                 attempts=envelope.data.get("attempts", 1),
                 error_type=envelope.data["error_type"],
                 detail=envelope.data["message"],
+                retry_after=envelope.data.get("retry_after"),
             )
         return self._route.message(envelope, message_id=self.message_id)
 

@@ -286,7 +286,7 @@ def _typed(model: str) -> Iterator[None]:
     try:
         yield
     except (JobDead, RemoteError) as error:
-        known = error_of(error.error_type, error.detail, model)
+        known = error_of(error.error_type, error.detail, model, error.retry_after)
         if known is None:
             raise
         if isinstance(error, RemoteError):

@@ -15,6 +15,7 @@ Messages name limits, models and statuses, never what people wrote.
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime
 from typing import Any
 
 from kit.errors import ComponentError
@@ -52,6 +53,7 @@ class BudgetExceeded(GatewayError):
     Attributes:
         limit: the budget in ``currency``.
         reset_at: when the period ends (UTC, RFC 3339), or None for a budget without end.
+        retry_after: seconds until then, or None.
     """
 
     content_free = True  # amounts, and a date that the request's own timestamp shares
@@ -61,6 +63,7 @@ class BudgetExceeded(GatewayError):
     ) -> None:
         self.limit, self.spent, self.estimated, self.currency = limit, spent, estimated, currency
         self.period, self.reset_at = period, reset_at
+        self.retry_after = None if reset_at is None else _until(reset_at)
         resets = f"resets at {reset_at}" if reset_at is not None else "never resets"
         super().__init__(
             f"budget of {limit:g} {currency} per {period} has {max(limit - spent, 0.0):g} {currency} left, "
@@ -94,8 +97,9 @@ class ResponseInvalid(GatewayError):
 
     def __init__(self, level: str, *, detail: str, attempts: int = 1) -> None:
         self.level, self.detail, self.attempts = level, detail, attempts
+        self.content_free_start = f"response failed its check '{level}' in {attempts} attempt(s): "
         self.content_free = level != "json_schema"  # whose path names keys that a model may have made up
-        super().__init__(f"response failed its check '{level}' in {attempts} attempt(s): {detail}")
+        super().__init__(self.content_free_start + detail)
 
 
 class RequestExpired(GatewayError):
@@ -112,13 +116,18 @@ class RequestRefused(GatewayError):
     """Something in a request cannot be passed on to a provider."""
 
 
-def error_of(error_type: str, detail: str, model: str = "") -> GatewayError | None:
+def _until(time: str) -> float:
+    return max((datetime.fromisoformat(time) - datetime.now(UTC)).total_seconds(), 0.0)
+
+
+def error_of(error_type: str, detail: str, model: str = "", retry_after: float | None = None) -> GatewayError | None:
     """Rebuild the gateway's error at the caller from what was sent of it, or return None for any other.
 
     Args:
         error_type: class name of the error at the worker.
         detail: its message.
         model: the model that was asked for.
+        retry_after: seconds that the worker said to wait.
     """
     numbers = [float(number) for number in re.findall(r"(?<![\w:.-])\d+(?:\.\d+)?(?:e-?\d+)?(?![\w:-])", detail)]
     reset = re.search(r"resets at (\S+)", detail)
@@ -126,7 +135,8 @@ def error_of(error_type: str, detail: str, model: str = "") -> GatewayError | No
     error: GatewayError | None = None
     if error_type == "RateLimited" and len(numbers) >= 3:
         unit = words.group(2) if words and words.group(2) else "requests"
-        error = RateLimited(model, limit=numbers[0], window=numbers[1], retry_after=numbers[2], unit=unit)
+        after = numbers[2] if retry_after is None else retry_after
+        error = RateLimited(model, limit=numbers[0], window=numbers[1], retry_after=after, unit=unit)
     elif error_type == "BudgetExceeded" and len(numbers) >= 3:
         currency = re.search(r"budget of \S+ ([A-Z]{3})", detail)
         error = BudgetExceeded(
@@ -137,11 +147,16 @@ def error_of(error_type: str, detail: str, model: str = "") -> GatewayError | No
     elif error_type == "ProviderFailed":
         kind = re.search(r"\((\w+)\)", detail)
         error = ProviderFailed(
-            model, kind=kind.group(1) if kind else "", status_code=int(numbers[0]) if numbers else None, retryable=False
-        )
+            model, kind=kind.group(1) if kind else "", status_code=int(numbers[0]) if numbers else None,
+            retryable=False, retry_after=retry_after,
+        )  # fmt: skip
     elif error_type == "ResponseInvalid":
         level = re.search(r"check '(\w+)'", detail)
-        error = ResponseInvalid(level.group(1) if level else "", detail=detail.rpartition(": ")[2])
+        attempts = re.search(r"in (\d+) attempt", detail)
+        error = ResponseInvalid(
+            level.group(1) if level else "", detail=detail.partition(": ")[2],
+            attempts=int(attempts.group(1)) if attempts else 1,
+        )  # fmt: skip
     elif error_type == "RequestExpired":
         error = RequestExpired(seconds=numbers[0] if numbers else 0.0)
     elif error_type == "RequestRefused":

@@ -41,9 +41,7 @@ class Prices:
 
     def source(self, model: str) -> str:
         """Return where a model's price comes from."""
-        if self._settings.deployment(model)["model"].startswith("kit/"):
-            return OFFLINE
-        return OWN if self._settings.prices(model) is not None else self._listed
+        return self.of(model, 0, 0).source
 
     def of(self, model: str, prompt: int, completion: int) -> Price:
         """Return what a call with so many tokens costs."""
@@ -63,11 +61,10 @@ class Prices:
 
     def paid(self, model: str, response: Any, prompt: int, completion: int) -> Price:
         """Return what a response cost: what LiteLLM worked out for it, cached and reasoning tokens included."""
-        source = self.source(model)
         cost = (getattr(response, "_hidden_params", None) or {}).get("response_cost")
         price = self.of(model, prompt, completion)
-        if source == self._listed and price.amount is not None and isinstance(cost, int | float):
-            return Price(amount=float(cost), source=source)
+        if price.source == self._listed and isinstance(cost, int | float):
+            return Price(amount=float(cost), source=price.source)
         return price
 
     def estimate(self, model: str, data: Mapping[str, Any]) -> float:

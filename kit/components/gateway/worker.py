@@ -93,6 +93,8 @@ class Gateway:
             response = await (self.stream(request, message.emit) if streaming else self.respond(request))
         except Exception as error:
             self._parts.events.response(_failed(request, error))
+            if _in_vain(message.data, error):
+                error.retryable = False  # type: ignore[attr-defined]  # the queue would bring it back too late
             raise
         response["queued"] = queued
         self._parts.events.response(response)
@@ -447,6 +449,14 @@ def _failed(request: dict[str, Any], error: Exception) -> dict[str, Any]:
         "finish_reason": "error",
     }  # fmt: skip
     return {**wrap(request, answer, seconds=0.0, cached=False), "status": "error", "error": as_data(error)}
+
+
+def _in_vain(request: dict[str, Any], error: Exception) -> bool:
+    """Whether nobody waits any more by the time at which a request may be tried again."""
+    after, timeout = getattr(error, "retry_after", None), request.get("timeout")
+    if after is None or not timeout:
+        return False
+    return bool(time.time() + after > _seconds(request["timestamp"]) + timeout)
 
 
 def _seconds(timestamp: str) -> float:
