@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -132,11 +133,36 @@ async def test_nats_url_replaces_the_embedded_server(server: Server, monkeypatch
     assert server.pid
 
 
+async def test_components_elsewhere_are_not_served_here(
+    server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from kit.components.gateway import RateLimit
+    from kit.lab.cli.console import settings
+
+    who = server.credentials("acme")
+    for name, value in (("NATS_URL", server.url), ("NATS_USER", who.user), ("NATS_PASSWORD", who.password)):
+        monkeypatch.setenv(name, value)
+    async with kit.start("acme", elsewhere=True) as lab:
+        await lab.serve("gateway", "rag", models={"free": {"model": "m"}}, rate_limits={"*": RateLimit(requests=7)})
+        assert (lab.server, lab.services, lab.lancedb) == (None, {}, None)
+        with pytest.raises(NoResponders):
+            await lab.bus.request(RAG_QUERIES, _data("rag_query"), timeout=10.0)
+        with pytest.raises(ConfigurationError, match="no component 'nope'"):
+            await lab.serve("nope")
+    told = shlex.split(capsys.readouterr().out.removeprefix("served elsewhere: "))
+    assert told[:6] == ["kit", "worker", "gateway", "rag", "--tenant", "acme"]
+    assert settings(told[7::2], option="--setting") == {
+        "models": {"free": {"model": "m"}}, "rate_limits": {"*": {"requests": 7, "window": 60.0, "wait": False}},
+    }  # fmt: skip
+
+
 async def test_what_cannot_work_is_said_at_once(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="is refused"):
         kit.start("Not An Id")
-    with pytest.raises(ConfigurationError, match="not both"):
+    with pytest.raises(ConfigurationError, match="a store belongs to the embedded server"):
         kit.start("acme", store=tmp_path, url="nats://127.0.0.1:1")
+    with pytest.raises(ConfigurationError, match="a store belongs to the embedded server"):
+        kit.start("acme", store=tmp_path, elsewhere=True)
     with pytest.raises(ConnectError):
         await kit.start("acme", url="nats://127.0.0.1:1")
     assert "write `lab = await kit.start" in repr(kit.start("acme"))

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import json
 import pkgutil
 import re
+import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, is_dataclass
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -64,15 +67,38 @@ async def serve(
     return services
 
 
+def command(components: Sequence[str], settings: Mapping[str, Any], tenant_id: str) -> str:
+    """Return the command line that serves the components in a process of their own.
+
+    Raises:
+        ConfigurationError: a component that does not exist.
+    """
+    for name in components:
+        _known(name)
+    words = ["kit", "worker", *components, "--tenant", tenant_id]
+    for name, value in settings.items():
+        words += ["--setting", f"{name}={json.dumps(value, default=_plain)}"]
+    return shlex.join(words)
+
+
 def parameters(name: str) -> dict[str, inspect.Parameter]:
     """Return the settings of a component; this loads it."""
     return _accepted(_load(name))
 
 
 def _load(name: str) -> ModuleType:
+    return import_module(f"kit.components.{_known(name)}")
+
+
+def _known(name: str) -> str:
     if name not in names():
         raise ConfigurationError(f"no component {name!r}; there are {', '.join(names()) or 'none'}")
-    return import_module(f"kit.components.{name}")
+    return name
+
+
+def _plain(value: Any) -> Any:
+    """A setting as a command line tells it: its fields where it has some, else its text."""
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else str(value)
 
 
 def _accepted(module: ModuleType) -> dict[str, inspect.Parameter]:

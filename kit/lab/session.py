@@ -3,6 +3,8 @@
     lab = await kit.start(tenant_id="acme")          # in a notebook: stays until `await lab.stop()`
     async with kit.start(tenant_id="acme") as lab:   # in a script
 
+``elsewhere=True`` leaves the components to ``kit worker`` processes, and nothing else has to be written differently.
+
 Everything it starts ends with it, within a deadline, even when a cell is interrupted in the middle.
 """
 
@@ -42,11 +44,15 @@ class Lab:
         bus: the tenant's bus.
         telemetry: traces, metrics and logs of everything in this process.
         server: the embedded server, or None when ``NATS_URL`` or ``url`` replaced it.
+        elsewhere: whether components are left to ``kit worker`` processes.
         services: what runs here, by component.
     """
 
-    def __init__(self, *, tenant_id: str, telemetry: Telemetry, server: Server | None, url: str) -> None:
+    def __init__(
+        self, *, tenant_id: str, telemetry: Telemetry, server: Server | None, url: str, elsewhere: bool = False
+    ) -> None:
         self.tenant_id, self.telemetry, self.server, self.url = tenant_id, telemetry, server, url
+        self.elsewhere = elsewhere
         self.bus: Bus
         self.services: dict[str, list[Service]] = {}
         self._buses: dict[str, Bus] = {}
@@ -69,29 +75,39 @@ class Lab:
     async def serve(self, *components: str, tenant_id: str | None = None, **settings: Any) -> None:
         """Serve components in this process, for this lab's tenant or another one.
 
-        A setting goes to every component that takes one of its name.
+        A setting goes to every component that takes one of its name. In a lab whose components are elsewhere nothing
+        is started: it prints the ``kit worker`` command that serves the same.
 
         Raises:
             ConfigurationError: a component that does not exist, or a setting that none of them takes.
         """
         from kit.lab import components as rooms
 
+        if self.elsewhere:
+            print("served elsewhere:", rooms.command(components, settings, tenant_id or self.tenant_id))  # noqa: T201
+            return
         bus = self.bus if tenant_id is None else await self.tenant(tenant_id)
         for name, service in (await rooms.serve(bus, components, settings, self._places())).items():
             self.services.setdefault(name, []).append(service)
             self._ends.append((name, service.stop))
 
     @property
-    def folder(self) -> Path:
-        """Where what is served here keeps its files: beside the embedded server's streams, else ``.kit``."""
-        return Path(".kit") if self.server is None else self.server.store
+    def lancedb(self) -> Path | None:
+        """Where LanceDB lies that goes with this lab's own server; None: where ``KIT_LANCEDB_URI`` says."""
+        return self._place("KIT_LANCEDB_URI", "lancedb")
+
+    @property
+    def mlflow(self) -> Path | None:
+        """Where models lie that go with this lab's own server; None: where ``MLFLOW_TRACKING_URI`` says."""
+        return self._place("MLFLOW_TRACKING_URI", "mlflow")
+
+    def _place(self, variable: str, name: str) -> Path | None:
+        return None if self.server is None or variable in os.environ else self.server.store / name
 
     def _places(self) -> dict[str, Any]:
         """Return the settings by which files of this lab go, and end, with its own server."""
-        if self.server is None:
-            return {}
-        places = {"uri": ("KIT_LANCEDB_URI", "lancedb"), "model_store": ("MLFLOW_TRACKING_URI", "mlflow")}
-        return {key: self.folder / name for key, (elsewhere, name) in places.items() if elsewhere not in os.environ}
+        places = {"uri": self.lancedb, "model_store": self.mlflow}
+        return {name: place for name, place in places.items() if place is not None}
 
     async def tenant(self, tenant_id: str, **access: Any) -> Bus:
         """Return the bus of another tenant, its account made where the server is the embedded one.
@@ -204,6 +220,7 @@ def start(
     tenants: Sequence[str] = (),
     store: str | Path | None = None,
     url: str | None = None,
+    elsewhere: bool = False,
     service_name: str = "kit",
 ) -> Starting:
     """Start a lab: ``lab = await kit.start()``, or ``async with kit.start() as lab``.
@@ -216,19 +233,22 @@ def start(
         tenants: accounts to make beside it on the embedded server; ``lab.tenant`` makes more later.
         store: folder that keeps the embedded server's streams; it is made when missing.
         url: a server to use instead; the default is ``NATS_URL``, with the credentials of the environment.
+        elsewhere: leave components to ``kit worker`` processes at ``NATS_URL``, else where ``kit server`` listens;
+            ``lab.serve`` then starts none. Their spans and metrics are at their own telemetry's endpoint.
         service_name: ``service.name`` of the telemetry.
 
     Raises:
-        ConfigurationError: an id that is none, or a store together with a URL.
+        ConfigurationError: an id that is none, or a store together with a URL or with components elsewhere.
         StoreInUse: another server owns the store.
         ConnectError: no server answers at the URL, or it refuses.
     """
     check_id(tenant_id)
-    if store is not None and url is not None:
-        raise ConfigurationError("a store belongs to the embedded server: give `store` or `url`, not both")
-    elsewhere = url or (os.environ.get("NATS_URL") if store is None else None)
+    if store is not None and (url is not None or elsewhere):
+        raise ConfigurationError("a store belongs to the embedded server: give no `url`, nor `elsewhere`, beside it")
+    if url is None and store is None:
+        url = _given_url() if elsewhere else os.environ.get("NATS_URL")
     accounts = tuple(dict.fromkeys((tenant_id, *tenants)))
-    return Starting(lambda: _begin(accounts, store, elsewhere, service_name))
+    return Starting(lambda: _begin(accounts, store, url or None, elsewhere, service_name))
 
 
 def attach(tenant_id: str = "acme", *, service_name: str = "kit") -> Starting:
@@ -238,12 +258,19 @@ def attach(tenant_id: str = "acme", *, service_name: str = "kit") -> Starting:
         ConfigurationError: an id that is none.
         ConnectError: no server answers, or it refuses.
     """
+    return start(tenant_id, url=_given_url(), service_name=service_name)
+
+
+def _given_url() -> str:
+    """The server of the environment, else where ``kit server`` listens."""
     from kit.nats.auth import DEFAULT_URL
 
-    return start(tenant_id, url=os.environ.get("NATS_URL") or DEFAULT_URL, service_name=service_name)
+    return os.environ.get("NATS_URL") or DEFAULT_URL
 
 
-async def _begin(tenants: tuple[str, ...], store: str | Path | None, url: str | None, service_name: str) -> Lab:
+async def _begin(
+    tenants: tuple[str, ...], store: str | Path | None, url: str | None, elsewhere: bool, service_name: str
+) -> Lab:
     cell = _current_cell()
     await _stop_previous(cell)
     from kit.nats.server import Server
@@ -251,7 +278,7 @@ async def _begin(tenants: tuple[str, ...], store: str | Path | None, url: str | 
 
     telemetry = start_telemetry(service_name, tenant_id=tenants[0])
     server = Server(store, tenants=tenants) if url is None else None
-    lab = Lab(tenant_id=tenants[0], telemetry=telemetry, server=server, url=url or "")
+    lab = Lab(tenant_id=tenants[0], telemetry=telemetry, server=server, url=url or "", elsewhere=elsewhere)
     lab._cell = cell
     lab._ends.append(("telemetry", lambda: asyncio.to_thread(telemetry.shutdown, 3.0)))
     try:
