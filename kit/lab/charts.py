@@ -19,6 +19,7 @@ from kit.lab.quantities import quantity
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 PAPER, INK, MUTED, GRID, ACCENT = "#ffffff", "#1f2430", "#6b7280", "#d9dde3", "#b4232a"
@@ -126,7 +127,8 @@ def latency(
             axes.set_xlim(right=max(axes.get_xlim()[1], target / scale * 1.15))
         _label(axes, title, f"time ({unit})", "answers within it (%)")
         axes.set_ylim(0, 102)
-        _plain_ticks(axes)
+        if axes.get_xscale() == "log":
+            _plain_ticks(axes.xaxis, axes.get_xlim())
         _legend(drawn)
     return figure(drawn, title=title)
 
@@ -202,6 +204,7 @@ def curves(
             axes.minorticks_off()
         if log_y:
             axes.set_yscale("log")
+            _plain_ticks(axes.yaxis, axes.get_ylim())
         else:
             axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
         _label(axes, title, x_label, y_label)
@@ -234,15 +237,13 @@ def _legend(drawn: Figure) -> None:
     drawn.legend(loc="outside lower left", ncols=4, fontsize=9.5, handlelength=2.6, columnspacing=1.6)
 
 
-def _plain_ticks(axes: Axes) -> None:
+def _plain_ticks(axis: Axis, limits: tuple[float, float]) -> None:
     """Write the ticks of a logarithmic axis as plain numbers."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    if axes.get_xscale() == "log":
-        low, high = axes.get_xlim()
-        axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if high > 30 * low else (1.0, 2.0, 5.0)))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
-        axes.xaxis.set_minor_formatter(NullFormatter())
+    axis.set_major_locator(LogLocator(subs=(1.0,) if limits[1] > 30 * limits[0] else (1.0, 2.0, 5.0)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _beside(axes: Axes, text: str, x: float, y: float) -> None:

@@ -13,7 +13,8 @@ import nats
 import numpy as np
 import pytest
 
-from kit.lab.benchmarks.nats import BARE, Messaging, decidable, quiet_p95
+from kit.lab.benchmarks.nats import BARE, Messaging
+from kit.lab.benchmarks.nats_goals import decidable, quiet_p95
 from kit.lab.targets import SPECIFICATION, Verdicts
 
 AGENTS, RAG_QUEUE, GATEWAY = SPECIFICATION[:3]

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import ParamSpec
 
 from kit.errors import ReportError
 from kit.lab.bench import Comparison, load
 from kit.lab.benchmarks.contest import Contest
 from kit.lab.project import reports_folder
+
+P = ParamSpec("P")
 
 
 class Kept:
@@ -44,14 +47,16 @@ class Kept:
             contest.run(rounds=rounds, samples=samples).save(self._folder)
         return self._load(contest.name)
 
-    async def take(self, name: str, measure: Callable[[], Awaitable[Comparison]]) -> Comparison:
-        """Return the comparison of this name, as it is kept.
+    async def take(
+        self, name: str, measure: Callable[P, Awaitable[Comparison]], *args: P.args, **kwargs: P.kwargs
+    ) -> Comparison:
+        """Return the comparison of this name, which ``measure`` makes of the arguments, as it is kept.
 
         Raises:
             ReportError: an answer is wrong, the comparison has another name, or nothing was kept.
         """
         if self._measure:
-            result = await measure()
+            result = await measure(*args, **kwargs)
             if result.name != name:
                 raise ReportError(f"what was measured as {name} calls itself {result.name}")
             result.save(self._folder)

@@ -12,22 +12,30 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from kit import codec
 from kit.catalogue import AGENT_MESSAGE, GATEWAY_REQUESTS, RAG_INGEST, RAG_QUERIES
 from kit.errors import ReportError
-from kit.lab.bench import Comparison, Target, Verdict, Verdicts, compare_async
-from kit.lab.benchmarks.nats_peers import SECONDS, BareNats, Connect, Count, FastStream, RawSocket, installed
+from kit.lab.bench import Comparison, compare_async
+from kit.lab.benchmarks.contest import with_absent
+from kit.lab.benchmarks.nats_peers import (
+    ANSWERED,
+    SECONDS,
+    BareNats,
+    Connect,
+    Count,
+    FastStream,
+    RawSocket,
+    installed,
+)
 from kit.lab.benchmarks.variables import telemetry_variables
 from kit.lab.environment import conditions, environment
-from kit.lab.targets import SPECIFICATION
 from kit.nats.bus import Bus
 from kit.nats.connection import connect
 from kit.nats.jobs import Job
@@ -36,8 +44,12 @@ from kit.nats.server import Server
 from kit.nats.worker import Worker
 from kit.otel import start_telemetry
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 CODEC, UNSAMPLED, SAMPLED = "codec only", "+ unsampled trace", "+ sampled trace"
 BARE, RAW, FASTSTREAM = "bare nats-py", "raw socket", "FastStream"
+STORED, BARE_RESULTS, FASTSTREAM_RESULTS = "only stored", f"{BARE} + results", f"{FASTSTREAM} + results"
 LAYERS = (CODEC, UNSAMPLED, SAMPLED)
 _TENANTS = {CODEC: "codec", UNSAMPLED: "unsampled", SAMPLED: "sampled"}
 _VARIABLES = {CODEC: {"OTEL_SDK_DISABLED": "true"}, UNSAMPLED: {"OTEL_TRACES_SAMPLER": "always_off"}, SAMPLED: {}}
@@ -76,9 +88,10 @@ def prompt(tenant_id: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _response(request: dict[str, Any]) -> dict[str, Any]:
+def response(request: dict[str, Any]) -> dict[str, Any]:
+    """Return an ``llm_response`` to a ``prompt``, of the model that it asks for."""
     return {
-        "request_id": request["request_id"], "response": "Fourteen days.", "model": "none", "cost": 0.0,
+        "request_id": request["request_id"], "response": "Fourteen days.", "model": request["model"], "cost": 0.0,
         "tokens": {"prompt": 6, "completion": 3, "total": 9}, "timestamp": codec.now(),
     }  # fmt: skip
 
@@ -162,24 +175,39 @@ class Messaging:
             asks[FASTSTREAM] = lambda: peer.ask(data)
         return asks
 
-    async def request_reply(self, *, rounds: int, samples: int, size: int = 100) -> Comparison:
+    def table(self, result: Comparison) -> pd.DataFrame:
+        """Return a measurement, with a row for each peer that is not installed."""
+        absent = [name for name in self.missing if name not in result.samples]
+        return with_absent(result.table(), absent)
+
+    async def request_reply(self, *, rounds: int, samples: int) -> Comparison:
         """Measure one request at a time."""
-        asks = self.askers(size)
-        name = "nats_request_reply" if size == 100 else f"nats_request_reply_{size}"
-        return await compare_async(asks, name=name, check=_same(size), rounds=rounds, samples=samples)
+        return await self._one_by_one("nats_request_reply", 100, rounds, samples)
 
-    async def throughput(self, in_flight: int, *, rounds: int, samples: int = 2) -> Comparison:
+    async def payload(self, size: int, *, rounds: int, samples: int) -> Comparison:
+        """Measure one request at a time that carries so many bytes."""
+        return await self._one_by_one(f"nats_payload_{size}", size, rounds, samples)
+
+    async def throughput(self, in_flight: int, *, rounds: int) -> Comparison:
         """Measure so many requests at once."""
-        asks = self.askers()
+        return await self._at_once(f"nats_throughput_{in_flight}", in_flight, rounds)
 
+    async def in_flight(self, number: int, *, rounds: int) -> Comparison:
+        """Measure so many requests at once, as one step of a curve."""
+        return await self._at_once(f"nats_in_flight_{number}", number, rounds)
+
+    async def _one_by_one(self, name: str, size: int, rounds: int, samples: int) -> Comparison:
+        return await compare_async(self.askers(size), name=name, check=same(size), rounds=rounds, samples=samples)
+
+    async def _at_once(self, name: str, number: int, rounds: int) -> Comparison:
         def many(ask: Asks) -> Asks:
-            return lambda: asyncio.gather(*(ask() for _ in range(in_flight)))
+            return lambda: asyncio.gather(*(ask() for _ in range(number)))
 
-        same = _same(100)
+        right = same(100)
         return await compare_async(
-            {name: many(ask) for name, ask in asks.items()}, name=f"nats_throughput_{in_flight}",
-            check=lambda answers: len(answers) == in_flight and all(same(answer) for answer in answers),
-            rounds=rounds, samples=samples, operations=in_flight,
+            {contender: many(ask) for contender, ask in self.askers().items()}, name=name,
+            check=lambda answers: len(answers) == number and all(right(answer) for answer in answers),
+            rounds=rounds, samples=2, operations=number,
         )  # fmt: skip
 
     # --- the specification --------------------------------------------------------------------------------------
@@ -197,6 +225,15 @@ class Messaging:
         arrived, sender = self._expect(), self.senders[SAMPLED]
         self._job = await sender.enqueue(GATEWAY_REQUESTS, prompt(sender.tenant_id))
         return await arrived
+
+    async def agents(self, *, rounds: int, samples: int) -> Comparison:
+        """Measure messages to an agent, one at a time."""
+        return await self.alone("nats_agent_messaging", self.agent_message, rounds=rounds, samples=samples)
+
+    async def queuing(self, *, rounds: int, samples: int) -> Comparison:
+        """Measure requests for a model that are queued, one at a time, with the floor beside them."""
+        once = self.queued_request
+        return await self.alone("nats_gateway_queuing", once, rounds=rounds, samples=samples, floor=True)
 
     async def settle(self) -> None:
         """Wait until what was queued last is done, so that the next does not wait behind it."""
@@ -240,7 +277,7 @@ class Messaging:
     async def _took(self, message: Message) -> dict[str, Any]:
         if self._arrived is not None and not self._arrived.done():
             self._arrived.set_result(message.data)
-        return _response(message.data) if message.message_type == "llm_request" else {}
+        return response(message.data) if message.message_type == "llm_request" else {}
 
     async def _listen(self) -> None:
         await self.workers[SAMPLED].subscribe(AGENT_MESSAGE, self._took, to="writer")
@@ -256,35 +293,49 @@ class Messaging:
     # --- jobs ---------------------------------------------------------------------------------------------------
 
     async def jobs(self, *, rounds: int, samples: int = 1, jobs: int = 64) -> Comparison:
-        """Measure jobs from the queue's acknowledgement of the first to the last one done, all enqueued at once."""
-        await self._once("bare jobs", lambda: self.bare.work(self._stack))
+        """Measure jobs, all enqueued at once, until the last one is done.
+
+        The peers' jobs are done when they are acknowledged; ``+ results`` does as much as the kit's jobs always do: the
+        result is stored too, and has come back to the caller.
+        """
+        await self._once("peers' jobs", self._start_peers)
         data = document(_PEERS)
         payload = codec.encode(RAG_INGEST.message_type, data)
         bare, peer = self.bare, self.faststream
         runs: dict[str, Asks] = {
             BARE: lambda: bare.jobs(payload, _ids(jobs)),
+            STORED: lambda: self.raw.store(payload, jobs),
+            BARE_RESULTS: lambda: bare.jobs(payload, _ids(jobs), ANSWERED),
             CODEC: lambda: self.kit_jobs(CODEC, jobs),
             SAMPLED: lambda: self.kit_jobs(SAMPLED, jobs),
         }
         if peer is not None:
             runs[FASTSTREAM] = lambda: peer.jobs(data, _ids(jobs))
+            runs[FASTSTREAM_RESULTS] = lambda: peer.jobs(data, _ids(jobs), "answered")
         return await compare_async(
             runs, name="nats_jobs", check=lambda done: done == jobs, rounds=rounds, samples=samples, operations=jobs
         )
 
+    async def _start_peers(self) -> None:
+        await self._once("bare jobs", lambda: self.bare.work(self._stack))
+        if self.faststream is not None:
+            await self.faststream.work()
+
     async def kit_jobs(self, layer: str, jobs: int) -> int:
-        """Enqueue jobs, all at once, and return how many were handled and acknowledged."""
+        """Enqueue jobs, all at once, and return how many were acknowledged and have told the caller their result."""
         if layer not in self._counts:
             self._counts[layer] = await self._work(layer)
         (count, worker), bus = self._counts[layer], self.senders[layer]
         count.expect(jobs)
         goal = worker.handled + jobs
         data = document(bus.tenant_id)
-        await asyncio.gather(*(bus.enqueue(RAG_INGEST, data) for _ in range(jobs)))
+        waiting = await asyncio.gather(*(bus.enqueue(RAG_INGEST, data) for _ in range(jobs)))
         await count.reached()
         while worker.handled < goal:  # noqa: ASYNC110 - the last acknowledgements, which nobody tells of
             await asyncio.sleep(0)
-        return jobs if worker.handled == goal else worker.handled - goal
+        results = [await job.result(SECONDS) for job in waiting]
+        told = sum(result.data["document_id"] == data["document_id"] for result in results)
+        return told if worker.handled == goal else worker.handled - goal
 
     async def _work(self, layer: str) -> tuple[Count, Worker]:
         bus, count = self.workers[layer], Count()
@@ -298,109 +349,8 @@ class Messaging:
 
         return count, await bus.work(RAG_INGEST, handle, concurrency=64)
 
-    async def by_workers(self, numbers: Sequence[int], *, jobs: int = 32, seconds: float = 0.005) -> dict[int, float]:
-        """Return jobs per second by the number of workers, each busy for some seconds with one job at a time."""
-        rates = {}
-        clock = asyncio.get_running_loop().time
-        for number in numbers:
-            count, workers = Count(), []
 
-            async def handle(message: Message, count: Count = count) -> dict[str, Any]:
-                await asyncio.sleep(seconds)
-                count.add()
-                return _response(message.data)
-
-            for _ in range(number):
-                workers.append(await (await self.bus(UNSAMPLED)).work(GATEWAY_REQUESTS, handle))
-            sender = self.senders[UNSAMPLED]
-            count.expect(jobs)
-            begun = clock()
-            await asyncio.gather(*(sender.enqueue(GATEWAY_REQUESTS, prompt(sender.tenant_id)) for _ in range(jobs)))
-            if await count.reached() != jobs:
-                raise ReportError("not every job was done once")
-            rates[number] = jobs / (clock() - begun)
-            for worker in workers:
-                await worker.stop()
-        return rates
-
-
-def quiet_p95(samples: NDArray[np.float64]) -> float:
-    """Return the 95th percentile in the quieter rounds: the first quartile of the rounds' percentiles.
-
-    What runs beside a measurement only ever adds to it, and adds to the highest percentiles first.
-
-    Args:
-        samples: float64 (rounds, samples), in any unit; the result has the same.
-    """
-    return float(np.percentile(np.percentile(samples, 95, axis=1), 25))
-
-
-def specified(agents: Comparison, jobs: Comparison, queuing: Comparison) -> Verdicts:
-    """Return the verdicts on the specification's targets."""
-    agent_target, rag_target, gateway_target = SPECIFICATION[:3]
-    floor = quiet_p95(queuing.samples[BARE]) / 1e9
-    gateway_target = replace(gateway_target, goal=floor > gateway_target.bound / 2)  # see decidable()
-    return Verdicts(
-        (
-            agent_target.verdict(quiet_p95(agents.samples["kit"]) / 1e9),
-            rag_target.verdict(jobs.rate(SAMPLED), limit=jobs.rate(BARE)),
-            gateway_target.verdict(quiet_p95(queuing.samples["kit"]) / 1e9, limit=floor),
-        )
-    )
-
-
-def decidable(verdicts: Verdicts) -> Verdicts:
-    """Return the verdicts that this machine can decide.
-
-    Where bare JetStream alone takes more than half of the time that a target allows, the machine is too busy, or its
-    disk too slow, to say anything about what stands on top of it.
-    """
-    return Verdicts(
-        row
-        for row in verdicts
-        if row.target.better == "higher" or row.limit is None or row.limit <= row.target.bound / 2
-    )
-
-
-def latency_goals(result: Comparison) -> Verdicts:
-    """Return the verdicts on request and reply against bare nats-py."""
-    goals = {CODEC: 1.10, UNSAMPLED: 1.25, SAMPLED: 1.55}
-    floor = result.ratio(RAW).value
-    return Verdicts(
-        _goal(f"request/reply, {layer}", bound, "p50 against bare nats-py").verdict(
-            result.ratio(layer).value, limit=floor, ratio=result.ratio(layer)
-        )
-        for layer, bound in goals.items()
-    )
-
-
-def throughput_goals(result: Comparison) -> Verdicts:
-    """Return the verdicts on requests per second, many in flight."""
-    rows = [_rate(result, "64 in flight, codec only", CODEC, BARE, 0.65)]
-    if FASTSTREAM in result.samples:
-        rows.append(_rate(result, "64 in flight, codec and sampled trace", SAMPLED, FASTSTREAM, 1.0))
-    return Verdicts(rows)
-
-
-def job_goals(result: Comparison) -> Verdicts:
-    """Return the verdicts on jobs per second, end to end."""
-    rows = [_rate(result, "jobs end to end", CODEC, BARE, 0.85)]
-    if FASTSTREAM in result.samples:
-        rows.append(_rate(result, "jobs end to end, against FastStream", CODEC, FASTSTREAM, 2.0))
-    return Verdicts(rows)
-
-
-def _goal(name: str, bound: float, metric: str) -> Target:
-    return Target(name, bound, unit="×", metric=metric, component="NATS", goal=True)
-
-
-def _rate(result: Comparison, name: str, mine: str, theirs: str, bound: float) -> Verdict:
-    ratio = result.ratio(mine, to=theirs)  # of time: what the baseline compares
-    goal = replace(_goal(name, bound, f"rate against {theirs}"), better="higher")
-    return goal.verdict(1 / ratio.value, ratio=ratio)
-
-
-def _same(size: int) -> Callable[[Any], bool]:
+def same(size: int) -> Callable[[Any], bool]:
     """Return a check that an answer is what was sent, whoever brings it."""
     content = "x" * size
 

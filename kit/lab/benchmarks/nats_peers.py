@@ -12,22 +12,16 @@ import json
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import urlsplit
 
 SUBJECT = "peer.echo"
-JOBS = "peer.jobs"
-STREAM = "PEER_JOBS"
+JOBS, ANSWERED, RESULTS, STORE = "peer.jobs", "peer.answered", "peer.results", "peer.store"
+_ANSWER = b"y" * 150  # what a job's result takes, in bytes
+_LEAST = {"max_msgs": 10_000}  # of streams that nobody takes from
 SECONDS = 10.0  # for anything that does not come
 
 Connect = Callable[..., Awaitable[Any]]
-
-
-class Peer(Protocol):
-    """Asks on one connection and answers on another."""
-
-    async def ask(self, payload: bytes) -> bytes:
-        """Send a request and return the answer."""
 
 
 class Count:
@@ -63,7 +57,9 @@ class _Wire(asyncio.Protocol):
 
     def __init__(self, user: str, password: str) -> None:
         self._login = json.dumps({"verbose": False, "user": user, "pass": password, "lang": "raw", "version": "0"})
-        self._buffer = b""
+        self._buffer = bytearray()
+        self._needed = 0  # bytes, before it is worth to look at the buffer again
+        self._unsent: list[bytes] = []
         self.transport: asyncio.Transport
         self.deliver: Callable[[bytes, bytes, bytes], None] = lambda subject, reply, payload: None
         self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -74,14 +70,17 @@ class _Wire(asyncio.Protocol):
         transport.write(f"CONNECT {self._login}\r\nPING\r\n".encode())
 
     def data_received(self, data: bytes) -> None:
-        buffer = self._buffer + data
-        at = 0
+        self._buffer += data
+        if len(self._buffer) < self._needed:
+            return
+        buffer, at, self._needed = bytes(self._buffer), 0, 0
         while (end := buffer.find(b"\r\n", at)) >= 0:
             line, begin = buffer[at:end], end + 2
             if line.startswith(b"MSG "):
                 words = line.split()
                 size = int(words[-1])
                 if len(buffer) < begin + size + 2:
+                    self._needed = begin + size + 2 - at
                     break
                 self.deliver(words[1], words[3] if len(words) == 5 else b"", buffer[begin : begin + size])
                 begin += size + 2
@@ -90,7 +89,17 @@ class _Wire(asyncio.Protocol):
             elif line == b"PING":
                 self.transport.write(b"PONG\r\n")
             at = begin
-        self._buffer = buffer[at:]
+        del self._buffer[:at]
+
+    def send(self, frame: bytes) -> None:
+        """Send in one write what one turn of the event loop has to send."""
+        if not self._unsent:
+            asyncio.get_running_loop().call_soon(self._write)
+        self._unsent.append(frame)
+
+    def _write(self) -> None:
+        self.transport.write(b"".join(self._unsent))
+        self._unsent.clear()
 
     async def barrier(self) -> None:
         """Wait until the server knows all that was sent."""
@@ -127,19 +136,24 @@ class RawSocket:
         return peer
 
     def _echo(self, subject: bytes, reply: bytes, payload: bytes) -> None:
-        self._answering.transport.write(b"PUB %b %d\r\n%b\r\n" % (reply, len(payload), payload))
+        self._answering.send(b"PUB %b %d\r\n%b\r\n" % (reply, len(payload), payload))
 
     def _answered(self, subject: bytes, reply: bytes, payload: bytes) -> None:
         self._waiting.pop(subject).set_result(payload)
 
-    async def ask(self, payload: bytes) -> bytes:
-        """Send a request and return the answer."""
+    def ask(self, payload: bytes, subject: bytes = b"raw.echo") -> asyncio.Future[bytes]:
+        """Send a request and return what will be the answer."""
         self._serial += 1
         inbox = b"raw.inbox.%d" % self._serial
         answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self._waiting[inbox] = answer
-        self._asking.transport.write(b"PUB raw.echo %b %d\r\n%b\r\n" % (inbox, len(payload), payload))
-        return await answer
+        self._asking.send(b"PUB %b %b %d\r\n%b\r\n" % (subject, inbox, len(payload), payload))
+        return answer
+
+    async def store(self, payload: bytes, number: int) -> int:
+        """Store messages in a stream that nobody takes from, and return how many are on the disk: the limit of jobs."""
+        acks = await asyncio.gather(*(self.ask(payload, STORE.encode()) for _ in range(number)))
+        return sum("seq" in json.loads(ack) for ack in acks)
 
 
 class BareNats:
@@ -171,28 +185,39 @@ class BareNats:
         return answer
 
     async def work(self, stack: AsyncExitStack) -> None:
-        """Make the queue and begin to pull it, 64 at a time."""
+        """Make the queues and begin to pull them, 64 at a time: one that tells no result, and one that does."""
         jetstream = self._answering.jetstream()
-        await jetstream.add_stream(name=STREAM, subjects=[JOBS], retention="workqueue")
-        subscription = await jetstream.pull_subscribe(JOBS, durable="workers")
+        await jetstream.add_stream(name="PEER_STORE", subjects=[STORE], **_LEAST)
+        await jetstream.add_stream(name="PEER_RESULTS", subjects=[RESULTS], **_LEAST)
+        for name, subject in (("PEER_JOBS", JOBS), ("PEER_ANSWERED", ANSWERED)):
+            await jetstream.add_stream(name=name, subjects=[subject], retention="workqueue")
+            subscription = await jetstream.pull_subscribe(subject, durable="workers")
+            task = asyncio.create_task(self._pull(subscription, tells=subject == ANSWERED))
+            stack.push_async_callback(_cancelled, task)
 
-        async def pull() -> None:
-            while True:
-                try:
-                    messages = await subscription.fetch(64, timeout=1)
-                except TimeoutError:  # nothing was waiting
-                    continue
-                for message in messages:
-                    await message.ack()
+        async def hear(message: Any) -> None:
+            self._count.add()
+
+        await self._asking.subscribe(RESULTS, cb=hear)
+        await self._asking.flush()
+
+    async def _pull(self, subscription: Any, *, tells: bool) -> None:
+        while True:
+            try:
+                messages = await subscription.fetch(64, timeout=1)
+            except TimeoutError:  # nothing was waiting
+                continue
+            for message in messages:
+                if tells:
+                    await self._answering.publish(RESULTS, _ANSWER)
+                await message.ack()
+                if not tells:
                     self._count.add()
 
-        task = asyncio.create_task(pull())
-        stack.push_async_callback(_cancelled, task)
-
-    async def jobs(self, payload: bytes, ids: list[str]) -> int:
+    async def jobs(self, payload: bytes, ids: list[str], subject: str = JOBS) -> int:
         """Put jobs into the queue, all at once, and return how many were done."""
         self._count.expect(len(ids))
-        await asyncio.gather(*(self._queue.publish(JOBS, payload, headers={"Nats-Msg-Id": key}) for key in ids))
+        await asyncio.gather(*(self._queue.publish(subject, payload, headers={"Nats-Msg-Id": key}) for key in ids))
         return await self._count.reached()
 
 
@@ -211,17 +236,29 @@ class FastStream:
         brokers = [module.NatsBroker(url, security=login, logger=None) for _ in range(2)]
         peer = cls(*brokers)
 
-        @brokers[1].subscriber("faststream.echo", max_workers=64)  # type: ignore[untyped-decorator]
+        # Without `max_workers`, which halves the rate of a handler that waits for nothing.
+        @brokers[1].subscriber("faststream.echo")  # type: ignore[untyped-decorator]
         async def echo(body: dict[str, Any]) -> dict[str, Any]:
             return body
 
-        stream = module.JStream("FASTSTREAM_JOBS", subjects=["faststream.jobs"], retention="workqueue")
-        pulled = module.PullSub(batch_size=64, timeout=1.0)
+        def queue(name: str) -> dict[str, Any]:
+            stream = module.JStream(
+                f"FASTSTREAM_{name.upper()}", subjects=[f"faststream.{name}"], retention="workqueue"
+            )
+            pulled = module.PullSub(batch_size=64, timeout=1.0)
+            return {"subject": f"faststream.{name}", "stream": stream, "pull_sub": pulled, "durable": "workers"}
 
-        @brokers[1].subscriber(  # type: ignore[untyped-decorator]
-            "faststream.jobs", stream=stream, pull_sub=pulled, durable="faststream"
-        )
+        @brokers[1].subscriber(**queue("jobs"))  # type: ignore[untyped-decorator]
         async def work(body: dict[str, Any]) -> None:
+            peer._count.add()
+
+        @brokers[1].subscriber(**queue("answered"))  # type: ignore[untyped-decorator]
+        @brokers[1].publisher("faststream.results")  # type: ignore[untyped-decorator]
+        async def answer(body: dict[str, Any]) -> dict[str, Any]:
+            return {"document_id": body["document_id"], "status": "indexed"}
+
+        @brokers[0].subscriber("faststream.results")  # type: ignore[untyped-decorator]
+        async def hear(body: dict[str, Any]) -> None:
             peer._count.add()
 
         for broker in brokers:
@@ -229,14 +266,20 @@ class FastStream:
             stack.push_async_callback(broker.stop)
         return peer
 
+    async def work(self) -> None:
+        """Make the stream that keeps results."""
+        jetstream = (await self._asking.connect()).jetstream()
+        await jetstream.add_stream(name="FASTSTREAM_RESULTS", subjects=["faststream.results"], **_LEAST)
+
     async def ask(self, data: dict[str, Any]) -> Any:
         """Send a request and return the answer."""
         return await (await self._asking.request(data, "faststream.echo", timeout=SECONDS)).decode()
 
-    async def jobs(self, data: dict[str, Any], ids: list[str]) -> int:
+    async def jobs(self, data: dict[str, Any], ids: list[str], name: str = "jobs") -> int:
         """Put jobs into the queue, all at once, and return how many were done."""
         self._count.expect(len(ids))
-        publish = partial(self._asking.publish, data, "faststream.jobs", stream="FASTSTREAM_JOBS", timeout=SECONDS)
+        where = {"subject": f"faststream.{name}", "stream": f"FASTSTREAM_{name.upper()}"}
+        publish = partial(self._asking.publish, data, timeout=SECONDS, **where)
         await asyncio.gather(*(publish(headers={"Nats-Msg-Id": key}) for key in ids))
         return await self._count.reached()
 

@@ -1,0 +1,118 @@
+"""Messaging's benchmarks measure what they say: all arms do their work, limits stand beside, the time adds up."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import nats
+import numpy as np
+import pytest
+
+from kit.lab.bench import Comparison
+from kit.lab.benchmarks import nats_flame, nats_goals, nats_peers
+from kit.lab.benchmarks.contest import NOT_INSTALLED
+from kit.lab.benchmarks.nats import (
+    BARE,
+    BARE_RESULTS,
+    CODEC,
+    FASTSTREAM,
+    FASTSTREAM_RESULTS,
+    RAW,
+    SAMPLED,
+    STORED,
+    Messaging,
+)
+from kit.lab.benchmarks.nats_flame import SYSTEM, Flame, shares
+from kit.lab.benchmarks.nats_growth import COMPUTES, WAITS, Growth
+
+
+@pytest.fixture
+async def messaging() -> AsyncIterator[Messaging]:
+    async with Messaging.open(nats.connect) as opened:
+        yield opened
+
+
+def made(**milliseconds: float) -> Comparison:
+    samples = {name: np.full((5, 1), value * 1e6) for name, value in milliseconds.items()}
+    return Comparison(name="made", samples=samples, baseline=BARE, operations=64)
+
+
+async def test_every_arm_does_all_of_its_jobs(messaging: Messaging) -> None:
+    result = await messaging.jobs(rounds=1, jobs=8)
+    arms = {BARE, STORED, BARE_RESULTS, CODEC, SAMPLED, FASTSTREAM, FASTSTREAM_RESULTS}
+    assert set(result.samples) == arms
+    for arm in (messaging.bare, messaging.faststream):
+        assert arm is not None
+        assert arm._count.seen == 8
+
+
+async def test_every_contender_brings_back_what_was_sent_however_large(messaging: Messaging) -> None:
+    result = await messaging.payload(900_000, rounds=1, samples=1)
+    assert {BARE, RAW, CODEC, SAMPLED, FASTSTREAM} <= set(result.samples)
+    assert set((await messaging.in_flight(16, rounds=1)).samples) == set(result.samples)
+
+
+async def test_a_peer_that_is_not_installed_has_a_row_that_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kit.lab.benchmarks.nats.installed", lambda package: False)
+    async with Messaging.open(nats.connect) as messaging:
+        table = messaging.table(await messaging.request_reply(rounds=1, samples=1))
+    assert table.loc[FASTSTREAM, "p50"] == NOT_INSTALLED
+
+
+async def test_where_a_request_goes_adds_up(messaging: Messaging, tmp_path: Path) -> None:
+    flame = await nats_flame.measure(messaging, 20)
+    assert 0 < flame.work <= flame.wall * 1.05
+    assert sum(flame.rooms.values()) == pytest.approx(1)
+    assert {"kit.codec", "kit.nats", "kit.otel", "asyncio", "nats-py", SYSTEM} <= set(flame.rooms)
+    flame.save(tmp_path)
+    assert Flame.load(tmp_path) == flame
+
+
+def test_functions_in_c_count_for_who_calls_them_and_waiting_for_nobody() -> None:
+    ours, theirs = ("/x/nats/client.py", 1, "read"), ("/x/asyncio/events.py", 2, "run")
+    stats: dict[Any, Any] = {
+        ours: (1, 1, 0.25, 1.0, {}),
+        theirs: (1, 1, 0.25, 1.0, {}),
+        ("~", 0, "<method 'poll' of 'select.epoll' objects>"): (1, 1, 9.0, 9.0, {theirs: (1, 1, 9.0, 9.0)}),
+        ("~", 0, "<built-in method len>"): (2, 2, 0.25, 0.25, {ours: (1, 1, 0.25, 0.25)}),
+        ("~", 0, "<method 'send' of '_socket.socket' objects>"): (1, 1, 0.25, 0.25, {theirs: (1, 1, 0.25, 0.25)}),
+    }
+    rooms, functions = shares(stats)
+    assert rooms == {"nats-py": 0.5, "asyncio": 0.25, SYSTEM: 0.25}
+    assert functions == {"read (nats-py)": 0.5, "run (asyncio)": 0.25, f"send to a socket ({SYSTEM})": 0.25}
+
+
+async def test_tenants_are_asked_on_accounts_of_their_own_and_workers_are_processes() -> None:
+    async with Growth.open(nats.connect, most_tenants=2) as growth:
+        spread = await growth.tenants(2, rounds=1, in_flight=8)
+        assert set(spread.samples) == {BARE, SAMPLED}
+        worked = await growth.workers(2, rounds=1, jobs=4, seconds=0.001)
+        assert set(worked.samples) == {WAITS, COMPUTES}
+        processes = growth._processes
+        assert len({process.pid for process in processes}) == 2
+    assert [process.returncode for process in processes] == [0, 0]
+
+
+async def test_the_raw_socket_takes_messages_in_any_pieces() -> None:
+    wire = nats_peers._Wire("user", "password")
+    seen: list[tuple[bytes, bytes, bytes]] = []
+    wire.deliver = lambda *message: seen.append(message)
+    stream = b"MSG a 1 3\r\nabc\r\nMSG b 1 reply 5\r\n12\r\n3\r\nMSG c 1 0\r\n\r\nPONG\r\n"
+    for step in (1, 7, len(stream)):
+        seen.clear()
+        wire.ready = asyncio.get_running_loop().create_future()
+        for at in range(0, len(stream), step):
+            wire.data_received(stream[at : at + step])
+        assert seen == [(b"a", b"", b"abc"), (b"b", b"reply", b"12\r\n3"), (b"c", b"", b"")]
+        assert wire.ready.done()
+
+
+def test_a_rate_goal_has_the_limit_beside_it() -> None:
+    result = made(**{BARE: 20, STORED: 10, CODEC: 16, FASTSTREAM: 24})
+    bare, peer = nats_goals.job_goals(result)
+    assert (bare.measured, bare.limit, bare.met) == (pytest.approx(1.25), pytest.approx(2), True)
+    assert (peer.measured, peer.limit, peer.met) == (pytest.approx(1.5), pytest.approx(2.4), False)
+    assert peer.target.goal
