@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from kit.components.gateway.models.extractive import NO_CONTEXT, NOT_SUPPORTED, Completion, complete
-from kit.components.gateway.models.language import question_kind, split_units, stem, words
+from kit.components.gateway.models.language import points_elsewhere, question_kind, split_units, stem, words
 from kit.components.gateway.models.prompt import ToolResult, read_context, read_messages, read_result
 from kit.components.gateway.models.static import DIMENSION, StaticEmbeddings, static_embeddings
 
@@ -162,6 +162,64 @@ def test_reads_a_plain_context_which_has_no_number_to_cite(model: StaticEmbeddin
     completion = ask(model, f"Context: {COPYING}\n\nQuestion: How do I copy a file?")
     assert completion.text.startswith("The shutil module contains a copyfile() function.")
     assert "[" not in completion.text
+
+
+@pytest.mark.parametrize(
+    ("question", "text", "answer"),
+    [
+        (
+            "How do I prune tomatoes?",
+            "See also the video on pruning tomatoes. Tomatoes are pruned by pinching out their side shoots.",
+            "Tomatoes are pruned by pinching out their side shoots. [1]",
+        ),
+        (
+            "What tyre pressure do I need?",
+            "Tyre pressure is listed in the table below. Road tyres need a pressure of 6 to 8 bar.",
+            "Road tyres need a pressure of 6 to 8 bar. [1]",
+        ),
+        (
+            "Does bread need a hot oven?",
+            "Yes, a hot oven. Bread is baked at 240 degrees for 45 minutes.",
+            "Yes, a hot oven. [1] Bread is baked at 240 degrees for 45 minutes. [1]",
+        ),
+        (
+            "Where are the opening hours of the museum listed?",
+            "See https://museum.example for the opening hours of the museum.",
+            "See https://museum.example for the opening hours of the museum. [1]",
+        ),
+        (
+            "How long does the train take?",
+            "The train takes 38 minutes. The nearest city is Arlau, to the north.",
+            "The train takes 38 minutes. [1]",
+        ),
+    ],
+    ids=["points away", "listed elsewhere", "an opening", "nothing but a pointer", "a whole answer"],
+)
+def test_says_something_rather_than_where_to_read_it(
+    model: StaticEmbeddings, question: str, text: str, answer: str
+) -> None:
+    assert complete(rag_prompt(question, [("", text)]), model).text == answer
+
+
+def test_tells_what_points_elsewhere_from_what_says_something() -> None:
+    away = (
+        "For more details on crusts, please refer to the troubleshooting page.",
+        "For a fuller explanation, please see the section on scopes.",
+        "See also the FAQ.",
+        "The formula is explained below.",
+        "This is described in another chapter.",
+        "You can also visit our website.",
+    )
+    here = (
+        "The store can see the order.",
+        "Readings are taken every hour.",
+        "You will see a green light.",
+        "He discussed it with the board.",
+        "For a lost card, call 0800 123 456.",
+        "Books are listed by author.",
+    )
+    assert [text for text in away if not points_elsewhere(text)] == []
+    assert [text for text in here if points_elsewhere(text)] == []
 
 
 def test_says_that_it_does_not_know(model: StaticEmbeddings) -> None:

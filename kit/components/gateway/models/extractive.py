@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .language import split_units
+from .language import STOPWORDS, Unit, answers_kind, points_elsewhere, split_units, stem, words
 from .prompt import Conversation, read_messages, read_result
-from .support import Candidate, Evidence, Passage
+from .support import Candidate, Evidence, Passage, Question
 from .tools import ToolCall, choose_tool, looks_up
 
 if TYPE_CHECKING:
@@ -22,12 +22,17 @@ NOT_SUPPORTED = "I do not know: the passages do not support an answer to this qu
 NO_CONTEXT = "I do not know: there is no context here that I could answer from."
 _SURE = 1.5  # a score from which a passage answers better than a tool could
 _NEAR = 1.0  # a further sentence may score this much less than the best one
+_ELSEWHERE = 2.0  # a sentence that points elsewhere has to score this much more than one that says something
+_DANGLING = 1.0  # the same for one that cannot be read without what the passage has cut off before it
+_SHORT = 7  # words, at most, of a sentence that only opens an answer
+_LITTLE = 2  # content words, at most, that it adds to the question
 _ANAPHORA = re.compile(
     r"(?:however|also|therefore|thus|then|otherwise|in this case|for example|such|doing so|but|and|so|similarly|he|she"
     r"|that)\b"
     r"|(?:\W*\w+\W+){0,10}?(?:it|they|them|this|these|those|its)\b",
     re.I,
 )
+_POINTS_BACK = re.compile(r"\W*(?:it|they|them|this|these|those|that|he|she|such|its|their)\b", re.I)
 _SUMMARY = re.compile(r"\b(?:summari[sz]e|summary|tl;?dr|key points|main points|in brief)\b", re.I)
 
 
@@ -141,14 +146,12 @@ def _state(name: str, passages: Sequence[Passage]) -> str:
 
 def compose(evidence: Evidence, limit: int = 3) -> str:
     """Quote the best supported units, at most ``limit`` and what belongs to them, each with its citation."""
-    ranked = sorted((c for c in evidence.candidates if c.score > 0), key=lambda c: (-c.score, c.passage, c.index))
+    supported = [candidate for candidate in evidence.candidates if candidate.score > 0]
+    least = max(candidate.score for candidate in supported) - _NEAR
     chosen: list[Candidate] = []
-    for candidate in ranked:
-        if (
-            len(chosen) == limit
-            or sum(c.unit.text.count(" ") for c in chosen) > 90
-            or candidate.score < ranked[0].score - _NEAR
-        ):
+    for candidate in sorted(supported, key=lambda c: (-_worth(c), c.passage, c.index)):
+        full = len(chosen) == limit or sum(c.unit.text.count(" ") for c in chosen) > 90
+        if full or (chosen and _worth(candidate) < least):
             break
         if not any(_same(candidate.unit.text, other.unit.text) for other in chosen):
             chosen.append(candidate)
@@ -158,13 +161,32 @@ def compose(evidence: Evidence, limit: int = 3) -> str:
     for passage in order:
         indices: list[int] = []
         for candidate in sorted((c for c in chosen if c.passage == passage), key=lambda c: c.index):
-            indices += [index for index in _with_context(candidate, by_place) if index not in indices]
+            around = _with_context(candidate, by_place, opens=_opens(candidate.unit, evidence.question))
+            indices += [index for index in around if index not in indices]
         parts += [_quote(by_place[passage, index], evidence.passages[passage]) for index in sorted(indices)]
     return re.sub(r" ?\n\n\n*", "\n\n", " ".join(parts)).strip()
 
 
-def _with_context(candidate: Candidate, by_place: Mapping[tuple[int, int], Candidate]) -> list[int]:
-    """A unit with what it cannot be read without: what "it" refers to, what a colon announces."""
+def _worth(candidate: Candidate) -> float:
+    """A candidate's score as something to read: less when it says little by itself."""
+    text = candidate.unit.text
+    dangling = candidate.index == 0 and bool(_POINTS_BACK.match(text))
+    return candidate.score - _ELSEWHERE * points_elsewhere(text) - _DANGLING * dangling
+
+
+def _opens(unit: Unit, question: Question) -> bool:
+    """Whether a sentence only opens an answer, as "Yes." does, or "There are several reasons."."""
+    said = words(unit.text)
+    if unit.kind != "sentence" or len(said) > _SHORT:
+        return False
+    if question.kind in ("number", "time", "person", "place") and answers_kind(question.kind, unit.text):
+        return False
+    new = {stem(word) for word in said if word.casefold() not in STOPWORDS} - set(question.stems)
+    return len(new) <= _LITTLE
+
+
+def _with_context(candidate: Candidate, by_place: Mapping[tuple[int, int], Candidate], *, opens: bool) -> list[int]:
+    """A unit with what it cannot be read without: what "it" refers to, what a colon announces, what it opens."""
     passage, index = candidate.passage, candidate.index
     indices = [index]
     first, before = candidate, by_place.get((passage, index - 1))
@@ -175,15 +197,29 @@ def _with_context(candidate: Candidate, by_place: Mapping[tuple[int, int], Candi
             break
         indices.insert(0, before.index)
         first, before = before, by_place.get((passage, before.index - 1))
-    if candidate.unit.text.endswith(":"):
-        following = by_place.get((passage, index + 1))
-        while following is not None and len(indices) < 7:
-            indices.append(following.index)
-            if following.unit.kind != "item":
-                break
-            following = by_place.get((passage, following.index + 1))
-            if following is not None and following.unit.kind != "item":
-                break
+    following = by_place.get((passage, index + 1)) if opens else None
+    if following is not None and following.unit.whole and not _adds_nothing(following.unit.text, candidate.unit.text):
+        return [*indices, following.index, *_announced(following, by_place)]
+    return [*indices, *_announced(candidate, by_place)]
+
+
+def _adds_nothing(text: str, opening: str) -> bool:
+    return text == opening or points_elsewhere(text)
+
+
+def _announced(candidate: Candidate, by_place: Mapping[tuple[int, int], Candidate]) -> list[int]:
+    """What a colon at the end of a unit announces: code, a sentence, or the items of a list."""
+    indices: list[int] = []
+    if not candidate.unit.text.endswith(":"):
+        return indices
+    following = by_place.get((candidate.passage, candidate.index + 1))
+    while following is not None and len(indices) < 6:
+        indices.append(following.index)
+        if following.unit.kind != "item":
+            break
+        following = by_place.get((following.passage, following.index + 1))
+        if following is not None and following.unit.kind != "item":
+            break
     return indices
 
 

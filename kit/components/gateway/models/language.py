@@ -294,6 +294,21 @@ def answers_kind(kind: str, text: str) -> bool:
     return bool(_ANSWERS[kind].search(text))
 
 
+_ELSEWHERE = re.compile(
+    r"^\W*(?:(?:please|also|but|and|you (?:can|may|should)(?: also)?|for (?:[^,;:]|\([^)]*\))*,)\W+)*"
+    r"(?:see|refer to|consult|visit|read|check out|turn to|look at|(?:have|take) a look at)\b"
+    r"|\bsee (?:also|below|above|the (?:next|following|previous|\S+ (?:section|chapter|page|documentation|manual)))\b"
+    r"|\b(?:described|documented|discussed|explained|covered|listed|answered) (?:\w+ )?(?:below|above|elsewhere|later"
+    r"|(?:in|at|on|under|by) (?:the|this|that|its|another|section|chapter|page|https?:))",
+    re.IGNORECASE,
+)
+
+
+def points_elsewhere(text: str) -> bool:
+    """Return whether a sentence mainly says where to read on: "For details, see ...", "... is described below"."""
+    return bool(_ELSEWHERE.search(text))
+
+
 def defines(question: str) -> bool:
     """Return whether a question asks what something is."""
     return bool(
