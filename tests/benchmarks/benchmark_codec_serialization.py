@@ -1,4 +1,4 @@
-"""The specification's CODEC benchmarks, of the workloads that notebook 31 measures."""
+"""The specification's CODEC benchmarks, and the peers beside the kit, of the workloads that notebook 31 measures."""
 
 from __future__ import annotations
 
@@ -7,12 +7,19 @@ from typing import Any
 import jsonschema_rs
 import numpy as np
 import orjson
+import pytest
 
 from kit.lab.bench import SPECIFICATION
 from kit.lab.benchmarks import codec
-from kit.lab.benchmarks.contest import KIT
+from kit.lab.benchmarks.contest import KIT, Contest
 
 TARGETS = {target.name: target for target in SPECIFICATION}
+CONTESTS = (
+    codec.writing(codec.agent_message(), orjson, jsonschema_rs),
+    codec.reading(codec.agent_message(), orjson, jsonschema_rs),
+    codec.document_writing(codec.rag_document(), orjson),
+    codec.document_reading(codec.rag_document(), orjson),
+)
 
 
 def _measure(benchmark: Any, name: str, rounds: int) -> None:
@@ -38,3 +45,15 @@ def benchmark_rag_payload_encoding(benchmark: Any) -> None:
 def benchmark_schema_validation_latency(benchmark: Any) -> None:
     """A message is checked within 0.5 ms."""
     _measure(benchmark, codec.VALIDATION, 2000)
+
+
+@pytest.mark.parametrize(
+    ("contest", "name"),
+    [pytest.param(contest, name, id=f"{contest.name}: {name}") for contest in CONTESTS for name in contest.contenders],
+)
+def benchmark_contender(benchmark: Any, contest: Contest, name: str) -> None:
+    """The limit, by hand, the kit and the peers; each kind of work is a group of its own."""
+    contender = contest.contenders[name]
+    benchmark.group = contest.name
+    answer = benchmark.pedantic(contender.call, rounds=100, iterations=contest.inner, warmup_rounds=5)
+    assert contender.check(answer)

@@ -1,6 +1,6 @@
-"""The specification's messaging benchmarks: ``pytest tests/benchmarks/benchmark_*.py --benchmark-only``.
+"""The specification's messaging benchmarks and the peers: ``pytest tests/benchmarks/benchmark_*.py --benchmark-only``.
 
-The same code as notebook 32, which adds peers, limits and curves.
+The same code as notebook 32, which takes turns, and adds the curves.
 """
 
 from __future__ import annotations
@@ -13,12 +13,27 @@ import nats
 import numpy as np
 import pytest
 
-from kit.lab.benchmarks.nats import BARE, Messaging
+from kit.lab.benchmarks.nats import (
+    BARE,
+    BARE_RESULTS,
+    CODEC,
+    FASTSTREAM,
+    FASTSTREAM_RESULTS,
+    LAYERS,
+    RAW,
+    SAMPLED,
+    STORED,
+    Messaging,
+    same,
+)
 from kit.lab.benchmarks.nats_goals import decidable, quiet_p95
+from kit.lab.benchmarks.nats_peers import installed
 from kit.lab.targets import SPECIFICATION, Verdicts
 
 AGENTS, RAG_QUEUE, GATEWAY = SPECIFICATION[:3]
 JOBS = 64  # at once
+PEERS = (FASTSTREAM,) if installed("faststream") else ()
+WITH_RESULTS = (FASTSTREAM, FASTSTREAM_RESULTS) if PEERS else ()
 
 
 class Running:
@@ -75,6 +90,23 @@ def benchmark_gateway_queuing_performance(benchmark: Any, running: Running) -> N
     beside = running(lambda: messaging.alone("floor", messaging.queued_request, rounds=4, samples=20, floor=True))
     floor = quiet_p95(beside.samples[BARE]) / 1e9
     verdict = GATEWAY.verdict(p95(benchmark), limit=floor)
-    if not decidable(Verdicts([verdict])):
-        pytest.skip(f"the machine is too busy to tell: bare JetStream alone takes {floor * 1e3:.1f} ms")
-    assert verdict.met
+    # Where bare JetStream alone takes half of the target, the machine is too busy to tell.
+    benchmark.extra_info.update({"p95_s": verdict.measured, "floor_s": floor, "met": verdict.met})
+    decidable(Verdicts([verdict])).require()
+
+
+@pytest.mark.parametrize("name", [BARE, RAW, *LAYERS, *PEERS])
+def benchmark_request_reply(benchmark: Any, running: Running, name: str) -> None:
+    """Each layer of the kit, the limit and the peers."""
+    benchmark.group = "nats_request_reply"
+    ask = running.messaging.askers()[name]
+    answer = benchmark.pedantic(running, args=(ask,), rounds=200, warmup_rounds=20)
+    assert same(100)(answer)
+
+
+@pytest.mark.parametrize("name", [BARE, STORED, BARE_RESULTS, CODEC, SAMPLED, *WITH_RESULTS])
+def benchmark_jobs(benchmark: Any, running: Running, name: str) -> None:
+    """64 jobs at once, by the kit, the limit and the peers."""
+    benchmark.group = "nats_jobs"
+    arm = running(lambda: running.messaging.job_arms(JOBS))[name]
+    assert benchmark.pedantic(running, args=(arm,), rounds=10, warmup_rounds=2) == JOBS

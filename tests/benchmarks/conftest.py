@@ -14,6 +14,7 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Call ``benchmark_…`` functions tests, where these files were asked for."""
+    """Call ``benchmark_…`` files and functions tests, where benchmarks were asked for."""
     if config.getoption("benchmark_only", default=False):
+        config.addinivalue_line("python_files", "benchmark_*.py")
         config.addinivalue_line("python_functions", "benchmark_*")

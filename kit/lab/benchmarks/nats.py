@@ -292,8 +292,15 @@ class Messaging:
 
     # --- jobs ---------------------------------------------------------------------------------------------------
 
-    async def jobs(self, *, rounds: int, samples: int = 1, jobs: int = 64) -> Comparison:
-        """Measure jobs, all enqueued at once, until the last one is done.
+    async def jobs(self, *, rounds: int, jobs: int = 64) -> Comparison:
+        """Measure jobs, all enqueued at once, until the last one is done."""
+        arms = await self.job_arms(jobs)
+        return await compare_async(
+            arms, name="nats_jobs", check=lambda done: done == jobs, rounds=rounds, samples=1, operations=jobs
+        )
+
+    async def job_arms(self, jobs: int) -> dict[str, Asks]:
+        """Return what enqueues so many jobs and returns how many were done, by contender; bare nats-py first.
 
         The peers' jobs are done when they are acknowledged; ``+ results`` does as much as the kit's jobs always do: the
         result is stored too, and has come back to the caller.
@@ -302,7 +309,7 @@ class Messaging:
         data = document(_PEERS)
         payload = codec.encode(RAG_INGEST.message_type, data)
         bare, peer = self.bare, self.faststream
-        runs: dict[str, Asks] = {
+        arms: dict[str, Asks] = {
             BARE: lambda: bare.jobs(payload, _ids(jobs)),
             STORED: lambda: self.raw.store(payload, jobs),
             BARE_RESULTS: lambda: bare.jobs(payload, _ids(jobs), ANSWERED),
@@ -310,11 +317,9 @@ class Messaging:
             SAMPLED: lambda: self.kit_jobs(SAMPLED, jobs),
         }
         if peer is not None:
-            runs[FASTSTREAM] = lambda: peer.jobs(data, _ids(jobs))
-            runs[FASTSTREAM_RESULTS] = lambda: peer.jobs(data, _ids(jobs), "answered")
-        return await compare_async(
-            runs, name="nats_jobs", check=lambda done: done == jobs, rounds=rounds, samples=samples, operations=jobs
-        )
+            arms[FASTSTREAM] = lambda: peer.jobs(data, _ids(jobs))
+            arms[FASTSTREAM_RESULTS] = lambda: peer.jobs(data, _ids(jobs), "answered")
+        return arms
 
     async def _start_peers(self) -> None:
         await self._once("bare jobs", lambda: self.bare.work(self._stack))
