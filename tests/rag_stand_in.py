@@ -12,7 +12,7 @@ import numpy as np
 
 from kit import codec
 from kit.catalogue import GATEWAY_EMBEDDINGS, GATEWAY_REQUESTS, RAG_EMBEDDINGS
-from kit.components.rag.answering import REFUSAL
+from kit.components.rag.instructions import REFUSAL
 from kit.components.rag.text import sentences, stems
 
 DIMENSION = 64

@@ -16,9 +16,10 @@ from test_rag_readers import pdf
 from kit import codec
 from kit.catalogue import RAG_INGEST, RAG_QUERIES, RAG_RESULTS, RAG_STATUS
 from kit.components import rag
-from kit.components.rag.answering import REFUSAL, prompt
+from kit.components.rag.answering import prompt
 from kit.components.rag.embedding import BULK
 from kit.components.rag.index import Database
+from kit.components.rag.instructions import REFUSAL
 from kit.errors import ConfigurationError, JobDead, RemoteError
 
 DOCUMENTS = [

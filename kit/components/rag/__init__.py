@@ -36,12 +36,16 @@ from kit.components.rag.errors import (
 from kit.components.rag.evaluation import Case, ablation, evaluate, evaluate_answers, figure, read_cases
 from kit.components.rag.filters import Condition, document, field
 from kit.components.rag.index import Analysis, Collection, Database
+from kit.components.rag.instructions import TEMPLATE, TEMPLATE_ID, VARIABLES
 from kit.components.rag.ranking import Ranking
 from kit.components.rag.readers import Document, Folder
 from kit.components.rag.rows import Hit
 from kit.components.rag.service import serve
 
 __all__ = [
+    "TEMPLATE",
+    "TEMPLATE_ID",
+    "VARIABLES",
     "Analysis",
     "BadEncoding",
     "Case",

@@ -18,6 +18,7 @@ from kit.components.rag.embedding import Embedded, Embedder
 from kit.components.rag.errors import EmbeddingMismatch, ModelFailed, QueryRefused
 from kit.components.rag.filters import from_data
 from kit.components.rag.index import COLLECTION, Collection, Database
+from kit.components.rag.instructions import OWN, REFUSAL, TEMPLATE_ID, Instructions, Prompts
 from kit.components.rag.ranking import Ranking
 from kit.components.rag.rows import Hit, headline
 from kit.errors import BusError, DeadlineExceeded, JobDead
@@ -33,12 +34,6 @@ MIN_SUPPORT = 0.5
 MAX_QUERY = 10_000  # characters
 _SECONDS = 30.0
 _CHARS_PER_TOKEN = 3.5  # a cautious estimate for English prose and code
-REFUSAL = "The documents do not support an answer."
-INSTRUCTIONS = (
-    "Answer the question from the numbered passages only, in the question's language, as briefly as its answer allows. "
-    "After each sentence cite the passage it rests on by its number in square brackets, like [1]. "
-    f'If the passages do not support an answer, say exactly "{REFUSAL}"'
-)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,9 +50,11 @@ class Answer:
 class Answerer:
     """Handles ``rag.queries``: returns a ``rag_result``."""
 
-    def __init__(self, bus: Bus, database: Database, embedder: Embedder, ranking: Ranking, model: str) -> None:
+    def __init__(
+        self, bus: Bus, database: Database, embedder: Embedder, ranking: Ranking, model: str, prompts: Prompts
+    ) -> None:
         self._bus, self._database, self._embedder = bus, database, embedder
-        self._ranking, self._model = ranking, model
+        self._ranking, self._model, self._prompts = ranking, model, prompts
 
     async def handle(self, message: Message) -> dict[str, Any]:
         """Answer one question.
@@ -132,8 +129,11 @@ class Answerer:
     ) -> Answer:
         """Have an answer written from the passages, and keep it only if they support it."""
         passages = _within(hits, parameters.get("max_context_tokens"))
+        told = self._prompts.current
         with self._bus.telemetry.operation(RAG_RESPONSE_GENERATE, {semconv.RAG_QUERY_ID: data["query_id"]}) as op:
-            response = await self._asked(self._request(data, parameters, passages), deadline - time.monotonic())
+            if told.version is not None:
+                op.update({semconv.PROMPT_NAME: TEMPLATE_ID, semconv.PROMPT_VERSION: told.version})
+            response = await self._asked(self._request(data, parameters, passages, told), deadline - time.monotonic())
             op.update({semconv.LLM_TOKENS: response["tokens"]["total"], semconv.LLM_MODEL: response["model"]})
             if response["cost"] is not None:
                 op.set(semconv.LLM_COST, response["cost"])
@@ -142,12 +142,16 @@ class Answerer:
             op.label("supported", answer.supported)
         return answer
 
-    def _request(self, data: dict[str, Any], parameters: dict[str, Any], passages: Sequence[Hit]) -> dict[str, Any]:
+    def _request(
+        self, data: dict[str, Any], parameters: dict[str, Any], passages: Sequence[Hit], told: Instructions
+    ) -> dict[str, Any]:
         request: dict[str, Any] = {
             "request_id": uuid.uuid4().hex, "tenant_id": self._bus.tenant_id, "timestamp": codec.now(),
-            "model": parameters.get("model", self._model), "messages": prompt(data["query"], passages),
+            "model": parameters.get("model", self._model), "messages": prompt(data["query"], passages, told.text),
             "component": "rag",
         }  # fmt: skip
+        if told.prompt_version is not None:
+            request["prompt_version"] = told.prompt_version
         steering = {key: parameters[key] for key in ("temperature", "max_tokens") if key in parameters}
         if steering:
             request["parameters"] = steering
@@ -185,13 +189,13 @@ class Answerer:
         return result | {key: data[key] for key in ("user_id", "session_id", "collection") if key in data}
 
 
-def prompt(question: str, passages: Sequence[Hit]) -> list[dict[str, str]]:
-    """Return the conversation that asks a model: numbered passages, then the question."""
+def prompt(question: str, passages: Sequence[Hit], instructions: str = OWN.text) -> list[dict[str, str]]:
+    """Return the conversation that asks a model: instructions, numbered passages, then the question."""
     numbered = "\n\n".join(
         f"[{number}] {_title(hit)}\n{_unnumbered(hit.content)}" for number, hit in enumerate(passages, start=1)
     )
     return [
-        {"role": "system", "content": INSTRUCTIONS},
+        {"role": "system", "content": instructions},
         {"role": "user", "content": f"{numbered}\n\nQuestion: {question}"},
     ]
 

@@ -14,6 +14,7 @@ from kit.components.rag.chunking import Chunking
 from kit.components.rag.embedding import Embedder
 from kit.components.rag.index import FLAT_ROWS, Analysis, Database
 from kit.components.rag.ingestion import Ingester
+from kit.components.rag.instructions import Prompts
 from kit.components.rag.ranking import Ranking
 
 if TYPE_CHECKING:
@@ -39,6 +40,9 @@ async def serve(
 ) -> Service:
     """Index documents and answer questions from them, for the bus's tenant.
 
+    Where the tenant's prompt store has a template ``rag.TEMPLATE_ID`` with the label ``production``, it takes the place
+    of RAG's own instructions to the model.
+
     Args:
         bus: of the tenant.
         uri: folder or object-storage URI that holds a LanceDB database for each tenant; None: ``KIT_LANCEDB_URI``,
@@ -57,9 +61,16 @@ async def serve(
     )
     embedder = Embedder(bus, embedding_model)
     ingester = Ingester(bus, database, embedder, chunking or Chunking())
-    answerer = Answerer(bus, database, embedder, ranking or Ranking(), model)
+    prompts = await Prompts.open(bus)
+    answerer = Answerer(bus, database, embedder, ranking or Ranking(), model, prompts)
     workers = [
         await bus.work(RAG_INGEST, ingester.handle, concurrency=concurrency),
         await bus.serve(RAG_QUERIES, answerer.handle, concurrency=query_concurrency),
+        prompts.worker,
     ]
-    return Service(workers, database.close)
+
+    async def end() -> None:
+        await prompts.close()
+        await database.close()
+
+    return Service(workers, end)
