@@ -84,7 +84,7 @@ class Lab:
         from kit.lab import components as rooms
 
         if self.elsewhere:
-            print("served elsewhere:", rooms.command(components, settings, tenant_id or self.tenant_id))  # noqa: T201
+            print("served elsewhere, with its spans and metrics:", rooms.command(components, settings, tenant_id or self.tenant_id))  # noqa: T201
             return
         bus = self.bus if tenant_id is None else await self.tenant(tenant_id)
         for name, service in (await rooms.serve(bus, components, settings, self._places())).items():
