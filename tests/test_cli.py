@@ -80,7 +80,16 @@ def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["nope"], ["report", "--jobs", "0"], ["report", "--update", "some"], ["ask"]]
+    "arguments",
+    [
+        ["nope"],
+        ["report", "--jobs", "0"],
+        ["report", "--update", "some"],
+        ["ask"],
+        ["ask", "What?", "--top-k", "0"],
+        ["server", "--port", "99999"],
+        ["server", "--port", "-1"],
+    ],
 )
 def test_a_command_line_that_cannot_work_ends_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
@@ -89,9 +98,16 @@ def test_a_command_line_that_cannot_work_ends_with_2(arguments: list[str], capsy
     assert "usage: kit" in capsys.readouterr().err
 
 
+def test_no_command_at_all_shows_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    assert "answer a question from documents" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
+        (["worker", "prompts", "nope"], 2, "kit worker: no component 'nope'; there are "),
+        (["worker", "prompts", "--setting", "a={'b': 1"], 2, "kit worker: --setting a: \"{'b': 1\" is neither"),
         (["report", "-p", "novalue"], 2, "kit report: -p 'novalue': name=value expected"),
         (["report", "--notebooks", "/nowhere"], 1, "kit report: no folder /nowhere"),
         (["gates", "nope"], 2, "kit gates: no gate nope; there are contracts, catalogue"),
@@ -123,6 +139,24 @@ def test_an_interrupt_ends_with_130(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     monkeypatch.setattr("kit.lab.cli.catalogue._run", interrupt)
     assert main(["catalogue"]) == 130
     assert capsys.readouterr().err == "interrupted\n"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        # Ctrl-C while LiteLLM is imported, which takes seconds, and while a server starts.
+        "from kit.components.gateway import litellm_calls as calls; import time\n"
+        "calls.load_litellm = calls.functools.cache(lambda: time.sleep(60))\n"
+        "work = calls.litellm_module()",
+        "from kit.nats.server import Server; work = Server().start()",
+    ],
+    ids=["importing", "starting"],
+)
+def test_an_interrupt_is_quiet_and_waits_for_nothing(code: str) -> None:
+    program = f"{code}\nimport asyncio\nasync def main():\n    task = asyncio.ensure_future(work)\n"
+    program += "    await asyncio.sleep(0.02)\n    assert not task.done()\nasyncio.run(main())"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=40)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_reader_that_leaves_is_no_error() -> None:

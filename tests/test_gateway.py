@@ -188,9 +188,11 @@ async def test_what_cannot_be_passed_on_is_refused_by_name(tenant_bus: Bus) -> N
         with pytest.raises(gateway.ProviderFailed) as failed:
             await gateway.generate(tenant_bus, prompt="x", model="kit/nonsense")
         assert failed.value.status_code == 404
+        with pytest.raises(gateway.ProviderFailed, match=r"400 \(UnknownProvider\)"):
+            await gateway.generate(tenant_bus, prompt="x", model="nobody/nothing")
         with pytest.raises(JobDead, match="needs a schema"):
             await gateway.generate(tenant_bus, prompt="x", validation={"level": "json_schema"})
-        await until(lambda: len(failures) == 3)
+        await until(lambda: len(failures) == 4)
     assert {row["status"] for row in failures} == {"error"}
     with pytest.raises(ConfigurationError, match="either prompt= or messages="):
         await gateway.generate(tenant_bus)

@@ -74,7 +74,7 @@ def command(components: Sequence[str], settings: Mapping[str, Any], tenant_id: s
         ConfigurationError: a component that does not exist.
     """
     for name in components:
-        _known(name)
+        known(name)
     words = ["kit", "worker", *components, "--tenant", tenant_id]
     for name, value in settings.items():
         words += ["--setting", f"{name}={json.dumps(value, default=_plain)}"]
@@ -87,10 +87,15 @@ def parameters(name: str) -> dict[str, inspect.Parameter]:
 
 
 def _load(name: str) -> ModuleType:
-    return import_module(f"kit.components.{_known(name)}")
+    return import_module(f"kit.components.{known(name)}")
 
 
-def _known(name: str) -> str:
+def known(name: str) -> str:
+    """Return the name of a component that there is, without loading it.
+
+    Raises:
+        ConfigurationError: there is none of this name.
+    """
     if name not in names():
         raise ConfigurationError(f"no component {name!r}; there are {', '.join(names()) or 'none'}")
     return name

@@ -84,7 +84,7 @@ class Server:
         try:
             await asyncio.shield(work)
         except asyncio.CancelledError:  # the thread cannot be cancelled: undo what it does
-            work.add_done_callback(lambda done: None if done.exception() else self.shutdown())
+            work.add_done_callback(lambda done: self.shutdown() if done.cancelled() or not done.exception() else None)
             raise
         return self
 

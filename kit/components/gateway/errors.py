@@ -76,7 +76,7 @@ class ProviderFailed(GatewayError):
 
     Attributes:
         status_code: HTTP status, or None where no answer came.
-        kind: LiteLLM's name for the failure, e.g. ``Timeout``.
+        kind: LiteLLM's name for the failure, e.g. ``Timeout``; ``UnknownProvider`` for a model's name without one.
         retry_after: seconds that the provider asked to wait, or None.
     """
 

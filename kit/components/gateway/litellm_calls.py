@@ -7,8 +7,9 @@ import functools
 import logging
 import operator
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -35,7 +36,7 @@ _OFFLINE_PRICES = {
 
 @functools.cache
 def load_litellm() -> Any:
-    """Import LiteLLM and set it up; it takes seconds, so call it on a worker thread (``litellm_module``).
+    """Import LiteLLM and set it up; it takes seconds, so call it on another thread (``litellm_module``).
 
     It fetches no price list, reads no ``.env`` file, reports nothing to anyone and opens no session that would have to
     be closed; the offline models ``kit/extractive`` and ``kit/static-256`` are registered with it.
@@ -112,10 +113,36 @@ def _is_foreign(callbacks: list[Any]) -> bool:
 
 
 async def litellm_module() -> Any:
-    """Return LiteLLM, imported on a worker thread the first time."""
+    """Return LiteLLM, imported on a thread of its own the first time."""
     if load_litellm.cache_info().currsize:
         return load_litellm()
-    return await asyncio.to_thread(load_litellm)
+    return await _on_own_thread(load_litellm)
+
+
+async def _on_own_thread(work: Callable[[], Any]) -> Any:
+    """Return what work that takes seconds returns; unlike those of a pool, its thread keeps no program from ending."""
+    loop = asyncio.get_running_loop()
+    ended: asyncio.Future[Any] = loop.create_future()
+
+    def tell(result: Any, error: BaseException | None) -> None:
+        if ended.done():
+            return
+        if error is None:
+            ended.set_result(result)
+        else:
+            ended.set_exception(error)
+
+    def run() -> None:
+        result, failure = None, None
+        try:
+            result = work()
+        except BaseException as error:  # noqa: BLE001 - raised where it is waited for
+            failure = error
+        with suppress(RuntimeError):  # the loop is closed: nobody waits
+            loop.call_soon_threadsafe(tell, result, failure)
+
+    threading.Thread(target=run, name="kit-litellm", daemon=True).start()
+    return await ended
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -257,14 +284,14 @@ class Providers:
         return Outcome(response=response, model=answered, attempts=tried)
 
     async def warm_up(self) -> None:
-        """Make the Router ahead of the first failure: what it imports takes seconds, here on a worker thread."""
+        """Make the Router ahead of the first failure: what it imports takes seconds, here on another thread."""
         if self._router is None:
             timeout = self._settings.timeout
             make = functools.partial(
                 self.litellm.Router,
                 model_list=[], disable_cooldowns=True, retry_after=0, timeout=timeout, num_retries=0,
             )  # fmt: skip
-            made = await asyncio.to_thread(make)
+            made = await _on_own_thread(make)
             self._router = self._router or made
 
     async def _router_for(self, models: Sequence[str]) -> Any:
@@ -295,9 +322,10 @@ class Providers:
         status = int(status) if isinstance(status, int | str) and str(status).isdigit() else None
         headers = getattr(error, "litellm_response_headers", None) or {}
         after = str(headers.get("retry-after") or "")
+        unknown = status == 400 and "LLM Provider NOT provided" in str(error)
         return ProviderFailed(
             model,
-            kind=type(error).__name__,
+            kind="UnknownProvider" if unknown else type(error).__name__,
             status_code=status,
             retryable=status is not None and (status in (408, 409, 429) or status >= 500),
             retry_after=float(after) if after.replace(".", "", 1).isdigit() else None,

@@ -27,7 +27,11 @@ exit codes: 0 done; 1 failed; 2 the command line cannot work; 130 interrupted
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     parser = build_parser()
-    chosen = parser.parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    if not given:
+        parser.print_help(sys.stderr)
+        return USAGE
+    chosen = parser.parse_args(given)
     try:
         return int(chosen.run(chosen))
     except KeyboardInterrupt:

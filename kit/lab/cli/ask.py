@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from kit.lab.cli.console import Commands, command, say
+from kit.lab.cli.console import Commands, command, say, whole
 
 _DETAILS = """\
 Documents are indexed the first time and again when they change; the index is kept in .kit/. The default model is
@@ -28,7 +28,7 @@ def configure(commands: Commands) -> None:
     parser.add_argument("--corpus", type=Path, metavar="PATH", help="a folder or a JSONL file (data/python_faq.jsonl)")
     parser.add_argument("--tenant", default="acme", metavar="ID", help="whose documents (acme)")
     parser.add_argument("--model", metavar="NAME", help="the model that answers (kit/extractive)")
-    parser.add_argument("--top-k", type=int, default=5, metavar="N", help="passages to answer from (5)")
+    parser.add_argument("--top-k", type=whole(1), default=5, metavar="N", help="passages to answer from (5)")
     parser.add_argument("--store", type=Path, metavar="FOLDER", help="where the index is kept (.kit/)")
     parser.add_argument("--trace", action="store_true", help="show the trace of the question")
     parser.add_argument("--json", action="store_true", help="the whole answer as JSON")

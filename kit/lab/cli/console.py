@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 from ast import literal_eval
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from kit.errors import ConfigurationError
@@ -38,6 +38,17 @@ def command(commands: Commands, name: str, run: Any, *, summary: str, details: s
     )
     parser.set_defaults(run=run)
     return parser
+
+
+def whole(least: int, most: int | None = None) -> Callable[[str], int]:
+    """Return what reads an option's whole number from ``least`` on, for argparse."""
+
+    def read(text: str) -> int:
+        if not text.isdecimal() or int(text) < least or (most is not None and int(text) > most):
+            raise argparse.ArgumentTypeError(f"{text!r} is no number from {least} {f'to {most}' if most else 'on'}")
+        return int(text)
+
+    return read
 
 
 def pairs(texts: Iterable[str], *, option: str) -> dict[str, str]:

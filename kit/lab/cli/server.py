@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kit.lab.cli.console import Commands, command, say
+from kit.lab.cli.console import Commands, command, say, whole
 
 if TYPE_CHECKING:
     from kit.nats.server import Server
@@ -26,7 +26,7 @@ def configure(commands: Commands) -> None:
     """Add the command."""
     parser = command(commands, "server", _run, summary="run a NATS server until interrupted", details=_DETAILS)
     parser.add_argument("--store", type=Path, metavar="FOLDER", help="keep streams there (a temporary folder)")
-    parser.add_argument("--port", type=int, default=4222, help="0 takes a free one (4222)")
+    parser.add_argument("--port", type=whole(0, 65535), default=4222, metavar="N", help="0 takes a free one (4222)")
     parser.add_argument("--tenants", default="acme", metavar="ID[,ID…]", help="accounts to make (acme)")
 
 

@@ -33,6 +33,8 @@ def configure(commands: Commands) -> None:
 def _run(chosen: argparse.Namespace) -> int:
     import asyncio
 
+    for name in chosen.components:  # before anything is connected to
+        components.known(name)
     asyncio.run(_serve(chosen.components, chosen.tenant, settings(chosen.setting, option="--setting")))
     return 0
 
