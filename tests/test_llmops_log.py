@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from kit import codec
+from kit.components import LANCEDB_VARIABLE
 from kit.components.llmops import OperationLog, ReportRefused, Threshold, UsageReport, table, usage
 from kit.errors import ConfigurationError
 
@@ -81,7 +82,7 @@ async def test_a_log_is_compacted_now_and_then(tmp_path: Path, monkeypatch: pyte
 
 
 async def test_the_folder_may_come_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(table.URI_VARIABLE, str(tmp_path))
+    monkeypatch.setenv(LANCEDB_VARIABLE, str(tmp_path))
     await OperationLog.open("acme")
     assert (tmp_path / "acme").is_dir()
     with pytest.raises(ConfigurationError):

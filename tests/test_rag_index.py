@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from rag_stand_in import DIMENSION, embed
 
+from kit.components import database_uri
 from kit.components.rag import (
     Analysis,
     Collection,
@@ -23,7 +24,6 @@ from kit.components.rag import (
     field,
 )
 from kit.components.rag.chunking import Chunking, chunk
-from kit.components.rag.index import database_uri
 from kit.components.rag.rows import Entry, embedded_lead, embedded_text, fingerprint
 from kit.errors import ConfigurationError
 

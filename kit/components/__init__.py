@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
+
+from kit.catalogue import check_id
 
 if TYPE_CHECKING:
     from kit.nats import Worker
 
 STOP_SECONDS = 10.0  # for workers to finish what is under way
+LANCEDB_VARIABLE = "KIT_LANCEDB_URI"
+
+
+def database_uri(tenant_id: str, uri: str | Path | None = None) -> str:
+    """Return the URI of a tenant's LanceDB database, which all components of the tenant share.
+
+    Args:
+        uri: folder or object-storage URI that holds a database for each tenant; None: ``KIT_LANCEDB_URI``, else
+            ``.kit/lancedb`` in the working directory.
+    """
+    base = str(uri or os.environ.get(LANCEDB_VARIABLE) or Path(".kit", "lancedb"))
+    return f"{base.rstrip('/')}/{check_id(tenant_id)}"
 
 
 class Service:

@@ -8,13 +8,12 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import importlib
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from kit import codec
-from kit.catalogue import check_id
+from kit.components import database_uri
 from kit.components.llmops.errors import OperationRefused
 
 if TYPE_CHECKING:
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 TABLE = "llm_operations"
-URI_VARIABLE = "KIT_LANCEDB_URI"
 COMPACT_EVERY = 100  # batches; each leaves a small fragment and a version behind
 TEXT = (
     "operation_id", "operation_type", "model", "provider", "status", "tenant_id", "currency", "price_source",
@@ -110,7 +108,7 @@ class OperationLog:
             storage_options: LanceDB's, for object storage.
         """
         lancedb = await asyncio.to_thread(importlib.import_module, "lancedb")
-        connection = await lancedb.connect_async(database(tenant_id, uri), storage_options=storage_options)
+        connection = await lancedb.connect_async(database_uri(tenant_id, uri), storage_options=storage_options)
         return cls(await connection.create_table(TABLE, schema=schema(), exist_ok=True), tenant_id)
 
     def check(self, operations: Sequence[Mapping[str, Any]]) -> tuple[pa.Table, list[OperationRefused]]:
@@ -185,12 +183,6 @@ class OperationLog:
     def close(self) -> None:
         """Give the table's resources back."""
         self._table.close()
-
-
-def database(tenant_id: str, uri: str | Path | None = None) -> str:
-    """Return the URI of a tenant's database."""
-    base = str(uri or os.environ.get(URI_VARIABLE) or Path(".kit", "lancedb"))
-    return f"{base.rstrip('/')}/{check_id(tenant_id)}"
 
 
 def _typed(frame: pd.DataFrame) -> pd.DataFrame:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 import numpy as np
 
 from kit.catalogue import check_id
+from kit.components import database_uri
 from kit.components.rag.candidates import Places, ranked
 from kit.components.rag.errors import EmbeddingMismatch, FilterRefused, IndexBusy
 from kit.components.rag.filters import Condition, of_documents, to_sql
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger("kit.rag")
 
 Mode: TypeAlias = Literal["hybrid", "vector", "text"]
-URI_VARIABLE = "KIT_LANCEDB_URI"
 COLLECTION = "documents"
 FLAT_ROWS = 50_000  # below, every vector is compared: exact, and 3 ms at 10,000 rows
 GRAM = 5  # letters
@@ -65,17 +64,6 @@ class Analysis:
     language: str = "English"
     stem: bool = True
     stop_words: tuple[str, ...] | None = field(default=tuple(sorted(STOP_WORDS)), repr=False)
-
-
-def database_uri(tenant_id: str, uri: str | Path | None = None) -> str:
-    """Return the URI of a tenant's database.
-
-    Args:
-        uri: folder or object-storage URI that holds a database for each tenant; None: ``KIT_LANCEDB_URI``, else
-            ``.kit/lancedb`` in the working directory.
-    """
-    base = str(uri or os.environ.get(URI_VARIABLE) or Path(".kit", "lancedb"))
-    return f"{base.rstrip('/')}/{check_id(tenant_id)}"
 
 
 class Database:

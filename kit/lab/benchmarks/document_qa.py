@@ -2,41 +2,35 @@
 
 from __future__ import annotations
 
-import cProfile
-import pstats
+import itertools
 import subprocess
 import sys
-from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from kit import codec
-from kit.catalogue import USE_CASE_DOCUMENT_QA
-from kit.components import document_qa, gateway, rag
+from kit.components import database_uri, document_qa, gateway, rag
 from kit.components.gateway.litellm_calls import litellm_module
-from kit.components.rag.index import Mode, database_uri
+from kit.components.rag.index import Mode
 from kit.components.rag.rows import COLUMNS, Entry
-from kit.lab import charts
 from kit.lab.bench import Comparison, Target, Verdict, compare, compare_async
+from kit.lab.benchmarks.provider import ANSWER
 
 if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
     from kit.nats.bus import Bus
-    from kit.otel import Telemetry
 
 KIT, HYBRID, LANCEDB, NUMPY = "kit, vector", "kit, hybrid", "bare LanceDB", "numpy"
-GATEWAY, DIRECT = "gateway in process", "litellm.acompletion"
+GATEWAY, DIRECT, OPENAI = "gateway in process", "litellm.acompletion", "openai client"
 IMPORT, PYTHON = "import kit", "bare Python"
 HEAVY = ("nats", "opentelemetry.sdk", "litellm", "lancedb", "pandas")
 DIMENSION = 256
-_WHOLE = USE_CASE_DOCUMENT_QA.name
 _PROMPT = "Context:\n[1] Refunds are paid within fourteen days of purchase.\n\nQuestion: When are refunds paid?"
 
 
@@ -54,76 +48,47 @@ async def ask_all(bus: Bus, cases: Sequence[rag.Case], *, rounds: int = 1) -> Co
     )  # fmt: skip
 
 
-def stages(telemetry: Telemetry, number: int) -> pd.DataFrame:
-    """Return where the last questions' time went: milliseconds that each span spent outside the spans below it.
+# --- chunks per document ----------------------------------------------------------------------------------------
 
-    What a caller waits beyond the handler's own span is the way there and back: encoding, NATS, decoding.
+
+async def ingest_sizes(bus: Bus, sizes: Sequence[int], *, rounds: int) -> Comparison:
+    """Measure how long one document takes from the caller's call until it is indexed, by its number of chunks.
+
+    Each is a document that is not there yet, in a collection of its own, and has to become that many chunks.
     """
-    import pandas as pd
+    serial = itertools.count()
 
-    recorder = telemetry.recorder
-    wanted = [key for key, group in recorder.spans().groupby("trace_id") if _WHOLE in set(group["name"])]
-    own: dict[str, float] = defaultdict(float)
-    chosen = [key for key in recorder.trace_ids() if key in set(wanted)][-number:]
-    for key in chosen:
-        for node, _ in recorder.trace(key).walk():
-            if node.span is not None:
-                end = node.start_ns + node.seconds * 1e9
-                below = sorted((c.start_ns, min(c.start_ns + c.seconds * 1e9, end)) for c in node.children)
-                own[node.name] += node.seconds - _covered(below) / 1e9
-    table = pd.Series(own, name="own").div(len(chosen)).sort_values(ascending=False).to_frame()
-    return table.assign(share=table["own"] / table["own"].sum())
+    def ingest(chunks: int) -> Callable[[], Awaitable[list[int]]]:
+        async def one() -> list[int]:
+            number = next(serial)
+            content = "\n\n".join(_section(number, part) for part in range(chunks))
+            document = {"document_id": f"sized-{number}", "content": content, "mime_type": "text/markdown"}
+            done = await rag.ingest_documents(bus, [document], collection="sized")
+            return [entry["chunk_count"] for entry in done.statuses]
 
+        return one
 
-def flame(table: pd.DataFrame, *, most: int = 6) -> Figure:
-    """Return one stacked bar of the stages, the rest in one."""
-    import matplotlib.pyplot as plt
-
-    shown = dict(table["own"].head(most) * 1e3)
-    shown["everything else"] = float(table["own"].iloc[most:].sum() * 1e3)
-    with charts.style():
-        drawn, axes = plt.subplots(figsize=(7.6, 2.6))
-        left = 0.0
-        for number, (name, width) in enumerate(shown.items()):
-            color, hatch = charts.SERIES[number % len(charts.SERIES)], charts.HATCHES[number % len(charts.HATCHES)]
-            axes.barh(0, width, left=left, color=color, hatch=hatch, edgecolor=charts.PAPER, height=0.6, label=name)
-            left += width
-        axes.set_title("Where the time of one question goes")
-        axes.set_xlabel("time (ms)")
-        axes.set_yticks([])
-        axes.grid(visible=False, axis="y")
-        drawn.legend(loc="outside lower left", ncols=2, fontsize=9)
-    return drawn
+    return await compare_async(
+        {_chunks(size): ingest(size) for size in sizes}, name="ingest_chunks",
+        check={_chunks(size): [size].__eq__ for size in sizes}, rounds=rounds, samples=1, warmup=1,
+    )  # fmt: skip
 
 
-def _covered(spans: Sequence[tuple[float, float]]) -> float:
-    """Return the length of the union of intervals, sorted by their begin."""
-    total, until = 0.0, 0.0
-    for begin, end in spans:
-        total += max(0.0, end - max(begin, until))
-        until = max(until, end)
-    return total
+def per_chunk(result: Comparison) -> tuple[float, float]:
+    """Return the seconds that a document takes, and those that each of its chunks adds: a line through the medians."""
+    sizes = [int(name.split()[0]) for name in result.samples]
+    slope, fixed = np.polyfit(sizes, [result.percentile(name) for name in result.samples], 1)
+    return float(fixed), float(slope)
 
 
-async def profile(bus: Bus, cases: Sequence[rag.Case], *, rows: int = 10) -> pd.DataFrame:
-    """Return the functions that took most time of their own while questions were asked, from cProfile.
+def _chunks(number: int) -> str:
+    return f"{number} chunks"
 
-    Only what runs on the event loop's thread is seen; the profiler itself makes Python's functions look slower.
-    """
-    import pandas as pd
 
-    profiler = cProfile.Profile()
-    profiler.enable()
-    for case in cases:
-        await document_qa.ask(bus, case.question)
-    profiler.disable()
-    found = []
-    for (file, _, function), (_, calls, own, *_) in pstats.Stats(profiler).stats.items():  # type: ignore[attr-defined]
-        if "poll" in function and "select" in function:  # the loop asleep: that is waiting, not work
-            continue
-        where = Path(file).stem if file != "~" else "built-in"
-        found.append({"function": f"{where}.{function}", "calls": calls / len(cases), "own": own / len(cases)})
-    return pd.DataFrame(found).set_index("function").sort_values("own", ascending=False).head(rows)
+def _section(document: int, part: int) -> str:
+    """A section that is a chunk: with a heading of its own, and about as long as one may be."""
+    said = f"Refunds of kind {part} in case {document} are paid within {part % 31} days of the purchase. "
+    return f"# Part {part} of {document}\n\n{said * 8}"
 
 
 # --- the tenant's search ----------------------------------------------------------------------------------------
@@ -198,26 +163,36 @@ def _entry(row: int, vector: NDArray[np.float32]) -> Entry:
 # --- the gateway ------------------------------------------------------------------------------------------------
 
 
-async def gateway_cost(bus: Bus, *, rounds: int, samples: int) -> Comparison:
-    """Measure the same model, asked through the gateway in process and by LiteLLM itself; no cache."""
+async def gateway_cost(bus: Bus, url: str, *, rounds: int, samples: int) -> Comparison:
+    """Measure one provider, asked through the gateway in process, by LiteLLM itself and by the openai client; no cache.
+
+    Args:
+        url: of a provider that speaks OpenAI's protocol, as ``kit.lab.benchmarks.provider`` does.
+    """
     litellm = await litellm_module()
     messages = [{"role": "user", "content": _PROMPT}]
-    asked = {"tenant_id": bus.tenant_id, "model": "kit/extractive", "messages": messages}
-    expected = (await litellm.acompletion(model="kit/extractive", messages=messages)).choices[0].message.content
+    asked = {"tenant_id": bus.tenant_id, "model": "local", "messages": messages}
+    deployment = {"model": "openai/answer", "api_base": url, "api_key": "none"}
+    client = import_module("openai").AsyncOpenAI(base_url=url, api_key="none")  # LiteLLM comes with it
 
     async def direct() -> str:
-        answer = await litellm.acompletion(model="kit/extractive", messages=messages)
+        answer = await litellm.acompletion(messages=messages, **deployment)
         return str(answer.choices[0].message.content)
 
-    async with gateway.in_process(bus, gateway.Settings(cache_ttl=0)) as ours:
+    async def by_openai() -> str:
+        answer = await client.chat.completions.create(model="answer", messages=messages)
+        return str(answer.choices[0].message.content)
+
+    settings = gateway.Settings(cache_ttl=0, models={"local": deployment})
+    async with client, gateway.in_process(bus, settings) as ours:
 
         async def through() -> str:
             request = {**asked, "request_id": "benchmark", "timestamp": codec.now()}
             return str((await ours.respond(request))["response"])
 
         return await compare_async(
-            {DIRECT: direct, GATEWAY: through}, name="gateway_in_process", check=lambda text: text == expected,
-            rounds=rounds, samples=samples,
+            {DIRECT: direct, GATEWAY: through, OPENAI: by_openai}, name="gateway_in_process",
+            check=lambda text: text == ANSWER, rounds=rounds, samples=samples,
         )  # fmt: skip
 
 
