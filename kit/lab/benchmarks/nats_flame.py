@@ -29,6 +29,7 @@ ASLEEP, SYSTEM, PYTHON = "asleep, while the server works", "system calls", "Pyth
 _ROOMS = {"codec": "kit.codec", "otel": "kit.otel", "nats": "kit.nats", "lab": "this benchmark"}
 _LIBRARIES = {"nats": "nats-py", "opentelemetry": "OpenTelemetry", "asyncio": "asyncio", "msgspec": "kit.codec"}
 _KIT = Path(kit.__file__).parent
+_COMPILED = "<string>"  # the file of functions that are compiled for a contract
 _FILE = "nats_flame.json"
 
 Where = tuple[str, int, str]
@@ -137,7 +138,9 @@ def shares(stats: Mapping[Where, Any]) -> tuple[dict[str, float], dict[str, floa
     rooms: dict[str, float] = defaultdict(float)
     functions: dict[str, float] = defaultdict(float)
     for where, (_, _, own, _, callers) in stats.items():
-        if where[0] != "~":
+        if where[0] == _COMPILED:
+            parts = [(_ROOMS["codec"], "the compiled contract", own)]
+        elif where[0] != "~":
             parts = [(_room(where[0]), where[2], own)]
         elif (system := _system(where[2])) is not None:
             parts = [(SYSTEM, system, own)] if system else []
@@ -180,6 +183,6 @@ def _room(file: str) -> str:
     path = Path(file)
     if path.is_relative_to(_KIT):
         return _ROOMS.get(path.relative_to(_KIT).parts[0], "kit")
-    if file == "<string>":  # the functions that are compiled for a contract
-        return "kit.codec"
+    if file == _COMPILED:
+        return _ROOMS["codec"]
     return next((name for part, name in _LIBRARIES.items() if part in path.parts), PYTHON)
