@@ -27,7 +27,7 @@ def test_what_is_shown_was_read_from_the_file_of_the_samples(tmp_path: Path) -> 
     rendered = again.run(ANSWER, rounds=99, samples=99)
     assert measured.samples["it"].tolist() == rendered.samples["it"].tolist()
     assert measured.samples["it"].shape == (2, 3)
-    assert (len(again), again["answer"]) == (1, rendered)
+    assert again.comparisons == {"answer": rendered}
 
 
 def test_nothing_can_be_rendered_that_was_not_measured(tmp_path: Path) -> None:

@@ -29,9 +29,6 @@ class Kept:
     def __len__(self) -> int:
         return len(self._read)
 
-    def __getitem__(self, name: str) -> Comparison:
-        return self._read[name]
-
     @property
     def comparisons(self) -> dict[str, Comparison]:
         """Everything that was taken here, by name."""
