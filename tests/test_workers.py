@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -35,6 +36,7 @@ from kit.nats import Bus, connect
 from kit.nats.server import Server
 from kit.otel import start_telemetry
 
+ROOT = Path(__file__).parent.parent
 STARTED = 90.0  # s; a gateway imports LiteLLM, and the machine may be busy
 DOCUMENTS = [
     {"document_id": "copy", "content": "The shutil module contains a copyfile() function. It copies files."},
@@ -75,9 +77,9 @@ class Workers:
         self._environment, self._folder = environment, folder
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
 
-    def start(self, name: str, *settings: str) -> None:
-        """Start a worker; it is not ready yet."""
-        options = [part for setting in settings for part in ("--setting", setting)]
+    def start(self, name: str, *settings: str, beside: tuple[str, ...] = ()) -> None:
+        """Start a worker, with other components beside its own; it is not ready yet."""
+        options = [*beside, *(part for setting in settings for part in ("--setting", setting))]
         with self._said(name).open("wb") as output:
             self.processes[name] = subprocess.Popen(
                 [sys.executable, "-m", "kit", "worker", name, *options],
@@ -117,13 +119,20 @@ class Workers:
         return self._folder / f"{name}.log"
 
 
+def _access(server: Server, folder: Path) -> dict[str, str]:
+    """The environment of whoever works or asks at a server."""
+    who = server.credentials("acme")
+    return {
+        "NATS_URL": server.url, "NATS_USER": who.user, "NATS_PASSWORD": who.password,
+        "KIT_LANCEDB_URI": str(folder / "lancedb"),
+    }  # fmt: skip
+
+
 @contextmanager
 def _workers(server: Server, endpoint: str, folder: Path) -> Iterator[Workers]:
-    who = server.credentials("acme")
-    environment = {
-        "NATS_URL": server.url, "NATS_USER": who.user, "NATS_PASSWORD": who.password,
+    environment = _access(server, folder) | {
         "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
-        "KIT_LANCEDB_URI": str(folder / "lancedb"), "OTEL_BSP_SCHEDULE_DELAY": "200",
+        "OTEL_BSP_SCHEDULE_DELAY": "200",
     }  # fmt: skip
     workers = Workers(environment, folder)
     try:
@@ -194,6 +203,28 @@ def seen(server: Server) -> Iterator[Seen]:
         yield asyncio.run(_scenario(server, Path(folder)))
 
 
+@pytest.fixture(scope="module")
+def elsewhere(server: Server) -> Iterator[Path]:
+    """The report of a notebook, run with its components in a process that is not its own."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        access = _access(server, folder)
+        workers = Workers(access, folder)
+        try:
+            workers.start("gateway", beside=("rag", "document_qa"))
+            asyncio.run(workers.ready())
+            subprocess.run(
+                [
+                    sys.executable, "-m", "kit", "report", "--only", "00_tour", "--no-check", "-p", "elsewhere=true",
+                     "--output", str(folder / "report"),
+                ],
+                env={**os.environ, **access}, cwd=ROOT, timeout=240.0, check=True,
+            )  # fmt: skip
+        finally:
+            workers.kill()
+        yield folder / "report"
+
+
 def test_one_trace_goes_through_all_processes(seen: Seen) -> None:
     assert seen.answer["answer"] == "Refunds are given within 14 days of purchase. [1]"
     assert len({os.getpid(), *seen.pids.values()}) == 4
@@ -237,3 +268,12 @@ def test_a_worker_ends_in_order_after_sigterm(seen: Seen, name: str) -> None:
     assert code == 0, said
     assert said.endswith("stopped\n")
     assert "Traceback" not in said
+
+
+def test_a_notebook_works_against_workers_elsewhere(elsewhere: Path) -> None:
+    assert json.loads((elsewhere / "00_tour.json").read_text())["good"]
+    cells = json.loads((elsewhere / "executed" / "00_tour.ipynb").read_text())["cells"]
+    shown = json.dumps([cell.get("outputs") for cell in cells])
+    assert "served elsewhere, with its spans and metrics: kit worker gateway rag document_qa --tenant acme" in shown
+    assert "The shutil module contains a copyfile() function. [1]" in shown
+    assert "rag.query.process" not in shown  # that span is the worker's
