@@ -13,6 +13,7 @@ from samples import eventually, sample
 
 from kit.catalogue import AGENT_MESSAGE, AGENT_MESSAGES_RECEIVED, AGENT_MESSAGES_SENT
 from kit.components.agents import Agent, AgentError, AgentManager, AgentMessage, NoReply
+from kit.components.agents.engine import agno_classes
 from kit.components.agents.errors import UnknownTool
 from kit.components.agents.presence import table_of
 from kit.nats.bus import Bus
@@ -56,8 +57,9 @@ async def test_a_broadcast_reaches_all_but_its_sender(tenant_bus: Bus, other_bus
 
 
 async def test_an_agent_is_asked_and_answers_by_a_run_in_one_trace(tenant_bus: Bus, telemetry: Any) -> None:
+    await agno_classes()  # importing Agno takes its time, which is not the answer's
     async with StandIn(tenant_bus), Agent(tenant_bus, "bob"):
-        reply = await Agent(tenant_bus, "ada").ask("bob", "Where is it?", timeout=10, conversation_id="c1")
+        reply = await Agent(tenant_bus, "ada").ask("bob", "Where is it?", timeout=20, conversation_id="c1")
         assert (reply.kind, reply.source, str(reply)) == ("answer", "bob", "You said: Where is it?")
         assert reply.conversation_id == "c1"
         assert len(await (await Agent(tenant_bus, "bob").sessions.open("c1")).runs()) == 1

@@ -14,6 +14,7 @@ from samples import eventually, sample
 from kit import codec
 from kit.catalogue import (
     AGENT_MESSAGE,
+    AGENT_RESULTS,
     AGENT_TASKS,
     GATEWAY_EMBEDDINGS,
     GATEWAY_REQUESTS,
@@ -23,6 +24,8 @@ from kit.catalogue import (
     JobPolicy,
 )
 from kit.components import gateway, rag
+from kit.components.agents import Agent, AgentManager
+from kit.components.agents.tasks import TaskWorker
 from kit.errors import ContractViolation, MigrationError, RemoteError
 from kit.nats import Bus, Message
 
@@ -40,21 +43,44 @@ async def raw(bus: Bus, subject: str) -> list[bytes]:
     return seen
 
 
-async def test_codec_agent_serialization(tenant_bus: Bus) -> None:
-    wire, heard = await raw(tenant_bus, AGENT_MESSAGE.subject(tenant_bus.tenant_id, "agent-b")), []
+async def test_codec_agent_serialization(tenant_bus: Bus, telemetry: Any) -> None:
+    subject = AGENT_MESSAGE.subject(tenant_bus.tenant_id, "bob")
+    said, tasks, results = [
+        await raw(tenant_bus, one)
+        for one in (subject, AGENT_TASKS.subject(tenant_bus.tenant_id), AGENT_RESULTS.subject(tenant_bus.tenant_id))
+    ]
+    content, depth = 'Grüße, 世界: \u2028 \\ " 🐍', {"depth": {"of": [1, 2.5, None]}}
+    async with Agent(tenant_bus, "ada") as ada, Agent(tenant_bus, "bob") as bob:
+        message_id = await ada.send("bob", content, kind="greeting", metadata=depth)
+        heard = await bob.receive(10.0)
+        assert (heard.message_id, str(heard), heard.kind, heard.metadata) == (message_id, content, "greeting", depth)
+        document = codec.loads(said[0])
+        assert (document["message_type"], document["schema_version"]) == ("agent_message", "1.0")
+        assert document["data"].keys() == {
+            "message_id", "source_agent_id", "target_agent_id", "content", "message_type", "timestamp", "metadata",
+        }  # fmt: skip
+        assert codec.encode("agent_message", document["data"]) == said[0]
+        # What breaks the contract reaches no agent, whoever sent it.
+        broken = codec.dumps({**document, "data": {**document["data"], "content": 7}})
+        await tenant_bus.connection.client.publish(subject, broken)
+        await eventually(lambda: telemetry.recorder.total(MESSAGES_REFUSED.name) == 1)
+        with pytest.raises(TimeoutError):
+            await bob.receive(0.1)
 
-    async def hear(message: Message) -> None:
-        heard.append(message)
+        @bob.task("weigh")
+        async def weigh(_: Agent, task: dict[str, Any]) -> dict[str, Any]:
+            return {"weighed": task["parameters"]}
 
-    await tenant_bus.subscribe(AGENT_MESSAGE, hear, to="agent-b")
-    said = sample("agent_message", content='Grüße, 世界: \u2028 \\ " 🐍', metadata={"depth": {"of": [1, 2.5, None]}})
-    await tenant_bus.publish(AGENT_MESSAGE, said, to="agent-b")
-    (message,) = await eventually(lambda: heard)
-    assert message.data == said
-    assert (message.message_type, message.schema_version) == ("agent_message", codec.latest("agent_message"))
-    document = codec.loads(wire[0])
-    assert document == {"schema_version": "1.0", "message_type": "agent_message", "data": said}
-    assert codec.encode("agent_message", said) == wire[0]
+        await tenant_bus.work(AGENT_TASKS, TaskWorker(tenant_bus, {"bob": bob}).handle)
+        task = await AgentManager(tenant_bus).submit_task(task_type="weigh", parameters=depth, agent_id="bob")
+        result = await task.result(10.0)
+    assert result.output == {"weighed": depth}
+    (asked,) = (codec.decode(payload) for payload in tasks)
+    (told,) = (codec.decode(payload) for payload in await eventually(lambda: results))
+    assert (asked.message_type, asked.data["parameters"], asked.data["agent_id"]) == ("agent_task", depth, "bob")
+    assert {"task_id", "agent_id", "task_type", "parameters", "priority", "timestamp"} <= asked.data.keys()
+    assert (told.message_type, told.data["task_id"]) == ("agent_result", task.task_id)
+    assert told.data["output"] == result.output
 
 
 async def test_codec_rag_payload(tenant_bus: Bus, tmp_path: Path) -> None:

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 from rag_stand_in import StandIn
-from samples import eventually, sample
+from samples import sample
 
-from kit.catalogue import AGENT_MESSAGE, AGENT_TASKS, GATEWAY_REQUESTS, JOBS_DEAD, JOBS_RETRIED, RAG_QUERIES, JobPolicy
+from kit.catalogue import AGENT_TASKS, GATEWAY_REQUESTS, JOBS_DEAD, JOBS_RETRIED, RAG_QUERIES, JobPolicy
 from kit.components import gateway, rag
+from kit.components.agents import Agent
 from kit.errors import DeadlineExceeded, JobDead, NoResponders, RemoteError
 from kit.nats import Bus, Message, connect
 from kit.nats.server import Server
@@ -22,26 +23,24 @@ QUESTION = "[1] Copying\nThe shutil module contains a copyfile() function.\n\nQu
 
 
 async def test_nats_agent_messaging(tenant_bus: Bus, other_bus: Bus) -> None:
-    heard: dict[str, list[str]] = {"a": [], "b": [], "everybody": [], "elsewhere": []}
-
-    def note(who: str) -> Any:
-        async def hear(message: Message) -> None:
-            heard[who].append(message.data["content"])
-
-        return hear
-
-    await tenant_bus.subscribe(AGENT_MESSAGE, note("a"), to="agent-a")
-    await tenant_bus.subscribe(AGENT_MESSAGE, note("b"), to="agent-b")
-    await tenant_bus.subscribe(AGENT_MESSAGE, note("everybody"))
-    await other_bus.subscribe(AGENT_MESSAGE, note("elsewhere"))
-    for number in range(20):
-        said = sample("agent_message", content=f"to b {number}", target_agent_id="agent-b")
-        await tenant_bus.publish(AGENT_MESSAGE, said, to="agent-b")
-    await tenant_bus.publish(AGENT_MESSAGE, sample("agent_message", content="to all"))
-    await eventually(lambda: len(heard["b"]) == 20 and heard["everybody"])
-    assert heard["b"] == [f"to b {number}" for number in range(20)]
-    assert heard["everybody"] == ["to all"]
-    assert heard["a"] == heard["elsewhere"] == []
+    ada, bob, carol = (Agent(tenant_bus, name) for name in ("ada", "bob", "carol"))
+    async with await gateway.serve(tenant_bus), ada, bob, carol, Agent(other_bus, "bob") as namesake:
+        # Direct: each once, to the one that is meant.
+        sent = [await ada.send("bob", f"to bob {number}", kind="note") for number in range(20)]
+        heard = [await bob.receive(10.0) for _ in sent]
+        assert sorted(message.message_id for message in heard) == sorted(sent)
+        assert {(message.source, message.target, message.kind) for message in heard} == {("ada", "bob", "note")}
+        # To all: everybody of the tenant but the sender.
+        await ada.broadcast("to all")
+        assert [str(await agent.receive(10.0)) for agent in (bob, carol)] == ["to all"] * 2
+        # Asked and waited for: the answer is thought out by a model, through the gateway.
+        reply = await ada.ask("bob", QUESTION, timeout=60.0)
+        assert (reply.source, reply.kind) == ("bob", "answer")
+        assert "copyfile()" in str(reply)
+        assert str(await bob.receive(10.0)) == QUESTION
+        for agent in (ada, bob, carol, namesake):  # nobody has heard anything else, least of all another tenant
+            with pytest.raises(TimeoutError):
+                await agent.receive(0.1)
 
 
 async def test_nats_rag_queue(tenant_bus: Bus, tmp_path: Path) -> None:

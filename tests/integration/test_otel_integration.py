@@ -10,13 +10,20 @@ from rag_stand_in import StandIn
 from samples import sample
 
 from kit.catalogue import (
+    AGENT_LLM_CALL,
+    AGENT_MEMORY_RETRIEVE,
+    AGENT_MEMORY_STORE,
+    AGENT_MEMORY_UPDATE,
     AGENT_RESULTS,
+    AGENT_SESSION_CREATE,
     AGENT_TASK_DURATION,
     AGENT_TASK_EXECUTE,
     AGENT_TASK_SUBMIT,
     AGENT_TASKS,
     AGENT_TASKS_EXECUTED,
     AGENT_TASKS_PUBLISHED,
+    AGENT_TOOL_EXECUTE,
+    AGENT_TOOL_RUN,
     API_QUERIES,
     API_QUERY_PROCESS,
     GATEWAY_CACHE_CHECK,
@@ -43,17 +50,12 @@ from kit.catalogue import (
     RAG_SEARCHES_EXECUTED,
     USE_CASE_DOCUMENT_QA,
 )
-from kit.components import gateway, rag
-from kit.errors import JobDead, RemoteError
+from kit.components import agents, gateway, rag
+from kit.components.agents import Agent, AgentManager, TaskFailed
+from kit.errors import RemoteError
 from kit.nats import Bus, Message
 
 QUESTION = "[1] Copying\nThe shutil module contains a copyfile() function.\n\nQuestion: How do I copy a file?"
-
-
-class NotAllowed(Exception):
-    """A fault that another attempt does not mend."""
-
-    retryable = False
 
 
 def spans(telemetry: Any, *rows: Any) -> list[dict[str, Any]]:
@@ -116,30 +118,51 @@ async def test_otel_rag_metrics(tenant_bus: Bus, telemetry: Any, tmp_path: Path)
     assert not any(label.endswith(("_id", ".id")) and label != "tenant.id" for row in labels for label in row)
 
 
-async def test_otel_agent_tracing(tenant_bus: Bus, telemetry: Any) -> None:
-    async def work(message: Message) -> dict[str, Any]:
-        if message.data["task_type"] == "fail":
-            raise NotAllowed("not for this agent")
-        await tenant_bus.publish(AGENT_RESULTS, sample("agent_result"))
-        return sample("agent_result", task_id=message.data["task_id"])
+async def test_otel_agent_tracing(tenant_bus: Bus, telemetry: Any, tmp_path: Path) -> None:
+    ada = Agent(tenant_bus, "ada", uri=tmp_path, strict_tools=True)
 
-    await tenant_bus.work(AGENT_TASKS, work)
-    job = await tenant_bus.enqueue(AGENT_TASKS, sample("agent_task"))
-    await job.result(timeout=10.0)
-    submitted, executed, told = spans(telemetry, AGENT_TASK_SUBMIT, AGENT_TASK_EXECUTE, AGENT_RESULTS.send_span)
-    assert (executed["parent_id"], told["parent_id"]) == (submitted["span_id"], executed["span_id"])
-    assert executed["attributes"]["openinference.span.kind"] == "AGENT"
-    assert executed["status"] != "error"
-    failing = await tenant_bus.enqueue(AGENT_TASKS, sample("agent_task", task_type="fail"))
-    with pytest.raises(JobDead):
-        await failing.result(timeout=20.0)
-    failed = telemetry.recorder.spans(AGENT_TASK_EXECUTE.name)
-    assert failed.iloc[-1]["error_type"] == "NotAllowed"
+    @ada.task("brief")
+    async def brief(agent: Agent, task: dict[str, Any]) -> str:
+        """The specification's task: memory, tool, model, memory."""
+        await agent.recall("copying")
+        words = await agent.call_tool("count_words", text=task["prompt"])
+        answer = await agent.perform(task, task["prompt"])
+        await agent.remember(f"Answered {words} words about copying.", "episode", wait=20.0)
+        return str(answer)
+
+    async with await gateway.serve(tenant_bus), await agents.serve(tenant_bus, agents=[ada], uri=tmp_path):
+        manager = AgentManager(tenant_bus)
+        done = await manager.submit_task(QUESTION, task_type="brief", session_id="s")
+        assert "copyfile()" in str(await done.result(60.0))
+        refused = await manager.submit_task(task_type="unheard-of")
+        with pytest.raises(TaskFailed, match="TaskRefused"):
+            await refused.result(20.0)
+    trace = telemetry.recorder.trace(name=AGENT_MEMORY_UPDATE.name)
+    assert trace.connected
+    assert trace.root.name == AGENT_TASK_SUBMIT.name
+    frame = telemetry.recorder.spans()
+    mine = frame[frame["trace_id"] == trace.trace_id]
+    one = {name: rows.iloc[0] for name, rows in mine.groupby("name")}
+    executed = one[AGENT_TASK_EXECUTE.name]
+    steps = (AGENT_MEMORY_RETRIEVE, AGENT_TOOL_EXECUTE, AGENT_LLM_CALL, AGENT_MEMORY_UPDATE, AGENT_SESSION_CREATE)
+    for row in (*steps, AGENT_RESULTS.send_span):
+        assert one[row.name]["parent_id"] == executed["span_id"], row.name
+    for below, above in (
+        (AGENT_TOOL_RUN, AGENT_TOOL_EXECUTE), (GATEWAY_GENERATE, AGENT_LLM_CALL),
+        (GATEWAY_WORKER_PROCESS, GATEWAY_GENERATE), (AGENT_MEMORY_STORE, AGENT_MEMORY_UPDATE),
+    ):  # fmt: skip
+        assert one[below.name]["parent_id"] == one[above.name]["span_id"], below.name
+    said = executed["attributes"]
+    assert (said["agent.id"], said["task.type"], said["task.id"]) == ("ada", "brief", done.task_id)
+    assert (said["openinference.span.kind"], said["session.id"]) == ("AGENT", "s")
+    assert one[AGENT_LLM_CALL.name]["attributes"]["llm.tokens"] > 0
+    failed = telemetry.recorder.spans(AGENT_TASK_EXECUTE.name).iloc[-1]
+    assert (failed["status"], failed["error_type"]) == ("error", "TaskRefused")
     total = telemetry.recorder.total
     assert total(AGENT_TASKS_PUBLISHED.name) == 2
     assert total(AGENT_TASKS_EXECUTED.name, status="success") == 1
-    assert total(AGENT_TASKS_EXECUTED.name, error_type="NotAllowed") >= 1
-    assert total(AGENT_TASK_DURATION.name) >= 2
+    assert total(AGENT_TASKS_EXECUTED.name, status="error", error_type="TaskRefused") == 1
+    assert total(AGENT_TASK_DURATION.name) == 2
 
 
 async def test_otel_trace_propagation(tenant_bus: Bus, telemetry: Any) -> None:
