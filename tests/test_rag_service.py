@@ -18,7 +18,7 @@ from kit.catalogue import RAG_INGEST, RAG_QUERIES, RAG_RESULTS, RAG_STATUS
 from kit.components import rag
 from kit.components.rag.answering import prompt
 from kit.components.rag.embedding import BULK
-from kit.components.rag.index import Database
+from kit.components.rag.index import Collection, Database
 from kit.components.rag.instructions import REFUSAL
 from kit.errors import ConfigurationError, JobDead, RemoteError
 
@@ -188,8 +188,9 @@ async def test_repeating_an_ingestion_gives_the_same_table(tenant_bus: Any, serv
     assert await table(tenant_bus, tmp_path) == before
 
 
+@pytest.mark.parametrize("seconds", [0.02, 0.1, 0.2, 0.4])
 async def test_an_interrupted_ingestion_repeated_gives_the_same_table(
-    tenant_bus: Any, gateway: StandIn, tmp_path: Path
+    tenant_bus: Any, gateway: StandIn, tmp_path: Path, seconds: float
 ) -> None:
     documents = [{"document_id": f"d{n}", "content": f"Document {n} is about topic {n % 5}."} for n in range(60)]
     service = await rag.serve(tenant_bus, uri=tmp_path / "whole")
@@ -198,7 +199,7 @@ async def test_an_interrupted_ingestion_repeated_gives_the_same_table(
     gateway.delay = 0.05
     service = await rag.serve(tenant_bus, uri=tmp_path / "cut", concurrency=4)
     interrupted = asyncio.create_task(rag.ingest_documents(tenant_bus, documents, in_flight=8))
-    await asyncio.sleep(0.3)
+    await asyncio.sleep(seconds)
     interrupted.cancel()
     await service.stop(0.01)
     gateway.delay = 0.0
@@ -207,6 +208,35 @@ async def test_an_interrupted_ingestion_repeated_gives_the_same_table(
     assert finished.count("indexed") + finished.count("unchanged") == 60
     await service.stop()
     assert await table(tenant_bus, tmp_path / "cut") == await table(tenant_bus, tmp_path / "whole")
+
+
+async def test_a_worker_that_dies_between_writing_and_telling_repeats_nothing(
+    tenant_bus: Any, gateway: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written, upsert = asyncio.Event(), Collection.upsert
+
+    async def die(self: Collection, entries: Any) -> dict[str, int]:
+        await upsert(self, entries)
+        written.set()
+        await asyncio.sleep(60)
+        raise AssertionError("it was to be cancelled")
+
+    service = await rag.serve(tenant_bus, uri=tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(Collection, "upsert", die)
+        interrupted = asyncio.create_task(rag.ingest_documents(tenant_bus, DOCUMENTS))
+        await asyncio.wait_for(written.wait(), 10.0)
+        interrupted.cancel()
+        await service.stop(0.01)
+    before = await table(tenant_bus, tmp_path)
+    service = await rag.serve(tenant_bus, uri=tmp_path)
+    finished = await rag.ingest_documents(tenant_bus, DOCUMENTS)
+    assert finished.count("unchanged") + finished.count("indexed") == len(DOCUMENTS)
+    await service.stop()
+    after = await table(tenant_bus, tmp_path)
+    assert {row["document_id"] for row in after} == {"copy", "sort", "refund"}
+    assert len(after) == len(DOCUMENTS)
+    assert [row for row in after if row in before] == before
 
 
 async def test_an_updated_document_leaves_nothing_of_the_old_one(tenant_bus: Any, service: Any, tmp_path: Path) -> None:
