@@ -21,6 +21,7 @@ from kit.catalogue import (
     AGENT_TASKS,
     AGENT_TOOL_RESULTS,
     AGENT_TOOLS,
+    JOBS_RETRIED,
     METRICS,
     SPANS,
     Operation,
@@ -180,23 +181,31 @@ async def test_a_task_is_done_by_a_worker_and_its_result_and_status_are_told(ten
     assert trace.find("agent.result.publish")
 
 
-async def test_urgent_tasks_overtake_others(tenant_bus: Bus) -> None:
+async def test_urgent_tasks_overtake_others_and_within_a_level_the_first_is_first(tenant_bus: Bus) -> None:
     manager, order = AgentManager(tenant_bus), []
     agent = Agent(tenant_bus, "bob")
 
     @agent.task("note")
     async def note(_: Agent, task: dict[str, Any]) -> int:
-        order.append(task["priority"])
+        order.append((task["priority"], task["parameters"]["n"]))
         return task["parameters"]["n"] + 1  # type: ignore[no-any-return]
 
+    submitted = [(priority, n) for n, priority in enumerate((0, 5, 9, 3, 4, 7, 6, 8, 1) * 3)]
     waiting = [
-        await manager.submit_task(task_type="note", parameters={"n": priority}, priority=priority)
-        for priority in (1, 5, 9) * 4
+        await manager.submit_task(task_type="note", parameters={"n": n}, priority=priority) for priority, n in submitted
     ]
     await tenant_bus.work(AGENT_TASKS, TaskWorker(tenant_bus, {"bob": agent}).handle)
-    assert [(await task.result(10)).output for task in waiting] == [2, 6, 10] * 4
-    last = {priority: max(n for n, done in enumerate(order) if done == priority) for priority in (1, 5, 9)}
-    assert last[9] < last[5] < last[1]
+    assert [(await task.result(10)).output for task in waiting] == [n + 1 for _, n in submitted]
+    urgent, usual, other = (
+        [one for one in submitted if least <= one[0] <= most] for least, most in ((7, 9), (4, 6), (0, 3))
+    )
+    # A worker asks for all three levels as it starts, and what comes first it begins: at most one task of each level.
+    assert [one for one in order if one in urgent] == urgent
+    assert [one for one in order if one in usual] == usual
+    assert [one for one in order if one in other] == other
+    early = [one for one in order[: len(urgent)] if one not in urgent]
+    assert len(early) <= 2
+    assert order.index(usual[-1]) < order.index(other[2])
 
 
 async def test_a_task_goes_to_the_agent_that_it_names_or_one_that_is_able(tenant_bus: Bus) -> None:
@@ -211,6 +220,45 @@ async def test_a_task_goes_to_the_agent_that_it_names_or_one_that_is_able(tenant
         able = await manager.submit_task("x", capabilities=["sums"])
         assert (await named.result(10)).agent_id == "bob"
         assert (await able.result(10)).agent_id == "ada"
+
+
+async def test_a_task_for_an_agent_elsewhere_is_handed_back_until_its_worker_takes_it(
+    tenant_bus: Bus, telemetry: Any
+) -> None:
+    for name in ("ada", "bob"):
+        agent = Agent(tenant_bus, name)
+        agent.task("who")(_who)
+        if name == "ada":
+            await tenant_bus.work(QUICK, TaskWorker(tenant_bus, {name: agent}).handle)
+            task = await AgentManager(tenant_bus).submit_task(task_type="who", agent_id="bob")
+            await eventually(lambda: telemetry.recorder.total(JOBS_RETRIED.name, error_type="NoAgent") == 1)
+        else:
+            await tenant_bus.work(QUICK, TaskWorker(tenant_bus, {name: agent}).handle, concurrency=8)
+    result = await task.result(10)
+    assert (result.output, result.agent_id) == ("bob", "bob")
+    assert 2 <= result.attempts <= QUICK.policy.max_attempts
+
+
+async def test_a_task_whose_agent_nobody_has_is_kept_and_done_once_somebody_has_it(tenant_bus: Bus) -> None:
+    ada, bob = Agent(tenant_bus, "ada"), Agent(tenant_bus, "bob")
+    bob.task("who")(_who)
+    strange = await tenant_bus.work(QUICK, TaskWorker(tenant_bus, {"ada": ada}).handle)
+    async with AgentManager(tenant_bus) as manager:
+        task = await manager.submit_task(task_type="who", agent_id="bob")
+        with pytest.raises(TaskFailed, match="agent bob is not of this worker") as failed:
+            await task.result(10)
+        assert (failed.value.error_type, failed.value.attempts) == ("NoAgent", QUICK.policy.max_attempts)
+        await strange.stop()
+        (letter,) = await tenant_bus.dead_letters(QUICK)
+        assert (letter.message_id, letter.data["agent_id"]) == (task.task_id, "bob")
+        await tenant_bus.work(QUICK, TaskWorker(tenant_bus, {"bob": bob}).handle)
+        assert await tenant_bus.replay(QUICK) == 1
+        told = await asyncio.wait_for(anext(manager.results()), 10)
+        assert (told.task_id, told.output, told.attempts) == (task.task_id, "bob", 1)
+
+
+async def _who(agent: Agent, task: dict[str, Any]) -> str:
+    return agent.agent_id
 
 
 async def test_a_task_that_cannot_be_done_is_a_typed_failure_and_told(tenant_bus: Bus) -> None:

@@ -7,7 +7,6 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
@@ -240,20 +239,9 @@ class Agent:
         """Hand something over to be remembered and return its id; see ``Memories.remember``."""
         return await self.memories.remember(content, type, **options)
 
-    async def recall(
-        self,
-        query: str,
-        limit: int = 5,
-        *,
-        since: datetime | timedelta | None = None,
-        min_relevance: float = 0.0,
-        types: Iterable[str] = (),
-        user_id: str | None = None,
-    ) -> list[Memory]:
+    async def recall(self, query: str, limit: int = 5, **options: Any) -> list[Memory]:
         """Return what is remembered that matters here, the most relevant first; see ``Memories.recall``."""
-        return await self.memories.recall(
-            query, limit, since=since, min_relevance=min_relevance, types=types, user_id=user_id
-        )
+        return await self.memories.recall(query, limit, **options)
 
     async def forget(self, memory_id: str, *, wait: float | None = None) -> None:
         """Have a memory forgotten, for good; see ``Memories.forget``."""

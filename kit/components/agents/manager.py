@@ -159,9 +159,15 @@ class AgentManager:
         Args:
             prompt: what an agent is asked; None for a type of task that agents have a handler for.
             parameters: of such a handler.
-            priority: 0 is the least and 9 the most urgent: 7 and more overtake what is less, 3 and less wait for all.
+            priority: 0 (least urgent) to 9, of which the queue knows three levels: 7 to 9 are begun before 4 to 6, and
+                these before 0 to 3; within a level first come, first begun. A worker that starts, or has several
+                places, may begin a few of a lower level while the others are on their way; one that is tried again
+                loses its place. What has begun is not interrupted.
             agent_id: the agent that should do it; None: any that is able, as ``capabilities`` says. All workers share
-                one queue: one that has no such agent hands the task back, which costs it one of its attempts.
+                one queue, so another worker may get it first. That one hands it back, which costs one of four
+                attempts and 0.2, 1 or 5 s; had by such workers four times, the task is a dead letter of error
+                ``NoAgent``, kept for ``bus.replay``. So name agents that every worker has, or ask one by
+                ``Agent.ask``, which goes to it alone.
             timeout: seconds for the run.
             expires: seconds after which it need not be begun any more.
             task_id: submitted again under the same id, it is the same task and is done once.
