@@ -22,7 +22,7 @@ from misbehaving_provider import MisbehavingProvider
 from samples import sample
 
 from kit import codec
-from kit.catalogue import AGENT_TASKS, GATEWAY_RATE_LIMIT, MLOPS_TRAINING, RAG_QUERIES
+from kit.catalogue import AGENT_TASKS, GATEWAY_RATE_LIMIT, MLOPS_PREDICTION, MLOPS_TRAINING, RAG_QUERIES
 from kit.components import agents, document_qa, gateway, prompts, rag
 from kit.components.agents import Agent
 from kit.errors import KitError
@@ -172,8 +172,9 @@ async def _scenario(server: Server, folder: Path, tenant_id: str, *, failures: b
     access: dict[str, Any] = {"tenant_id": tenant_id, "user": who.user, "password": who.password}
 
     async def quote(message: Message) -> dict[str, Any]:
-        """Quotes what it was given, and misses the mark."""
-        raise NotAJob(f"cannot train on {message.data['training_data']}: {message.data}")
+        """Quotes what it was given, on a span of its own, and misses the mark."""
+        with telemetry.operation(MLOPS_PREDICTION):
+            raise NotAJob(f"cannot train on {message.data['training_data']}: {message.data}")
 
     async with (
         Echoing() as provider,

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import re
-import traceback
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from kit.catalogue import ERROR, Operation
 from kit.codec import encode
 from kit.errors import CodecError, ConfigurationError, PayloadTooLarge, RemoteError
-from kit.otel import semconv
 
 if TYPE_CHECKING:
     from kit.otel import Operation as Recorded
@@ -42,7 +40,7 @@ class Fault:
         self.error = error
         self.refused = refused
         self.error_type = type(error).__name__[:200]
-        self.detail = _told(error, data)
+        self.detail = told(error, data)
         self.retryable = is_retryable(error)
         self.path = error.path if isinstance(error, CodecError) else None
         after = getattr(error, "retry_after", None)
@@ -66,21 +64,11 @@ class Fault:
         return encode(ERROR, data)
 
     def record(self, operation: Recorded) -> None:
-        """Mark the operation's span as failed; like the answer, without content."""
-        operation.fail(self.error_type, f"{self.error_type}: {self.detail}")
-        if operation.recording:
-            error = self.error
-            operation.event(
-                semconv.EXCEPTION,
-                {
-                    semconv.EXCEPTION_TYPE: f"{type(error).__module__}.{type(error).__qualname__}",
-                    semconv.EXCEPTION_MESSAGE: self.detail,
-                    semconv.EXCEPTION_STACKTRACE: "".join(traceback.format_tb(error.__traceback__)),
-                },
-            )
+        """Mark the operation's span as failed; like the answer, without content (``word_errors``)."""
+        operation.fail_by(self.error)
 
 
-def _told(error: BaseException, data: Any) -> str:
+def told(error: BaseException, data: Any) -> str:
     """Return an error's message without the content of the data.
 
     The codec names paths and rules, never values. A component may say the same of its errors (``content_free``), or of

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from nats.aio.msg import Msg
 
 from kit.catalogue import MESSAGES_REFUSED
 from kit.errors import BusError, PayloadTooLarge
-from kit.nats.faults import Fault
+from kit.nats.faults import Fault, told
 from kit.nats.message import Handler
 from kit.nats.route import Route
 from kit.nats.streaming import CallerGone, chunks_for
 from kit.nats.worker import cancelled_from_outside
 from kit.otel import Operation as Recorded
-from kit.otel import extract, semconv
+from kit.otel import extract, semconv, word_errors
 
 if TYPE_CHECKING:
     from kit.nats.bus import Bus
@@ -83,6 +84,7 @@ class Handling:
         error: BaseException
         try:
             envelope = route.read(message.data)
+            word_errors(partial(told, data=envelope.data))
             handed = route.message(envelope, message_id=message_id, attempt=attempt, chunks=chunks)
             answer = self._handler(handed)
             if answer is not None and not isinstance(answer, dict):  # else a plain function has answered at once

@@ -8,6 +8,7 @@ from kit.otel.genai import captures_content, gen_ai_attributes
 from kit.otel.operation import Operation
 from kit.otel.propagation import extract, inject
 from kit.otel.recorder import Recorder
+from kit.otel.span import word_errors
 
 __all__ = [
     "Operation",
@@ -18,4 +19,5 @@ __all__ = [
     "gen_ai_attributes",
     "inject",
     "start_telemetry",
+    "word_errors",
 ]

@@ -21,6 +21,7 @@ from opentelemetry.trace import Link, SpanKind, Status, StatusCode
 
 from kit.otel import propagation, semconv
 from kit.otel.metrics import key_of
+from kit.otel.span import exception_attributes
 
 if TYPE_CHECKING:
     from kit.catalogue import Span
@@ -195,6 +196,12 @@ class Operation:
         self.span.set_attribute(semconv.ERROR_TYPE, error_type)
         self.span.set_status(Status(StatusCode.ERROR, description))
 
+    def fail_by(self, error: BaseException) -> None:
+        """Mark the operation as failed by an exception."""
+        told = exception_attributes(error)
+        self.fail(type(error).__name__, f"{type(error).__name__}: {told[semconv.EXCEPTION_MESSAGE]}")
+        self.event(semconv.EXCEPTION, told)
+
     def headers(self, headers: dict[str, str] | None = None) -> dict[str, str] | None:
         """Return headers that make whoever reads them a child of this operation; None when there is nothing to tell."""
         return propagation.inject(headers, self._context)
@@ -215,8 +222,7 @@ class Operation:
             self.fail(name, CANCELLED)
             self._error = CANCELLED
         else:
-            self.fail(name, f"{name}: {error}")
-            self.span.record_exception(error)
+            self.fail_by(error)
 
     def _outcome(self) -> dict[str, Label]:
         labels: dict[str, Label]

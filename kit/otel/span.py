@@ -10,9 +10,10 @@ from __future__ import annotations
 import random
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
 from time import perf_counter_ns, time_ns
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from opentelemetry import trace as trace_api
 from opentelemetry.attributes import BoundedAttributes
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 
     from kit.otel.sampling import Sampling
 
+Words: TypeAlias = Callable[[BaseException], str]
+
+_WORDS: ContextVar[Words | None] = ContextVar("words", default=None)
 _UNSET = Status(StatusCode.UNSET)
 _PLAIN = frozenset((str, bool, int, float))
 _FLAGS = tuple(TraceFlags(flags) for flags in range(4))
@@ -249,13 +253,23 @@ def readable(span: LiveSpan | ReadableSpan) -> ReadableSpan:
     return span.readable() if isinstance(span, LiveSpan) else span
 
 
+def word_errors(words: Words) -> None:
+    """Have this task, and those it starts, tell exceptions in the words of a function, not in their own.
+
+    Whoever handles a message knows its content, and so what an exception that passes by may not say.
+    """
+    _WORDS.set(words)
+
+
 def exception_attributes(error: BaseException) -> dict[str, str]:
-    """Return the standard attributes of an exception."""
+    """Return the standard attributes of an exception, in the words of ``word_errors``."""
     module, name = type(error).__module__, type(error).__qualname__
+    words = _WORDS.get()
+    stack = traceback.format_exception(error) if words is None else traceback.format_tb(error.__traceback__)
     return {
         semconv.EXCEPTION_TYPE: name if module == "builtins" else f"{module}.{name}",
-        semconv.EXCEPTION_MESSAGE: str(error),
-        semconv.EXCEPTION_STACKTRACE: "".join(traceback.format_exception(error)),
+        semconv.EXCEPTION_MESSAGE: str(error) if words is None else words(error),
+        semconv.EXCEPTION_STACKTRACE: "".join(stack),
     }
 
 
