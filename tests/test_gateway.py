@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -380,6 +382,28 @@ async def test_a_rate_limit_holds_across_workers_and_tells_of_violations(
     assert {event["model"] for event in events} == {"kit/extractive"}
     assert total(telemetry, "gateway.rate-limit.violations") == 13
     assert total(telemetry, "gateway.rate-limit.checks") == 20
+
+
+async def test_a_rate_limit_holds_across_processes(server: Server, tenant_bus: Bus) -> None:
+    operations, events = await watched(tenant_bus, LLMOPS_OPERATIONS), await watched(tenant_bus, GATEWAY_RATE_LIMIT)
+    settings = ["rate_limits={'*': {'requests': 7}}", "cache_ttl=0", "concurrency=2"]
+    options = [option for setting in settings for option in ("--setting", setting)]
+    command = [sys.executable, "-m", "kit", "worker", "gateway", "--tenant", tenant_bus.tenant_id, *options]
+    who = server.credentials(tenant_bus.tenant_id)
+    variables = {**os.environ, "NATS_URL": server.url, "NATS_USER": who.user, "NATS_PASSWORD": who.password}
+    process = await asyncio.create_subprocess_exec(*command, env=variables, stdout=asyncio.subprocess.PIPE)
+    try:
+        assert process.stdout is not None
+        async with at_work(tenant_bus, rate_limits={"*": {"requests": 7}}, cache_ttl=0, concurrency=2):
+            await asyncio.wait_for(process.stdout.readuntil(b"Ctrl-C"), 150)
+            asked = [gateway.generate(tenant_bus, prompt=f"{QUESTION} {i}") for i in range(40)]
+            answers = await asyncio.gather(*asked, return_exceptions=True)
+            await until(lambda: len(operations) == 7 and sum(event["violations"] for event in events) == 33)
+    finally:
+        process.terminate()
+        await process.wait()
+    assert sum(isinstance(answer, gateway.RateLimited) for answer in answers) == 33
+    assert len({told["worker_id"] for told in [*operations, *events]}) == 2
 
 
 async def test_what_waits_for_its_turn_comes_back_to_the_queue(tenant_bus: Bus) -> None:
