@@ -107,7 +107,7 @@ class Prompts:
             pause = min(pause * 2, _AGAIN_MOST)
 
     async def _take(self) -> bool:
-        """Return whether the wanted version is there, or no version is wanted any more that would have to be."""
+        """Take the wanted version over; return False where nobody rendered it."""
         wanted = self._wanted
         version = wanted[1]
         if version == self.current.version:
