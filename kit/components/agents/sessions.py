@@ -76,6 +76,7 @@ class Sessions:
         heads = [codec.loads(entry.value) for key in keys if (entry := await store.get(key)) and entry.value]
         for head in heads:
             head["runs"] = await Session(self._bus, store, self._base(head["session_id"]), head).length()
+            head["user_id"] = head["user_id"] or ""  # a table shows None as NaN
         frame = pd.DataFrame(heads, columns=["session_id", "user_id", "created_at", "runs"])
         return frame.sort_values("created_at", ignore_index=True)
 
