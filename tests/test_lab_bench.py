@@ -183,7 +183,8 @@ def test_only_a_ratio_beyond_the_noise_of_both_is_a_regression(tmp_path: Path) -
     assert {name: change.state for name, change in found.items()} == {
         "31_x/encode": "worse", "31_x/decode": "steady", "31_x/fast": "better", "31_x/new": "new",
     }  # fmt: skip
-    assert str(found["31_x/encode"]) == "31_x/encode: 1.60 × [1.50, 1.70], baseline 1.20 × [1.10, 1.30]"
+    told = "31_x/encode: 1.60 × [1.50, 1.70], baseline 1.20 × [1.10, 1.30]: +33 %, 25 % allowed"
+    assert str(found["31_x/encode"]) == told
     assert str(found["31_x/new"]).endswith("baseline none")
     assert write(now, tmp_path) == 4
     assert "31_x/gone" in (tmp_path / "baseline.json").read_text()
@@ -204,11 +205,48 @@ def test_the_trend_is_that_of_the_commits(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize(
-    ("now", "worse"), [((1.05, 1.04, 1.06), False), ((1.2, 1.15, 1.25), True), ((0.5, 0.4, 0.6), False)]
+    ("now", "worse"),
+    [((1.2, 1.19, 1.21), False), ((1.3, 1.25, 1.35), True), ((1.9, 0.95, 2.5), False), ((0.5, 0.4, 0.6), False)],
 )
-def test_a_small_change_is_none_however_quiet_the_machine(now: tuple[float, float, float], worse: bool) -> None:
+def test_a_small_change_is_none_on_a_quiet_machine_nor_a_large_one_on_a_noisy_machine(
+    now: tuple[float, float, float], worse: bool
+) -> None:
     value, low, high = now
     assert is_worse(Ratio(value=value, low=low, high=high), Ratio(value=1.0, low=0.99, high=1.01)) is worse
+
+
+_HERE = {"cpu": "EPYC", "cores": 2, "python": "CPython 3.11.7"}
+
+
+@pytest.mark.parametrize(
+    ("around", "value", "state"),
+    [
+        ({"python": "CPython 3.11.9"}, 1.6, "worse"), ({"cores": 16}, 1.6, "steady"), ({"cores": 16}, 2.6, "worse"),
+        ({"cpu": "Xeon"}, 0.45, "better"), ({"python": "CPython 3.13.0"}, 0.6, "steady"),
+    ],
+)  # fmt: skip
+def test_on_another_machine_than_the_baseline_only_a_doubling_counts(
+    tmp_path: Path, around: dict[str, Any], value: float, state: str
+) -> None:
+    write([{**_body(encode=(1.0, 0.9, 1.1))[0], "environment": _HERE}], tmp_path)
+    now = [{**_body(encode=(value, value, value))[0], "environment": _HERE | around}]
+    (change,) = changes(now, tmp_path)
+    assert change.state == state
+
+
+def test_noise_between_runs_of_the_same_code_does_not_cry_wolf_and_a_slow_piece_of_code_does(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+
+    def run(cost: float) -> list[dict[str, Any]]:
+        """Thirty rounds on a machine whose runs differ by 6 %, and whose rounds differ by 20 %."""
+        drift = rng.normal(1.0, 0.06)
+        ratio = bench.median_interval(cost * drift * rng.lognormal(0.0, 0.2, 30))
+        return _body(encode=(ratio.value, ratio.low, ratio.high))
+
+    write(run(1.0), tmp_path)
+    states = {cost: [changes(run(cost), tmp_path)[0].state for _ in range(100)] for cost in (1.0, 1.8)}
+    assert states[1.0].count("worse") <= 1
+    assert states[1.8].count("worse") >= 95
 
 
 # --- environment and units --------------------------------------------------------------------------------------

@@ -36,6 +36,7 @@ __all__ = [
 ]  # fmt: skip
 
 GarbageCollection = Literal["between", "on"]
+Clock = Literal["wall", "cpu"]
 Check = Callable[[Any], Any]
 
 
@@ -189,15 +190,22 @@ async def compare_async(
     check: Check | Mapping[str, Check],
     rounds: int = 20,
     samples: int = 50,
+    inner: int = 1,
     operations: int = 1,
     warmup: int = 2,
     baseline: str | None = None,
     garbage: GarbageCollection = "between",
+    clock: Clock = "wall",
     seed: int = 0,
 ) -> Comparison:
     """Measure coroutine functions against each other in interleaved rounds, as ``compare`` does functions.
 
     A contender that keeps many operations in flight gathers them itself, and says how many by ``operations``.
+
+    Args:
+        inner: calls per sample, one after the other; the check sees the last one's answer.
+        clock: ``cpu`` takes the time for which this process ran, all its threads, instead of the time that passed:
+            it leaves out what waits, and most of what the neighbours do.
 
     Raises:
         ReportError: an answer that its check refuses.
@@ -207,8 +215,8 @@ async def compare_async(
     with _frozen(garbage):
         for turn, contender in plan.turns(warmup, rounds):
             with _garbage(garbage):
-                plan.keep(turn, contender, await _time_async(plan, contender, samples))
-    return plan.result(inner=1, operations=operations, garbage=garbage, warmup=warmup)
+                plan.keep(turn, contender, await _time_async(plan, contender, samples, inner, clock))
+    return plan.result(inner=inner, operations=operations, garbage=garbage, warmup=warmup, clock=clock)
 
 
 class _Plan:
@@ -251,9 +259,12 @@ class _Plan:
         if turn >= 0:
             self._taken[contender][turn] = taken
 
-    def result(self, *, inner: int, operations: int, garbage: GarbageCollection, warmup: int) -> Comparison:
+    def result(
+        self, *, inner: int, operations: int, garbage: GarbageCollection, warmup: int, clock: Clock = "wall"
+    ) -> Comparison:
         rounds, samples = self.shape
         stated = {**conditions(), "gc": garbage, "rounds": rounds, "samples": samples, "warmup_rounds": warmup}
+        stated["clock"] = clock
         return Comparison(
             name=self.name,
             samples=self._taken,
@@ -278,13 +289,16 @@ def _time(plan: _Plan, contender: str, samples: int, inner: int) -> list[float]:
     return taken
 
 
-async def _time_async(plan: _Plan, contender: str, samples: int) -> list[float]:
-    function, clock = plan.contenders[contender], time.perf_counter_ns
+async def _time_async(plan: _Plan, contender: str, samples: int, inner: int, kind: Clock) -> list[float]:
+    function, again = plan.contenders[contender], range(inner - 1)
+    clock = time.process_time_ns if kind == "cpu" else time.perf_counter_ns
     taken: list[float] = []
     for _ in range(samples):
         start = clock()
+        for _ in again:
+            await function()
         answer = await function()
-        taken.append(clock() - start)
+        taken.append((clock() - start) / inner)
         plan.verify(contender, answer)
     return taken
 

@@ -138,7 +138,12 @@ def _render(outcomes: list[Outcome], options: Options, progress: Progress, *, co
 
 def _changes(outcomes: list[Outcome], options: Options) -> list[Change]:
     """Return the ratios of this run beside the baseline; runs with other parameters are not comparable."""
-    bodies = [{"notebook": each.name, "records": each.records} for each in outcomes if not each.parameters]
+    around = environment()
+    bodies = [
+        {"notebook": each.name, "records": each.records, "environment": around}
+        for each in outcomes
+        if not each.parameters
+    ]
     here = options.output if (options.output / FILE).is_file() else project_root() / "reports"
     return changes(bodies, here, history=True)
 
