@@ -62,9 +62,9 @@ async def ingest_sizes(bus: Bus, sizes: Sequence[int], *, rounds: int) -> Compar
         async def one() -> list[int]:
             number = next(serial)
             content = "\n\n".join(_section(number, part) for part in range(chunks))
-            document = {"document_id": f"sized-{number}", "content": content, "mime_type": "text/markdown"}
+            document = {"document_id": f"sized-{number}", "content": content, "media_type": "text/markdown"}
             done = await rag.ingest_documents(bus, [document], collection="sized")
-            return [entry["chunk_count"] for entry in done.statuses]
+            return [entry["chunks"] for entry in done.statuses]
 
         return one
 
@@ -88,7 +88,7 @@ def _chunks(number: int) -> str:
 def _section(document: int, part: int) -> str:
     """A section that is a chunk: with a heading of its own, and about as long as one may be."""
     said = f"Refunds of kind {part} in case {document} are paid within {part % 31} days of the purchase. "
-    return f"# Part {part} of {document}\n\n{said * 8}"
+    return f"# Part {part} of {document}\n\n{said * 14}"
 
 
 # --- the tenant's search ----------------------------------------------------------------------------------------

@@ -1,0 +1,73 @@
+"""What notebook 34 shows: flames from traces and profiles, a provider on this machine, lines through medians."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import kit
+from kit.lab import charts
+from kit.lab.bench import Comparison
+from kit.lab.benchmarks import document_qa, question_flame
+from kit.lab.benchmarks.provider import ANSWER, provider
+from kit.lab.benchmarks.question_flame import Box, Profile
+
+_CODEC = f"{kit.__path__[0]}/codec/decoding.py"
+_RAG = f"{kit.__path__[0]}/components/rag/index.py"
+
+
+def test_functions_in_c_count_for_their_callers_and_the_loops_sleep_for_nobody() -> None:
+    decode, search = (_CODEC, 1, "decode"), (_RAG, 9, "search")
+    stats = {
+        decode: (4, 4, 1.0, 2.0, {}),
+        search: (1, 1, 1.0, 1.0, {}),
+        ("~", 0, "<built-in loads>"): (4, 4, 2.0, 2.0, {decode: (4, 4, 2.0, 2.0)}),
+        ("~", 0, "<method 'poll' of 'select.epoll' objects>"): (9, 9, 50.0, 50.0, {search: (9, 9, 50.0, 50.0)}),
+    }
+    parts, calls = question_flame.shares(stats)
+    assert parts == {("kit.codec", "decoding.decode"): 0.75, ("kit.components.rag", "index.search"): 0.25}
+    assert calls["kit.codec", "decoding.decode"] == 4
+
+
+def _profile() -> Profile:
+    parts = {("litellm", "main.completion"): 0.5, ("kit.codec", "decode"): 0.2, ("kit.codec", "encode"): 0.3}
+    return Profile(wall=0.1, work=0.04, parts=parts, calls=dict.fromkeys(parts, 2.0))
+
+
+def test_an_icicle_is_as_wide_as_its_rooms_together_and_names_the_most_expensive() -> None:
+    boxes = _profile().boxes()
+    for depth in (1, 2):
+        assert sum(box.seconds for box in boxes if box.depth == depth) == pytest.approx(0.04)
+    assert next(box.name for box in boxes if box.depth == 2) == "main.completion"
+    chart = charts.figure(question_flame.icicle(boxes, "A flame"), title="A flame")
+    assert "main.completion" in chart.svg
+    stages = pd.DataFrame({"own": [0.06, 0.03], "share": [0.6, 0.3]}, index=["gateway.provider.call", "rag.query"])
+    said = question_flame.most_expensive(stages, _profile())
+    assert said.startswith("The most expensive stage is gateway.provider.call: 60.0 ms of its own, 60 %")
+    assert "waits 60 % of a question" in said
+    assert "litellm takes most, 50 %, and of single functions main.completion (litellm), 20.0 ms." in said
+    assert list(_profile().table(2)["own time"]) == ["20.0 ms", "12.0 ms"]
+
+
+def test_a_narrow_box_has_no_name() -> None:
+    boxes = [Box(name="whole", begin=0, seconds=1, depth=0), Box(name="sliver", begin=0, seconds=0.01, depth=1)]
+    assert "sliver" not in charts.figure(question_flame.icicle(boxes, "x"), title="x").svg
+
+
+def test_a_document_and_each_of_its_chunks_have_a_price() -> None:
+    samples = {f"{size} chunks": np.full((3, 1), 1e6 * (50 + 2 * size)) for size in (1, 4, 16)}
+    fixed, each = document_qa.per_chunk(Comparison(name="made", samples=samples, baseline="1 chunks"))
+    assert (fixed, each) == (pytest.approx(0.050), pytest.approx(0.002))
+
+
+async def test_parts_of_a_question_are_measured_beside_what_they_wrap() -> None:
+    async with kit.start() as lab:
+        await lab.serve("gateway", "rag", cache_ttl=0)
+        sizes = await document_qa.ingest_sizes(lab.bus, (1, 3), rounds=1)
+        assert list(sizes.samples) == ["1 chunks", "3 chunks"]
+        async with provider() as url:
+            result = await document_qa.gateway_cost(lab.bus, url, rounds=1, samples=2)
+        assert set(result.samples) == {"gateway in process", "litellm.acompletion", "openai client"}
+        assert document_qa.gateway_goal(result).ratio is not None
+    assert ANSWER.endswith("[1].")
