@@ -7,7 +7,6 @@ made again from that store at any time.
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -17,12 +16,11 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from kit.catalogue import check_id
+from kit.components import database_uri
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-URI_VARIABLE = "KIT_LANCEDB_URI"  # as for the documents: one database for each tenant
 TABLE = "agent_memories"
 _CONFLICTS = 8  # attempts of one write, when other workers write too
 _TIDY = 64  # writes after which small files are put together
@@ -68,8 +66,7 @@ class Vectors:
         """
         import lancedb
 
-        base = str(uri or os.environ.get(URI_VARIABLE) or Path(".kit", "lancedb"))
-        where = f"{base.rstrip('/')}/{check_id(tenant_id)}"
+        where = database_uri(tenant_id, uri)
         return cls(await lancedb.connect_async(where, read_consistency_interval=timedelta(0)))
 
     def close(self) -> None:
