@@ -116,3 +116,10 @@ def test_a_rate_goal_has_the_limit_beside_it() -> None:
     assert (bare.measured, bare.limit, bare.met) == (pytest.approx(1.25), pytest.approx(2), True)
     assert (peer.measured, peer.limit, peer.met) == (pytest.approx(1.5), pytest.approx(2.4), False)
     assert peer.target.goal
+
+
+def test_what_python_takes_of_a_job_stands_beside_all_of_it() -> None:
+    table = nats_goals.per_job(made(**{BARE: 64, CODEC: 64}), made(**{BARE: 12.8, CODEC: 6.4}))
+    assert table.loc[BARE, "time a job"] == "1.00 ms"
+    assert table.loc[BARE, "of it Python's"] == "200 µs"
+    assert table["Python's, beside the kit's"].tolist() == ["2.00 × [2.00, 2.00]", "1"]

@@ -22,7 +22,7 @@ import numpy as np
 from kit import codec
 from kit.catalogue import AGENT_MESSAGE, GATEWAY_REQUESTS, RAG_INGEST, RAG_QUERIES
 from kit.errors import ReportError
-from kit.lab.bench import Comparison, compare_async
+from kit.lab.bench import Clock, Comparison, compare_async
 from kit.lab.benchmarks.contest import with_absent
 from kit.lab.benchmarks.nats_peers import (
     ANSWERED,
@@ -294,9 +294,16 @@ class Messaging:
 
     async def jobs(self, *, rounds: int, jobs: int = 64) -> Comparison:
         """Measure jobs, all enqueued at once, until the last one is done."""
+        return await self._jobs("nats_jobs", rounds, jobs, "wall")
+
+    async def jobs_work(self, *, rounds: int, jobs: int = 64) -> Comparison:
+        """Measure the same by the time for which this process runs: both ends, without the server and its disk."""
+        return await self._jobs("nats_jobs_cpu", rounds, jobs, "cpu")
+
+    async def _jobs(self, name: str, rounds: int, jobs: int, clock: Clock) -> Comparison:
         arms = await self.job_arms(jobs)
         return await compare_async(
-            arms, name="nats_jobs", check=lambda done: done == jobs, rounds=rounds, samples=1, operations=jobs
+            arms, name=name, check=lambda done: done == jobs, rounds=rounds, samples=1, operations=jobs, clock=clock
         )
 
     async def job_arms(self, jobs: int) -> dict[str, Asks]:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kit.lab.bench import SPECIFICATION, Comparison, Target, Verdict, Verdicts
 from kit.lab.benchmarks.nats import BARE, CODEC, FASTSTREAM, RAW, SAMPLED, STORED, UNSAMPLED
+from kit.lab.quantities import quantity
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def quiet_p95(samples: NDArray[np.float64]) -> float:
@@ -75,6 +80,25 @@ def job_goals(result: Comparison) -> Verdicts:
     if FASTSTREAM in result.samples:
         rows.append(_rate(result, "jobs end to end, against FastStream", CODEC, FASTSTREAM, 2.0, STORED))
     return Verdicts(rows)
+
+
+def per_job(jobs: Comparison, work: Comparison) -> pd.DataFrame:
+    """Return the time of one job and how much of it this process ran, by contender, beside the kit's.
+
+    Args:
+        jobs, work: the same contenders by the clock on the wall, and by the processor's.
+    """
+    import pandas as pd
+
+    rows = {
+        name: {
+            "time a job": quantity(jobs.percentile(name) / jobs.operations, "s"),
+            "of it Python's": quantity(work.percentile(name) / work.operations, "s"),
+            "Python's, beside the kit's": "1" if name == CODEC else str(work.ratio(name, to=CODEC)),
+        }
+        for name in jobs.samples
+    }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("jobs")
 
 
 def _goal(name: str, bound: float, metric: str) -> Target:
