@@ -72,6 +72,23 @@ async def test_the_second_question_indexes_nothing_and_a_changed_corpus_is_index
     assert "basement" in changed.data["answer"]
 
 
+async def test_what_cannot_be_read_is_told_once_and_keeps_nothing_from_being_asked(tmp_path: Path) -> None:
+    folder = tmp_path / "papers"
+    folder.mkdir()
+    (folder / "leave.md").write_text(PAGES["leave.md"])
+    (folder / "picture.png").write_bytes(b"\x89PNG")
+    for number in range(11):
+        (folder / f"empty-{number:02}.txt").write_text(" ")
+    answer, said = await _ask("How long is parental leave?", folder, tmp_path)
+    assert answer.data["supported"] is True
+    assert said.startswith("indexed 1 passages of 1 documents")
+    assert "  not read: document 'empty-00.txt': there is no text in it\n" in said
+    assert said.endswith("  … and 2 more\n")
+    again, said = await _ask("How long is parental leave?", folder, tmp_path)
+    assert said == ""
+    assert again.data["answer"] == answer.data["answer"]
+
+
 async def test_what_the_documents_do_not_support_is_not_answered(corpus: Path, store: Path) -> None:
     answer, _ = await _ask("Who won the chess world championship in 1972?", corpus, store)
     assert answer.data["supported"] is False

@@ -135,6 +135,9 @@ def test_json_lines_give_documents_and_go_on_after_a_bad_line() -> None:
     ]  # fmt: skip
     numbered = [entry.document_id for entry in rest]
     assert numbered == ["f:2", "f:3", "7", "f:6", "f:7"]
+    reasons = [entry.reason for entry in rest if isinstance(entry, UnreadableDocument)]
+    assert reasons[0].startswith("not JSON: invalid literal")
+    assert reasons[1:] == ["a line must be a JSON object", "it has no text in 'content' or 'text' or 'body'"]
     (named,) = read_json_lines(b'{"q": "id", "a": "answer"}', content="a", document_id="q")
     assert isinstance(named, Document)
     assert (named.document_id, named.content) == ("id", "answer")

@@ -302,6 +302,7 @@ async def test_a_folder_of_many_kinds_is_indexed(tenant_bus: Any, service: Any, 
         "more.jsonl:2": "UnreadableDocument", "empty.txt": "EmptyDocument", "latin.txt": "BadEncoding",
         "bad.pdf": "UnreadableDocument",
     }  # fmt: skip
+    assert ingestion.failures["empty.txt"] == "EmptyDocument: document 'empty.txt': there is no text in it"
     assert ingestion.skipped == ["data.bin"]
     assert ingestion.chunks == 5
     assert "1 files skipped" in repr(ingestion)
@@ -309,6 +310,17 @@ async def test_a_folder_of_many_kinds_is_indexed(tenant_bus: Any, service: Any, 
     found = await rag.query(tenant_bus, "red button", generate=False, filters=rag.field("site") == "shop")
     assert (found["sources"][0]["document_id"], found["sources"][0]["metadata"]["page"]) == ("manual.pdf", 1)
     assert (await rag.query(tenant_bus, "opening hours", generate=False))["sources"][0]["title"] == "opening hours"
+
+
+async def test_of_two_documents_with_one_id_the_first_is_kept_and_the_other_is_told(
+    tenant_bus: Any, service: Any
+) -> None:
+    twice = [{"document_id": "a", "content": "Lunch is at noon."}, {"document_id": "a", "content": "Dinner is at six."}]
+    ingestion = await rag.ingest_documents(tenant_bus, twice)
+    assert [status["status"] for status in ingestion.statuses] == ["indexed", "failed"]
+    assert "'a': one before it has the same id" in ingestion.failures["a"]
+    found = await rag.query(tenant_bus, "When is lunch?", generate=False)
+    assert [source["content"] for source in found["sources"]] == ["Lunch is at noon."]
 
 
 async def test_json_lines_are_indexed_and_a_missing_file_is_an_error(
@@ -395,6 +407,7 @@ async def test_a_gateway_that_refuses_ends_as_a_failure_that_is_told(
     gateway.fail = Refused("no such model")
     ingestion = await rag.ingest_documents(tenant_bus, DOCUMENTS[:1])
     assert ingestion.failures["copy"].startswith("ModelFailed")
+    assert ingestion.statuses[0]["error"]["retryable"] is True
     await until(lambda: any(status["status"] == "failed" for status in statuses))
     assert len(await tenant_bus.dead_letters(RAG_INGEST)) == 1
     gateway.fail = None

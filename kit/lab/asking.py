@@ -23,11 +23,13 @@ from kit.lab.quantities import elapsed
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from kit.components.rag import Ingestion
     from kit.lab.session import Lab
 
 UNSUPPORTED = "The documents do not support an answer"
 NEEDED = ("gateway", "rag", "document_qa")
 TIMEOUT = 120.0  # seconds for an answer; a large local model takes its time
+_TOLD = 10  # of the documents that were not read, by name
 _SILENCE = 5.0  # seconds, before somebody who waits is told so
 
 
@@ -134,14 +136,24 @@ async def _index(lab: Lab, corpus: Path, store: Path | None, progress: TextIO) -
         done = await rag.ingest_jsonl(lab.bus, corpus, **into)
     else:
         done = await rag.ingest_folder(lab.bus, corpus, **into)
-    line.end(f"indexed {done.chunks} passages of {len(done.statuses)} documents in {elapsed(done.seconds)}")
-    for name, reason in list(done.failures.items())[:5]:
-        progress.write(f"  not read: {name}: {reason}\n")
-    if len(done.failures) == len(done.statuses):
+    read = [status for status in done.statuses if status["status"] != "failed"]
+    line.end(f"indexed {done.chunks} passages of {len(read)} documents in {elapsed(done.seconds)}")
+    progress.writelines(_unread(done))
+    if not read:
         raise ConfigurationError(f"nothing in {corpus} can be read")
-    if mark is not None and not done.failures:
+    # What cannot be read today cannot be read tomorrow; what failed otherwise is tried again by the next question.
+    if mark is not None and not any(status["error"]["retryable"] for status in done.statuses if "error" in status):
         mark.parent.mkdir(parents=True, exist_ok=True)
         mark.write_text(json.dumps(now))
+
+
+def _unread(done: Ingestion) -> Iterator[str]:
+    """A line for each document that was not read, and for each file that is of no kind that can be."""
+    lines = [f"  not read: {status['error']['message']}\n" for status in done.statuses if "error" in status]
+    lines += [f"  not read: {name}: no reader for this kind of file\n" for name in done.skipped]
+    yield from lines[:_TOLD]
+    if len(lines) > _TOLD:
+        yield f"  … and {len(lines) - _TOLD} more\n"
 
 
 def _fingerprint(corpus: Path) -> dict[str, Any]:

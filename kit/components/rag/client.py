@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from kit import codec
 from kit.catalogue import RAG_INGEST, RAG_QUERIES, RAG_QUERIES_QUEUED, RAG_STATUS
-from kit.components.rag.errors import DocumentRefused, QueryRefused
+from kit.components.rag.errors import REFUSALS, DocumentRefused, QueryRefused
 from kit.components.rag.filters import Condition, as_data
 from kit.components.rag.readers import Document, Folder, read_json_lines, shortened
 from kit.errors import CodecError, ConfigurationError, DeadlineExceeded, JobDead, JobError
@@ -119,7 +119,8 @@ async def ingest_documents(
         timeout: seconds for one document.
 
     Returns:
-        What became of each. A document that cannot be read is among them as failed, with its reason.
+        What became of each. A document that cannot be read, or has the id of one before it, is among them as failed,
+        with its reason.
     """
     made = (entry if isinstance(entry, Document) else Document(**entry) for entry in documents)
     return await _ingest(bus, made, collection, progress, in_flight, timeout)
@@ -293,7 +294,7 @@ async def _ingest(
             progress(Progress(done=done, total=total, failed=failed, status=status))
 
     try:
-        for place, entry in enumerate(documents):
+        for place, entry in enumerate(_once(documents)):
             total = place + 1
             ingestion.statuses.append({})
             under_way.add(asyncio.create_task(one(place, entry)))
@@ -327,7 +328,7 @@ async def _outcome(
     except CodecError as error:
         return await _refused(bus, entry.document_id, collection, error)
     except JobDead as error:
-        told = {"type": error.error_type, "message": error.detail, "retryable": False}
+        told = {"type": error.error_type, "message": error.detail, "retryable": error.error_type not in REFUSALS}
         return _status(bus, data) | {"status": "failed", "error": told}
     except (DeadlineExceeded, JobError) as error:
         told = {"type": type(error).__name__, "message": str(error), "retryable": True}
@@ -375,6 +376,17 @@ async def _refused(bus: Bus, document_id: str, collection: str | None, error: Ex
     told = {"type": type(error).__name__, "message": str(error), "retryable": False}
     data = _envelope(bus, document_id, collection)
     return await _told(bus, data, {"status": "failed", "stage": "fetch", "error": told})
+
+
+def _once(documents: Iterator[Document | DocumentRefused]) -> Iterator[Document | DocumentRefused]:
+    """Yield the first document of each id; which of two would stay depends on which is indexed last."""
+    seen: set[str] = set()
+    for entry in documents:
+        if isinstance(entry, Document) and entry.document_id in seen:
+            yield DocumentRefused(entry.document_id, "one before it has the same id: that one is kept")
+        else:
+            seen.add(entry.document_id)
+            yield entry
 
 
 def _documents(folder: Folder, metadata: Mapping[str, Any]) -> Iterator[Document | DocumentRefused]:

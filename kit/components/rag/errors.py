@@ -37,7 +37,8 @@ class DocumentRefused(RagError):
 
     def __init__(self, document_id: str, reason: str) -> None:
         self.document_id, self.reason = document_id, reason
-        super().__init__(f"document {document_id!r}: {reason}")
+        self.content_free_start = f"document {document_id!r}: "
+        super().__init__(self.content_free_start + reason)
 
 
 class UnsupportedType(DocumentRefused):
@@ -57,6 +58,12 @@ class EmptyDocument(DocumentRefused):
 
     def __init__(self, document_id: str, reason: str = "there is no text in it") -> None:
         super().__init__(document_id, reason)
+
+
+REFUSALS = frozenset(
+    kind.__name__ for kind in (DocumentRefused, UnsupportedType, BadEncoding, UnreadableDocument, EmptyDocument)
+)
+"""Names of the errors after which the same document will not do either."""
 
 
 class EmbeddingMismatch(RagError):
@@ -81,7 +88,8 @@ class ModelFailed(RagError):
     def __init__(self, stage: str, model: str, *, error_type: str, detail: str, retryable: bool) -> None:
         self.stage, self.model, self.error_type, self.detail = stage, model, error_type, detail
         self.retryable = retryable
-        super().__init__(f"{model} could not {stage}: {error_type}: {detail}")
+        self.content_free_start = f"{model} could not {stage}: {error_type}: "
+        super().__init__(self.content_free_start + detail)
 
 
 class IndexBusy(RagError):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import io
+import logging
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ MEDIA_TYPES: Mapping[str, str] = {
 _ALIASES = {"application/xhtml+xml": HTML, "application/x-ndjson": JSON_LINES, "text/x-markdown": MARKDOWN,
             "text/x-rst": PLAIN}  # fmt: skip
 MAX_ID = 200  # characters, by the schema
+_CONTENT = ("content", "text", "body")  # fields of JSON Lines that hold a text, the first that is there
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -183,14 +185,14 @@ def _document_of(line: bytes, where: str, content: str | None, document_id: str 
     try:
         row = codec.loads(line.strip())
     except codec.CodecError as error:
-        raise UnreadableDocument(where, f"not JSON: {error.reason}") from error
+        raise UnreadableDocument(where, error.reason) from error
     if not isinstance(row, dict):
         raise UnreadableDocument(where, "a line must be a JSON object")
-    usual = (key for key in ("content", "text", "body") if isinstance(row.get(key), str))
-    text_field = content or next(usual, "content")
-    text = row.pop(text_field, None)
-    if not isinstance(text, str):
-        raise UnreadableDocument(where, f"it has no text in {text_field!r}")
+    fields = _CONTENT if content is None else (content,)
+    text_field = next((key for key in fields if isinstance(row.get(key), str)), None)
+    if text_field is None:
+        raise UnreadableDocument(where, f"it has no text in {' or '.join(map(repr, fields))}")
+    text = row.pop(text_field)
     id_field = document_id or ("document_id" if "document_id" in row else "id")
     given = row.pop(id_field, None)
     title, source, url = row.pop("title", None), row.pop("source", None), row.pop("url", None)
@@ -234,7 +236,7 @@ def _decode(document_id: str, raw: bytes, media_type: str) -> str:
     except LookupError as error:
         raise BadEncoding(document_id, f"nobody knows the encoding {charset!r}") from error
     except UnicodeDecodeError as error:
-        raise BadEncoding(document_id, f"byte {error.start} is not {charset}") from error
+        raise BadEncoding(document_id, f"byte {error.start} is not {charset}: save it as UTF-8") from error
 
 
 def _declared(raw: bytes, media_type: str) -> re.Match[bytes] | None:
@@ -255,6 +257,7 @@ def _read_pdf(document_id: str, content: str | bytes) -> Reading:
     import pypdf
     from pypdf.errors import PyPdfError
 
+    logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # what it warns of was mended, or is said below
     try:
         reader = pypdf.PdfReader(io.BytesIO(content))
         if reader.is_encrypted and not reader.decrypt(""):

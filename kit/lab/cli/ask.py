@@ -37,6 +37,7 @@ def configure(commands: Commands) -> None:
 def _run(chosen: argparse.Namespace) -> int:
     import asyncio
     import json
+    import logging
     import shutil
     import sys
 
@@ -51,6 +52,7 @@ def _run(chosen: argparse.Namespace) -> int:
         top_k=chosen.top_k,
         store=chosen.store or project_root() / ".kit",
     )
+    logging.getLogger("kit.nats").setLevel(logging.CRITICAL)  # what failed is told here, once
     answer = asyncio.run(asking.ask(question, trace=chosen.trace))
     if chosen.json:
         say(json.dumps(answer.data, indent=2, ensure_ascii=False))
