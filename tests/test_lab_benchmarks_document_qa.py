@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+from urllib.parse import urlsplit
+
 import numpy as np
 import pandas as pd
 import pytest
 
 import kit
+from kit.catalogue import LLMOPS_OPERATION_PUBLISH, RAG_VECTOR_SEARCH, USE_CASE_DOCUMENT_QA
 from kit.lab import charts
 from kit.lab.bench import Comparison
 from kit.lab.benchmarks import document_qa, question_flame
 from kit.lab.benchmarks.provider import ANSWER, provider
 from kit.lab.benchmarks.question_flame import Box, Profile
+from kit.otel import start_telemetry
 
 _CODEC = f"{kit.__path__[0]}/codec/decoding.py"
 _RAG = f"{kit.__path__[0]}/components/rag/index.py"
@@ -70,4 +75,26 @@ async def test_parts_of_a_question_are_measured_beside_what_they_wrap() -> None:
             result = await document_qa.gateway_cost(lab.bus, url, rounds=1, samples=2)
         assert set(result.samples) == {"gateway in process", "litellm.acompletion", "openai client"}
         assert document_qa.gateway_goal(result).ratio is not None
-    assert ANSWER.endswith("[1].")
+
+
+async def test_a_provider_ends_silently_with_a_client_still_connected(capfd: pytest.CaptureFixture[str]) -> None:
+    async with provider() as url:
+        where = urlsplit(url)
+        reader, writer = await asyncio.open_connection(where.hostname, where.port)
+        writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nContent-Length: 2\r\n\r\n{}")
+        assert ANSWER.encode() in await reader.read(2000)
+    writer.close()
+    assert capfd.readouterr().err == ""
+
+
+async def test_what_is_told_beside_a_question_is_no_stage_of_it() -> None:
+    telemetry = start_telemetry("x", tenant_id="acme")
+    with telemetry.operation(USE_CASE_DOCUMENT_QA):
+        with telemetry.operation(RAG_VECTOR_SEARCH):
+            pass
+        with telemetry.operation(LLMOPS_OPERATION_PUBLISH):
+            pass
+    names = [USE_CASE_DOCUMENT_QA.name, RAG_VECTOR_SEARCH.name]
+    assert sorted(question_flame.stages(telemetry, 1).index) == sorted(names)
+    assert [box.name for box in question_flame.trace_boxes(telemetry)] == names
+    telemetry.shutdown(1.0)

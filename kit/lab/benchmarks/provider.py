@@ -48,7 +48,8 @@ async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
     """Answer each request of a connection with the same completion, whatever it asks."""
     body = json.dumps(_BODY).encode()
     head = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n".encode()
-    with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+    # Cancelled is what still waits when the process ends.
+    with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
         while True:
             asked = await reader.readuntil(b"\r\n\r\n")
             if length := re.search(rb"content-length: (\d+)", asked, re.IGNORECASE):

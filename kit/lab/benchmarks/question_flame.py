@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import kit
-from kit.catalogue import USE_CASE_DOCUMENT_QA
+from kit.catalogue import OPERATIONS, USE_CASE_DOCUMENT_QA, Mode
 from kit.components import document_qa
 from kit.lab import charts
 from kit.lab.quantities import quantity
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from kit.otel import Telemetry
 
 _WHOLE = USE_CASE_DOCUMENT_QA.name
+_ASIDE = {row.send_span.name for row in OPERATIONS if row.mode is Mode.EVENT}  # told beside a question: nobody waits
 _KIT, _LIBRARY = Path(kit.__file__).parent, Path(sysconfig.get_path("purelib"))
 _NARROW = 0.035  # of the picture's width: a box below that has no room for its name
 
@@ -101,7 +102,8 @@ class Profile:
 def stages(telemetry: Telemetry, number: int) -> pd.DataFrame:
     """Return where the last questions' time went: seconds that each span spent outside the spans below it.
 
-    What a caller waits beyond the handler's own span is the way there and back: encoding, NATS, decoding.
+    What a caller waits beyond the handler's own span is the way there and back: encoding, NATS, decoding. Events are
+    left out: they are published beside the answer.
     """
     import pandas as pd
 
@@ -109,7 +111,7 @@ def stages(telemetry: Telemetry, number: int) -> pd.DataFrame:
     chosen = _questions(telemetry)[-number:]
     for key in chosen:
         for node, _ in telemetry.recorder.trace(key).walk():
-            if node.span is not None:
+            if node.span is not None and node.name not in _ASIDE:
                 end = node.start_ns + node.seconds * 1e9
                 below = sorted((c.start_ns, min(c.start_ns + c.seconds * 1e9, end)) for c in node.children)
                 own[node.name] += node.seconds - _covered(below) / 1e9
@@ -132,7 +134,7 @@ def trace_boxes(telemetry: Telemetry) -> list[Box]:
             depth=depth - walk[0][1],
         )
         for node, depth in walk
-        if node.start_ns < end
+        if node.start_ns < end and node.name not in _ASIDE
     ]
 
 
