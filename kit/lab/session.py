@@ -84,7 +84,8 @@ class Lab:
         from kit.lab import components as rooms
 
         if self.elsewhere:
-            print("served elsewhere, with its spans and metrics:", rooms.command(components, settings, tenant_id or self.tenant_id))  # noqa: T201
+            command = rooms.command(components, settings, tenant_id or self.tenant_id)
+            print("served elsewhere, with its spans and metrics:", command)  # noqa: T201 (a cell's output)
             return
         bus = self.bus if tenant_id is None else await self.tenant(tenant_id)
         for name, service in (await rooms.serve(bus, components, settings, self._places())).items():
