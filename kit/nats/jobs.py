@@ -27,6 +27,7 @@ from nats.aio.subscription import Subscription
 
 from kit.catalogue import ERROR, RESULTS_PREFIX, Operation
 from kit.errors import DeadlineExceeded, JobDead, KitError
+from kit.nats.batches import Batches
 from kit.nats.dead import Graveyard
 from kit.nats.ids import AGAIN, MESSAGE_ID, REPLY, Serial, checked_id
 from kit.nats.layout import Level
@@ -120,6 +121,7 @@ class Desk:
     def __init__(self, bus: Bus, streams: Streams, results: Results, graveyard: Graveyard) -> None:
         self._bus, self._streams, self._results, self._graveyard = bus, streams, results, graveyard
         self._serial = Serial()
+        self._batches = Batches(bus.connection, streams)
         # A job that nobody holds is waited for by nobody.
         self._waiting: weakref.WeakValueDictionary[str, Job] = weakref.WeakValueDictionary()
         self._subscription: Subscription | None = None
@@ -165,10 +167,12 @@ class Desk:
         # The same job, enqueued twice here, has one answer; one that is done may have been sent again since.
         answer = asyncio.get_running_loop().create_future() if twin is None or twin.done else twin.answer
         job = self._waiting[reply] = Job(self, route, name, answer)
-        again = partial(self._streams.again, operation)
-        ack = await self._streams.store(
-            level.subject(route.subject), payload, inject(headers) or headers, timeout, again
-        )
+        headers = inject(headers) or headers
+        subject, again = level.subject(route.subject), partial(self._streams.again, operation)
+        if message_id is None and operation.stream is not None:
+            ack = await self._batches.store(operation.stream, subject, payload, headers, timeout, again)
+        else:  # what may be there already would spoil a batch
+            ack = await self._streams.store(subject, payload, headers, timeout, again)
         job.duplicate, job.sequence = ack.duplicate, ack.sequence
         return job
 

@@ -97,6 +97,7 @@ def job_config(operation: Operation) -> api.StreamConfig:
         retention=api.RetentionPolicy.WORK_QUEUE,
         duplicate_window=min(operation.policy.result_ttl, _WINDOW),
         allow_direct=True,
+        allow_atomic=True,
     )
 
 

@@ -37,7 +37,7 @@ _API_SECONDS = 5.0
 _REPLICAS = 3  # bear the loss of one server
 _PRODS = 64  # at most, of one queue at a time
 _ELECTION = 15.0  # s; for a cluster to have a leader again
-_TRY_SECONDS = 2.0  # for one publish to be acknowledged, before it is sent again under the same id
+TRY_SECONDS = 2.0  # for one publish to be acknowledged, before it is sent again under the same id
 _PAUSE = 0.1  # s; before it is sent again, when the answer was a refusal
 _IDLE = 60.0  # s; after which the server forgets a subscriber without a name that pulls no more
 NAME_IN_USE = 10058  # Source: nats-server's errors.json, as the next ones
@@ -99,7 +99,12 @@ class Streams:
         await (self.job if job else self.event)(operation)
 
     async def _make_job(self, operation: Operation) -> None:
-        await self._make(layout.job_config(operation))
+        config = layout.job_config(operation)
+        try:
+            await self._make(config)
+        except ConfigurationError:  # a server before 2.12
+            config.allow_atomic = None
+            await self._make(config)
         config = layout.results_config(operation)
         try:
             await self._make(config)
@@ -243,11 +248,11 @@ class Streams:
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
-        reason = ""
+        reason = f"no acknowledgement within {timeout:g} s"
         while (left := deadline - loop.time()) > 0:
             try:
                 answer = await self._connection.request(
-                    subject, payload, timeout=min(left, _TRY_SECONDS), headers=headers
+                    subject, payload, timeout=min(left, TRY_SECONDS), headers=headers
                 )
             except DeadlineExceeded:
                 reason = f"no acknowledgement within {timeout:g} s"
@@ -364,7 +369,7 @@ class Streams:
         deadline = loop.time() + _API_SECONDS
         while True:
             left = deadline - loop.time()
-            timeout = min(left, _TRY_SECONDS) if self._clustered and not once else left
+            timeout = min(left, TRY_SECONDS) if self._clustered and not once else left
             try:
                 return await self._connection.request(subject, payload, timeout=timeout, headers=headers)
             except (NoResponders, DeadlineExceeded) as error:
