@@ -65,14 +65,23 @@ async def test_a_job_that_comes_alone_goes_alone_and_so_do_few(tenant_bus: Bus) 
     assert not _batches([await _kept(tenant_bus, job) for job in alone + few])
 
 
-async def test_jobs_of_a_given_id_and_large_ones_go_alone(tenant_bus: Bus) -> None:
+async def test_large_jobs_go_alone(tenant_bus: Bus) -> None:
     wide = TASK | {"parameters": {"text": "x" * 20_000}}
-    jobs = await asyncio.gather(
-        *(tenant_bus.enqueue(AGENT_TASKS, TASK, message_id=f"given-{number % 40}") for number in range(50)),
-        *(tenant_bus.enqueue(AGENT_TASKS, wide) for _ in range(20)),
-    )
-    assert sum(job.duplicate for job in jobs) == 10
+    jobs = await asyncio.gather(*(tenant_bus.enqueue(AGENT_TASKS, wide) for _ in range(50)))
     assert not _batches([await _kept(tenant_bus, job) for job in jobs])
+
+
+async def test_one_that_is_there_already_is_told_so_and_spoils_nothing(tenant_bus: Bus) -> None:
+    given = [tenant_bus.enqueue(AGENT_TASKS, TASK, message_id=f"given-{number}") for number in range(MANY)]
+    first = await asyncio.gather(*given)
+    assert _batches([await _kept(tenant_bus, job) for job in first])
+    names = [f"given-{number % 120 + 100}" for number in range(MANY)]  # some are there, some are new, some come twice
+    second = await asyncio.gather(*(tenant_bus.enqueue(AGENT_TASKS, TASK, message_id=name) for name in names))
+    assert [job.message_id for job in second] == names
+    assert len({job.sequence for job in (*first, *second)}) == MANY + 20
+    assert sum(not job.duplicate for job in second) == 20
+    third = await _enqueue(tenant_bus, MANY)
+    assert _batches([await _kept(tenant_bus, job) for job in third]), "what was spoilt once is not given up"
 
 
 async def test_more_than_a_batch_takes_are_several(tenant_bus: Bus) -> None:

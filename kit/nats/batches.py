@@ -32,6 +32,7 @@ _FEW = 8  # jobs; fewer are stored faster one by one
 _MOST = 256  # jobs in a batch; the server takes 1000
 _SMALL = 16 * 1024  # bytes of a job that goes in a batch
 _PATIENCE = 0.1  # s; to wait for the batch before
+_DISABLED = 10174  # Source: nats-server's errors.json
 _SYNCED = (2, 15)  # the first server that acknowledges a batch after it has synced it
 
 
@@ -88,7 +89,7 @@ class Batches:
         timeout: float,
         make: Callable[[], Awaitable[None]],
     ) -> Ack:
-        """Store a job that was never sent before, as ``Streams.store`` does.
+        """Store a job, as ``Streams.store`` does.
 
         Raises:
             NotStored: no acknowledgement within ``timeout`` seconds, or a refusal.
@@ -177,9 +178,9 @@ class Batches:
         timeout = min(max(soonest - self._loop.time(), 0.0), TRY_SECONDS)
         answer = await self._connection.request(entry.subject, entry.payload, timeout=timeout, headers=headers)
         said = codec.loads(answer.data)
-        if "error" in said:
-            lane.possible = False
-            _log.info("no batches for %s: %s", entry.subject, said["error"].get("description"))
+        if "error" in said:  # e.g. one of them is there already, which only it shall be told
+            lane.possible = said["error"].get("err_code") != _DISABLED
+            _log.info("a batch for %s is stored one by one: %s", entry.subject, said["error"].get("description"))
             return None
         if said.get("count") != len(entries):
             raise BusError(f"a batch of {len(entries)} jobs was acknowledged as {said.get('count')}")

@@ -169,10 +169,7 @@ class Desk:
         job = self._waiting[reply] = Job(self, route, name, answer)
         headers = inject(headers) or headers
         subject, again = level.subject(route.subject), partial(self._streams.again, operation)
-        if message_id is None and operation.stream is not None:
-            ack = await self._batches.store(operation.stream, subject, payload, headers, timeout, again)
-        else:  # what may be there already would spoil a batch
-            ack = await self._streams.store(subject, payload, headers, timeout, again)
+        ack = await self._batches.store(operation.stream or "", subject, payload, headers, timeout, again)
         job.duplicate, job.sequence = ack.duplicate, ack.sequence
         return job
 
