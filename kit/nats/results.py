@@ -19,6 +19,7 @@ from kit.nats.streams import TTL, Streams
 if TYPE_CHECKING:
     from kit.nats.connection import Connection
 
+_SECONDS = 30.0  # for a cluster to keep a result, an election included
 _LARGE = 8 * 1024  # bytes; larger results are kept no longer than a lost acknowledgement needs
 _LARGE_SECONDS = 60.0  # at least
 _NOBODY, _GONE, _OPEN = "-", "gone", "open"  # in place of a caller
@@ -60,18 +61,30 @@ class Results:
 
         Raises:
             Disconnected: it was not sent.
+            NotStored: in a cluster, the memory did not acknowledge it.
         """
-        publish, more = self._connection.client.publish, None
+        more = None
         name = token(message_id)
         if len(answer) > _LARGE and self._streams.large_results_expire:
             note = forgotten(operation, message_id)
-            await publish(_subject(operation, _GONE, name), note)
+            await self._keep(_subject(operation, _GONE, name), note)
             more = {TTL: str(math.ceil(max(_LARGE_SECONDS, 4 * operation.policy.ack_wait)))}
         if reply is not None and is_inbox(reply):
-            await publish(reply, answer, headers=more)
             if reply.startswith(f"{RESULTS_PREFIX}.{operation.stream}."):
+                await self._keep(reply, answer, more)
                 return
-        await publish(_subject(operation, _NOBODY, name), answer, headers=more)
+            await self._connection.client.publish(reply, answer, headers=more)
+        await self._keep(_subject(operation, _NOBODY, name), answer, more)
+
+    async def _keep(self, subject: str, answer: bytes, headers: dict[str, str] | None = None) -> None:
+        """Send to the memory: one server takes what comes on a connection in its order, the next message included.
+
+        In a cluster the memory and the queue may be kept by different servers, one of which may be lost meanwhile.
+        """
+        if self._streams.clustered:
+            await self._streams.store(subject, answer, headers or {}, _SECONDS)
+        else:
+            await self._connection.client.publish(subject, answer, headers=headers)
 
     async def recall(self, operation: Operation, message_id: str) -> Memory:
         """Return what is known of a job.

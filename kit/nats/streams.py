@@ -149,7 +149,7 @@ class Streams:
         """
 
         async def work() -> T:
-            if self._clustered:
+            if self.clustered:
                 try:
                     return await make(_REPLICAS)
                 except nats.js.errors.APIError as error:
@@ -369,12 +369,12 @@ class Streams:
         deadline = loop.time() + _API_SECONDS
         while True:
             left = deadline - loop.time()
-            timeout = min(left, TRY_SECONDS) if self._clustered and not once else left
+            timeout = min(left, TRY_SECONDS) if self.clustered and not once else left
             try:
                 return await self._connection.request(subject, payload, timeout=timeout, headers=headers)
             except (NoResponders, DeadlineExceeded) as error:
                 silent = isinstance(error, DeadlineExceeded)
-                if not self._clustered or (once and silent) or loop.time() + _PAUSE >= deadline:
+                if not self.clustered or (once and silent) or loop.time() + _PAUSE >= deadline:
                     raise
             await asyncio.sleep(_PAUSE)
 
@@ -392,12 +392,13 @@ class Streams:
                 with asked(what):
                     return await work()
             except (NoResponders, DeadlineExceeded):
-                if not self._clustered or loop.time() > deadline:
+                if not self.clustered or loop.time() > deadline:
                     raise
             await asyncio.sleep(_PAUSE)
 
     @property
-    def _clustered(self) -> bool:
+    def clustered(self) -> bool:
+        """Whether the server is one of several."""
         return "cluster" in self._connection.client._server_info
 
     @property
