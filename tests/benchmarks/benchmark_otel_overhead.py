@@ -24,8 +24,9 @@ def rows() -> list[Verdict]:
         place = await otel.Workplace.open()
         results = {name: await place.compare(name, rounds=ROUNDS, block=block) for name, block in OPERATIONS.items()}
         counted = await telemetry_costs.count_all(place, results, rounds=ROUNDS // 2)
+        times = {at: await place.seconds(at) for at in list(OPERATIONS)[:2]}
         await place.close()
-        return [row for at in list(OPERATIONS)[:2] for row in otel.overheads(results[at], counted[at], at)]
+        return [row for at, time in times.items() for row in otel.overheads(results[at], counted[at], at, time)]
 
     return asyncio.run(measure())
 

@@ -62,7 +62,8 @@ def counted(
     """Return the seconds that each signal adds to an operation: its calls, times what one call adds.
 
     An operation and a log line are taken at what they add to a bare request, where caches are as cold and the trace's
-    context travels: several times what a loop of them shows, and more than a span that sends nothing costs.
+    context travels: several times what a loop of them shows, and more than a span that sends nothing costs. So this is
+    what an operation pays at most.
 
     Args:
         calls: of the operation, by kind, as ``Workplace.calls`` counts them.
