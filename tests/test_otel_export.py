@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,8 @@ def test_headers_and_endpoint_can_be_arguments(receiver: OtlpReceiver) -> None:
         pass
     telemetry.shutdown()
     assert {headers["api-key"] for _, _, headers in receiver.requests} == {"argument"}
+    resource = receiver.resources["/v1/traces"]
+    assert (resource["service.name"], resource["service.version"]) == ("x", version("kit"))
 
 
 def test_delta_temporality_is_honoured(monkeypatch: pytest.MonkeyPatch, receiver: OtlpReceiver) -> None:

@@ -14,7 +14,7 @@ from kit.errors import JobError, NoResponders
 from kit.nats.faults import Fault
 from kit.nats.ids import is_inbox, token
 from kit.nats.layout import results_stream
-from kit.nats.streams import TTL, Streams
+from kit.nats.streams import FIRST, TTL, Streams
 
 if TYPE_CHECKING:
     from kit.nats.connection import Connection
@@ -57,18 +57,18 @@ class Results:
         self._connection, self._streams = connection, streams
 
     async def remember(self, operation: Operation, message_id: str, reply: str | None, answer: bytes) -> None:
-        """Send a result to its caller and into the memory: it is one message where the caller is a bus.
+        """Send a result to its caller and into the memory, which keeps the first: one message for a bus.
 
         Raises:
             Disconnected: it was not sent.
             NotStored: in a cluster, the memory did not acknowledge it.
         """
-        more = None
+        more = {FIRST: "0"}  # a worker whose lease was lost without its knowing comes too late
         name = token(message_id)
         if len(answer) > _LARGE and self._streams.large_results_expire:
             note = forgotten(operation, message_id)
             await self._keep(_subject(operation, _GONE, name), note)
-            more = {TTL: str(math.ceil(max(_LARGE_SECONDS, 4 * operation.policy.ack_wait)))}
+            more[TTL] = str(math.ceil(max(_LARGE_SECONDS, 4 * operation.policy.ack_wait)))
         if reply is not None and is_inbox(reply):
             if reply.startswith(f"{RESULTS_PREFIX}.{operation.stream}."):
                 await self._keep(reply, answer, more)

@@ -32,6 +32,7 @@ SEQUENCE = "Nats-Sequence"
 SUBJECT = "Nats-Subject"
 TIME = "Nats-Time-Stamp"
 TTL = "Nats-TTL"
+FIRST = "Nats-Expected-Last-Subject-Sequence"  # with 0: kept only where nothing of the subject is kept
 
 _API_SECONDS = 5.0
 _REPLICAS = 3  # bear the loss of one server
@@ -45,13 +46,14 @@ _NO_MESSAGE = 10043
 _CONSUMER_REFUSED = 10012
 _NO_PEERS = 10005
 _MESSAGE_TOO_LARGE = 10054
+_NOT_FIRST = 10071
 
 
 class Ack(NamedTuple):
     """What a stream said of a message.
 
     Attributes:
-        sequence: its place in the stream; for a duplicate, that of the first one.
+        sequence: its place in the stream; for a duplicate, that of the first one, or 0 where only the first is kept.
         duplicate: whether a message of this id was there already.
     """
 
@@ -270,6 +272,8 @@ class Streams:
                 if "error" not in said:
                     return Ack(said["seq"], bool(said.get("duplicate")))
                 reason = said["error"].get("description", "refused")
+                if said["error"].get("err_code") == _NOT_FIRST:
+                    return Ack(0, duplicate=True)
                 if said["error"].get("err_code") == _MESSAGE_TOO_LARGE:
                     break
                 await asyncio.sleep(_PAUSE)

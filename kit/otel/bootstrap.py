@@ -8,6 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from opentelemetry.sdk.resources import Resource
@@ -192,7 +193,7 @@ class Core:
     """What all tenants' views of one Telemetry share."""
 
     def __init__(self, resource: Resource, target: Target, *, enabled: bool, record: bool, level: int) -> None:
-        scope = InstrumentationScope("kit", schema_url=semconv.SCHEMA_URL)
+        scope = InstrumentationScope("kit", version("kit"), semconv.SCHEMA_URL)
         self.resource = resource
         self.store = Store()
         self.recorder = Recorder(self.read)
@@ -314,5 +315,6 @@ def start_telemetry(
 def _resource(service_name: str) -> Resource:
     resource = Resource.create()  # reads OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES
     if str(resource.attributes.get(semconv.SERVICE_NAME, "unknown_service")).startswith("unknown_service"):
-        resource = resource.merge(Resource({semconv.SERVICE_NAME: service_name}))
+        ours = Resource({semconv.SERVICE_VERSION: version("kit")})
+        resource = ours.merge(resource).merge(Resource({semconv.SERVICE_NAME: service_name}))
     return resource.merge(Resource({}, semconv.SCHEMA_URL))
