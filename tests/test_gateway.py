@@ -182,7 +182,8 @@ async def test_the_same_request_id_is_answered_once(tenant_bus: Bus, telemetry: 
     assert len(spans_of(telemetry, "gateway.provider.call")) == 1
 
 
-async def test_what_cannot_be_passed_on_is_refused_by_name(tenant_bus: Bus) -> None:
+async def test_what_cannot_be_passed_on_is_refused_by_name(tenant_bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     failures = await watched(tenant_bus, GATEWAY_RESPONSES)
     async with at_work(tenant_bus):
         with pytest.raises(gateway.RequestRefused, match="api_base, api_key"):
@@ -192,9 +193,12 @@ async def test_what_cannot_be_passed_on_is_refused_by_name(tenant_bus: Bus) -> N
         assert failed.value.status_code == 404
         with pytest.raises(gateway.ProviderFailed, match=r"400 \(UnknownProvider\)"):
             await gateway.generate(tenant_bus, prompt="x", model="nobody/nothing")
+        with pytest.raises(gateway.ProviderFailed, match=r"\(MissingKey\): OPENAI_API_KEY is not set where") as keyless:
+            await gateway.generate(tenant_bus, prompt="x", model="openai/gpt-4o", timeout=10)
+        assert (keyless.value.kind, keyless.value.retryable) == ("MissingKey", False)
         with pytest.raises(JobDead, match="needs a schema"):
             await gateway.generate(tenant_bus, prompt="x", validation={"level": "json_schema"})
-        await until(lambda: len(failures) == 4)
+        await until(lambda: len(failures) == 5)
     assert {row["status"] for row in failures} == {"error"}
     with pytest.raises(ConfigurationError, match="either prompt= or messages="):
         await gateway.generate(tenant_bus)

@@ -76,20 +76,29 @@ class ProviderFailed(GatewayError):
 
     Attributes:
         status_code: HTTP status, or None where no answer came.
-        kind: LiteLLM's name for the failure, e.g. ``Timeout``; ``UnknownProvider`` for a model's name without one.
+        kind: LiteLLM's name for the failure, e.g. ``Timeout``; ``UnknownProvider`` for a model's name without one,
+            ``MissingKey`` where the gateway's environment has none for it.
         retry_after: seconds that the provider asked to wait, or None.
     """
 
     content_free = True  # a status and LiteLLM's name for it, never what the provider said
 
     def __init__(
-        self, model: str, *, kind: str, status_code: int | None, retryable: bool, retry_after: float | None = None
+        self,
+        model: str,
+        *,
+        kind: str,
+        status_code: int | None,
+        retryable: bool,
+        retry_after: float | None = None,
+        missing: str = "",
     ) -> None:
         self.model, self.kind, self.status_code = model, kind, status_code
         self.retryable = retryable
         self.retry_after = retry_after
         status = f" with status {status_code}" if status_code is not None else ""
-        super().__init__(f"the provider failed{status} ({kind})")
+        hint = f": {missing} is not set where the gateway runs" if missing else ""
+        super().__init__(f"the provider failed{status} ({kind}){hint}")
 
 
 class ResponseInvalid(GatewayError):

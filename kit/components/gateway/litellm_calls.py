@@ -316,6 +316,14 @@ class Providers:
             )
         )
 
+    def _missing_key(self, model: str) -> str:
+        """Return the environment variable whose key a model's provider asks for, empty when it has one."""
+        deployment = self._settings.deployment(model)
+        if deployment.get("api_key") or deployment["model"].startswith("kit/"):
+            return ""
+        wanted = self.litellm.validate_environment(deployment["model"])["missing_keys"]
+        return " and ".join(name for name in wanted if name.endswith("_KEY"))
+
     def failure(self, model: str, error: Any) -> ProviderFailed:
         """Return the gateway's error for one of LiteLLM's; 402 and what else a retry cannot mend is not retryable."""
         status = getattr(error, "status_code", None)
@@ -323,6 +331,8 @@ class Providers:
         headers = getattr(error, "litellm_response_headers", None) or {}
         after = str(headers.get("retry-after") or "")
         unknown = status == 400 and "LLM Provider NOT provided" in str(error)
+        if status in (None, 401, 500) and (missing := self._missing_key(model)):
+            return ProviderFailed(model, kind="MissingKey", status_code=None, retryable=False, missing=missing)
         return ProviderFailed(
             model,
             kind="UnknownProvider" if unknown else type(error).__name__,
