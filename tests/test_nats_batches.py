@@ -88,7 +88,8 @@ async def test_more_than_a_batch_takes_are_several(tenant_bus: Bus) -> None:
     jobs = await _enqueue(tenant_bus, 3 * _MOST)
     kept = [await _kept(tenant_bus, job) for job in jobs]
     sizes = [_batches(kept).count(batch) for batch in set(_batches(kept))]
-    assert max(sizes) == _MOST
+    assert max(sizes) <= _MOST
+    assert sum(sizes) > 2 * _MOST
     assert len({job.sequence for job in jobs}) == 3 * _MOST
 
 
