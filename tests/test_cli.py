@@ -245,12 +245,12 @@ def test_gates_judge_the_last_report_and_its_baseline(tmp_path: Path, capsys: py
     assert main(["gates", "--update-baseline", *folder]) == 0
     assert json.loads((tmp_path / "baseline.json").read_text())["31_x/encode"]["value"] == 1.2
     assert main(["gates", "report", "targets", "baseline", "--strict", *folder]) == 0
-    _report(tmp_path, 1.6, met=False)
+    _report(tmp_path, 1.9, met=False)
     capsys.readouterr()
     assert main(["gates", "targets", "baseline", *folder]) == 1
     text = capsys.readouterr().out
     assert "encode: 2.00 ms, target 1.00 ms" in text
-    assert "31_x/encode: 1.60 × [1.59, 1.61], baseline 1.20 × [1.19, 1.21]" in text
+    assert "31_x/encode: 1.90 × [1.89, 1.91], baseline 1.20 × [1.19, 1.21]" in text
     assert main(["gates", "targets", "--json", *folder]) == 1
     assert json.loads(capsys.readouterr().out)[0]["state"] == "failed"
 

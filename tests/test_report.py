@@ -153,14 +153,14 @@ def test_a_ratio_that_got_worse_than_the_baseline_is_no_good_report(project: Pro
     (change,) = compared.changes
     assert (change.name, change.state) == ("01_steady/queue", "new")
     baseline = project.reports / "baseline.json"
-    baseline.write_text(json.dumps({"01_steady/queue": {"value": 0.9, "low": 0.85, "high": 0.95}}))
+    baseline.write_text(json.dumps({"01_steady/queue": {"value": 0.7, "low": 0.65, "high": 0.75}}))
     try:
         again = project.run(only=("steady",), run=False, check=False)
     finally:
         baseline.unlink()
     assert [change.state for change in again.changes] == ["worse"]
     assert not again.good
-    assert "ratio worse than its baseline: 01_steady/queue: 1.20 × [1.10, 1.30], baseline 0.900" in project.said
+    assert "ratio worse than its baseline: 01_steady/queue: 1.20 × [1.10, 1.30], baseline 0.700" in project.said
     index = again.index.read_text()
     assert "1 ratio worse than the baseline." in index
     assert "✗ worse" in index

@@ -2,12 +2,12 @@
 
 Every verdict that carries a ratio (the kit against its limit or a peer, from interleaved rounds) is compared with
 the ratio of the same name in ``reports/baseline.json``. It is worse when it is larger than the baseline by more
-than the noise of both: when their intervals do not overlap, and the medians differ by more than a quarter.
+than the noise of both: when their intervals do not overlap, and the medians differ by more than LEAST.
 
 An interval knows the noise within one run, not what changes from run to run: where objects lie in memory, which
-neighbour the machine has. The quarter is for that. Ratios cancel a machine's speed, but not its kind: caches, cores
-and disks weigh on the two sides unequally. So each ratio keeps the machine it was measured on, and on another one
-only a doubling counts.
+neighbour the machine has. LEAST is for that: the same code differed by up to a third between two runs. Ratios cancel a
+machine's speed, but not its kind: caches, cores and disks weigh on the two sides unequally. So each ratio keeps the
+machine it was measured on, and on another one only a doubling counts.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from kit.lab.project import project_root
 from kit.lab.targets import Ratio
 
 FILE = "baseline.json"
-LEAST = 0.25  # a change of the median below this is none, however narrow the intervals
+LEAST = 0.5  # a change of the median below this is none, however narrow the intervals
 ELSEWHERE = 1.0  # the same, where the baseline was measured on another machine
 
 

@@ -194,11 +194,11 @@ def goals(written: Comparison, read: Comparison, peers: tuple[str, str]) -> Iter
 def document_goals(written: Comparison, read: Comparison) -> Iterator[Verdict]:
     """Yield what became of the goals beyond the targets for one ``rag_document`` of 20 × 1536."""
     for way, bound, result in (("encode", 80e-6, written), ("decode", 100e-6, read)):
-        ratio = result.ratio(KIT, to=JSON_LIST)
-        yield Target(f"{way} a document", bound, metric="p50", goal=True).verdict(result.percentile(KIT), ratio=ratio)
+        # No ratio for the baseline: whether its memory is new pages or old ones decides more than the code does.
+        yield Target(f"{way} a document", bound, metric="p50", goal=True).verdict(result.percentile(KIT))
         name = f"{way} a document, faster than a JSON list"
         faster = Target(name, 10, unit="×", metric="ratio", better="higher", goal=True)
-        yield faster.verdict(1 / ratio.value)
+        yield faster.verdict(1 / result.ratio(KIT, to=JSON_LIST).value)
 
 
 def sizes(content_bytes: int, orjson: ModuleType) -> Contest:
