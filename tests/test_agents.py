@@ -306,6 +306,8 @@ async def test_sessions_are_apart_from_each_other_by_name_agent_user_and_tenant(
             assert "secret" not in str(request["messages"])
         with pytest.raises(SessionRefused, match="another user's"):
             await agent.run("what is the secret?", session_id="s1", user_id="u2")
+        with pytest.raises(SessionRefused, match="another user's"):
+            await agent.run("what is the secret?", session_id="s1")
         await Agent(other_bus, "apart").run("hello", session_id="s1", user_id="u1")
         assert "secret" not in str(other_model.requests)
         with pytest.raises(SessionRefused):

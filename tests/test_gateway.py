@@ -26,6 +26,7 @@ from kit.catalogue import (
     Operation,
 )
 from kit.components import Service, gateway
+from kit.components.gateway.cache import cache_key
 from kit.components.gateway.models.static import static_embeddings
 from kit.errors import ConfigurationError, JobDead, RemoteError
 from kit.nats.bus import Bus
@@ -304,6 +305,25 @@ async def test_whatever_changes_the_answer_is_in_the_key(
     async with at_work(tenant_bus):
         await gateway.generate(tenant_bus, prompt=QUESTION)
         assert not (await gateway.generate(tenant_bus, prompt=QUESTION, **changed))["cached"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "same"),
+    [
+        ({"model": "other"}, False),
+        ({"messages": [{"role": "system", "content": "x"}]}, False),
+        ({"messages": [{"role": "user", "content": "x"}, {"role": "user", "content": "y"}]}, False),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, False),
+        ({"tool_choice": "none"}, False),
+        ({"parameters": {"response_format": {"type": "json_object"}}}, False),
+        ({"validation": {"level": "format"}}, False),
+        ({"request_id": "r-2", "timeout": 9.0, "user_id": "u", "priority": 9, "max_cost": 1.0}, True),
+    ],
+)
+def test_the_key_holds_the_whole_request_and_not_whose_it_is(changed: dict[str, Any], same: bool) -> None:
+    asked = {"request_id": "r-1", "model": "default", "messages": [{"role": "user", "content": "x"}]}
+    assert (cache_key("acme", asked | changed) == cache_key("acme", asked)) is same
+    assert cache_key("globex", asked) != cache_key("acme", asked)
 
 
 async def test_another_worker_and_a_restarted_one_find_what_was_remembered(server: Server, tenant_bus: Bus) -> None:

@@ -63,7 +63,7 @@ class Sessions:
             entry = await store.get(f"{base}.head")
         if entry is not None and entry.value is not None:
             head = codec.loads(entry.value)
-        if head["user_id"] != user_id and None not in (head["user_id"], user_id):
+        if head["user_id"] not in (None, user_id):
             raise SessionRefused(self._agent_id)
         return Session(self._bus, store, base, head)
 
