@@ -16,6 +16,7 @@ from kit.codec import decode, encode, latest, schema
 from kit.codec.shapes import UTC_PATTERN, compile_reader, compile_writer
 from kit.lab.bench import Comparison, median_interval
 from kit.lab.benchmarks.codec import TYPE, UNCHECKED, agent_message, reading
+from kit.lab.benchmarks.codec_peers import checked_by_hand
 from kit.lab.benchmarks.contest import BY_HAND, KIT, Contender, Contest, with_absent
 from kit.lab.project import project_root
 from kit.lab.quantities import quantity
@@ -164,16 +165,7 @@ def schema_size(fields: int, orjson: ModuleType, jsonschema_rs: ModuleType) -> C
     prefix = payload[: payload.index(b'"data":') + len(b'"data":')]
     write, read = compile_writer(contract, prefix), compile_reader(contract, prefix)
     check = jsonschema_rs.validator_for(contract, validate_formats=True).validate
-
-    def write_by_hand() -> Any:
-        check(data)
-        return orjson.dumps(head | {"data": data})
-
-    def read_by_hand() -> Any:
-        document = orjson.loads(payload)
-        check(document["data"])
-        return document["data"]
-
+    write_by_hand, read_by_hand = checked_by_hand(check, "made", data, payload, orjson)
     calls: Mapping[str, tuple[Any, Any]] = {
         f"encode, {UNCHECKED}": (lambda: orjson.dumps(head | {"data": data}), payload),
         f"encode, {BY_HAND}": (write_by_hand, payload),

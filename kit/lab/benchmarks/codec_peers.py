@@ -121,18 +121,26 @@ def _jsonschema(message: dict[str, Any], payload: bytes, contract: dict[str, Any
 
 
 def _checked(check: Callable[[Any], object], message: dict[str, Any], payload: bytes, orjson: ModuleType) -> Both:
-    head = {"schema_version": "1.0", "message_type": "agent_message"}
+    write, read = checked_by_hand(check, "agent_message", message, payload, orjson)
+    return write, Contender(call=read, check=message.__eq__)
+
+
+def checked_by_hand(
+    check: Callable[[Any], object], message_type: str, data: dict[str, Any], payload: bytes, orjson: ModuleType
+) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    """Return how one would write an envelope of these data by hand, and read its payload: checked, with orjson."""
+    head = {"schema_version": "1.0", "message_type": message_type}
 
     def write() -> Any:
-        check(message)
-        return orjson.dumps(head | {"data": message})
+        check(data)
+        return orjson.dumps(head | {"data": data})
 
     def read() -> Any:
         document = orjson.loads(payload)
         check(document["data"])
         return document["data"]
 
-    return write, Contender(call=read, check=message.__eq__)
+    return write, read
 
 
 def _cloudevents(message: dict[str, Any], payload: bytes, contract: dict[str, Any], orjson: ModuleType) -> Both:
