@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,7 @@ def test_the_command_prints_json_and_ends_with_0(corpus: Path, store: Path, caps
     assert "second class" in body["answer"]
     assert main(["ask", "What is the melting point of iron?", *options]) == 0
     assert capsys.readouterr().out.startswith("The documents do not support an answer")
+    assert logging.getLogger("kit.nats").level == logging.NOTSET  # nothing of the process is left changed
 
 
 def test_a_corpus_or_a_question_that_is_not_there_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -52,8 +52,13 @@ def _run(chosen: argparse.Namespace) -> int:
         top_k=chosen.top_k,
         store=chosen.store or project_root() / ".kit",
     )
-    logging.getLogger("kit.nats").setLevel(logging.CRITICAL)  # what failed is told here, once
-    answer = asyncio.run(asking.ask(question, trace=chosen.trace))
+    transport = logging.getLogger("kit.nats")
+    before = transport.level
+    transport.setLevel(logging.CRITICAL)  # what failed is told here, once
+    try:
+        answer = asyncio.run(asking.ask(question, trace=chosen.trace))
+    finally:
+        transport.setLevel(before)
     if chosen.json:
         say(json.dumps(answer.data, indent=2, ensure_ascii=False))
     else:
