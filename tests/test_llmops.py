@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,16 @@ class Alerts:
     def reasons(self) -> list[str]:
         return [alert["reason"] for alert in self.heard]
 
+    async def settled(self, count: int) -> None:
+        """Wait for that many, and a moment for one too many."""
+
+        async def enough() -> bool:
+            return len(self.heard) >= count
+
+        await until(enough)
+        await asyncio.sleep(0.05)
+        assert len(self.heard) == count, self.reasons
+
 
 async def test_operations_are_logged_once_whatever_is_repeated(tenant_bus: Any, tmp_path: Path, telemetry: Any) -> None:
     for number in range(30):
@@ -139,41 +150,88 @@ async def test_a_log_that_cannot_be_written_loses_nothing(
     assert not failures
 
 
+class Account:
+    """What a tenant spends, looked at by one tracker whose clock stands still until it is moved."""
+
+    def __init__(self, bus: Any, threshold: Threshold) -> None:
+        self._bus, self.threshold, self.now = bus, threshold, dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
+        self._log: OperationLog
+        self._tracker: CostTracker
+        self._numbers = itertools.count(1)
+
+    async def open(self, folder: Path) -> None:
+        self._log = await OperationLog.open(self._bus.tenant_id, folder)
+        await self.restart()
+
+    async def restart(self) -> None:
+        """Let another worker take over."""
+        self._tracker = CostTracker(self._bus, self._log, [self.threshold], clock=lambda: self.now)
+        await self._tracker.start()
+
+    async def spend(self, *costs: float) -> int:
+        """Log operations now; return how many alerts they moved."""
+        moment = self.now.isoformat().replace("+00:00", "Z")
+        taken = [operation(next(self._numbers), self._bus, timestamp=moment, cost=cost) for cost in costs]
+        rows, _ = self._log.check(taken)
+        async with self._tracker.counting:
+            await self._log.append(rows)
+            self._tracker.count(rows.to_pylist())
+        return sum([await self._tracker.judge(row) for row in rows.to_pylist()])
+
+    async def later(self, minutes: float) -> None:
+        """Move the clock, and recount."""
+        self.now += dt.timedelta(minutes=minutes)
+        await self._tracker.sweep()
+
+
 async def test_an_alert_is_raised_once_and_again_after_spend_fell(tenant_bus: Any, tmp_path: Path) -> None:
-    now = dt.datetime.now(dt.UTC)
-    log = await OperationLog.open(tenant_bus.tenant_id, tmp_path)
-    threshold = Threshold(limit=1.0, period="hour", hysteresis=0.2)
-    tracker = CostTracker(tenant_bus, log, [threshold], clock=lambda: now)
-    alerts = Alerts()
-
-    async def spend(*numbers: int, at: dt.datetime) -> int:
-        taken = [operation(number, tenant_bus, timestamp=at.isoformat().replace("+00:00", "Z")) for number in numbers]
-        rows, _ = log.check(taken)
-        async with tracker.counting:
-            await log.append(rows)
-            tracker.count(rows.to_pylist())
-        return sum([await tracker.judge(row) for row in rows.to_pylist()])
-
+    account, alerts = Account(tenant_bus, Threshold(limit=1.0, period="hour", hysteresis=0.2)), Alerts()
     async with await tenant_bus.subscribe(LLMOPS_COST_ALERTS, alerts.hear):
-        await tracker.start()
-        assert await spend(1, 2, 3, at=now) == 0
-        assert await spend(4, at=now) == 1
-        assert await spend(5, 6, at=now) == 0
-        now += dt.timedelta(hours=2)
-        await tracker.sweep()
-        assert await spend(7, 8, 9, 10, at=now) == 1
-        await tracker.sweep()
-
-        async def three() -> bool:
-            return len(alerts.heard) >= 3
-
-        await until(three)
-        await asyncio.sleep(0.05)
+        await account.open(tmp_path)
+        assert await account.spend(0.25, 0.25, 0.25) == 0
+        assert await account.spend(0.25) == 1
+        assert await account.spend(0.25, 0.25) == 0
+        await account.later(120)
+        assert await account.spend(0.25, 0.25, 0.25, 0.25) == 1
+        await account.later(0)
+        await alerts.settled(3)
     assert alerts.reasons == ["threshold_crossed", "recovered", "threshold_crossed"]
     first = alerts.heard[0]
     assert (first["spent"], first["limit"], first["currency"], first["operations"]) == (1.0, 1.0, "USD", 4)
     assert (first["scope"], first["period"], first["price_source"]) == ("tenant", "hour", "litellm")
     assert len({alert["alert_id"] for alert in alerts.heard}) == 3
+
+
+@pytest.mark.parametrize("rest", [0.75, 0.875])
+async def test_spend_that_rests_between_two_levels_moves_no_alert(tenant_bus: Any, tmp_path: Path, rest: float) -> None:
+    account, alerts = Account(tenant_bus, Threshold(limit=1.0, period="hour", hysteresis=0.25)), Alerts()
+    async with await tenant_bus.subscribe(LLMOPS_COST_ALERTS, alerts.hear):
+        await account.open(tmp_path)
+        assert await account.spend(1.0 - rest) == 0
+        await account.later(30)
+        assert await account.spend(rest) == 1
+        await account.later(35)  # what came first is over: spend rests at or above the level of 0.75
+        await account.restart()
+        assert await account.spend(0.0) == 0
+        assert await account.spend(0.5) == 0  # crosses the limit again, but never fell below that level
+        await alerts.settled(1)
+        await account.later(30)  # only 0.5 is left
+        assert await account.spend(0.25) == 0
+        assert await account.spend(0.25) == 1
+        await alerts.settled(3)
+    assert alerts.reasons == ["threshold_crossed", "recovered", "threshold_crossed"]
+    assert [alert["spent"] for alert in alerts.heard] == [1.0, 0.5, 1.0]
+
+
+async def test_spend_that_rests_at_a_limit_without_hysteresis_alerts_once(tenant_bus: Any, tmp_path: Path) -> None:
+    account, alerts = Account(tenant_bus, Threshold(limit=1.0, period="hour", hysteresis=0.0)), Alerts()
+    async with await tenant_bus.subscribe(LLMOPS_COST_ALERTS, alerts.hear):
+        await account.open(tmp_path)
+        assert await account.spend(1.0) == 1
+        await account.later(1)
+        await account.later(1)
+        await alerts.settled(1)
+    assert alerts.reasons == ["threshold_crossed"]
 
 
 async def test_an_alert_is_taken_back_by_a_worker_that_finds_no_spend_left(tenant_bus: Any, tmp_path: Path) -> None:

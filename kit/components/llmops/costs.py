@@ -40,7 +40,7 @@ class Threshold:
         period: rolling: hour, day, week, month (30 days), or total.
         scope: whose spend: the tenant's, each model's, user's or agent's.
         name: the one model, user or agent that is meant; None: each of them.
-        hysteresis: share of the limit by which spend must fall before the alert can be raised again.
+        hysteresis: share of the limit; once spend is below ``limit * (1 - hysteresis)``, the alert can be raised again.
     """
 
     limit: float
@@ -195,7 +195,7 @@ class CostTracker:
                 if not raised and spent >= threshold.limit:
                     moved += await self._move(threshold, who, "threshold_crossed", spent, operations)
                     self._raised.add(key)
-                elif raised and spent <= threshold.rearm:
+                elif raised and spent < threshold.rearm:
                     moved += await self._move(threshold, who, "recovered", spent, operations)
                     self._raised.discard(key)
         return moved
