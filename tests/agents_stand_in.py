@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import re
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from kit.catalogue import GATEWAY_EMBEDDINGS, GATEWAY_REQUESTS
 from kit.errors import ComponentError
 
 DIMENSION = 64
+Said: TypeAlias = str | list[dict[str, Any]]
 TOKENS = {"prompt": 3, "completion": 2, "total": 5}
 
 
@@ -45,11 +47,11 @@ class StandIn:
     """Answers in the gateway's place.
 
     Attributes:
-        say: writes the answer to a request: text, or tool calls.
+        say: writes the answer to a request: text, or tool calls; it may take its time.
         requests: every request that came; embedded: every text.
     """
 
-    def __init__(self, bus: Any, say: Callable[[dict[str, Any]], str | list[dict[str, Any]]] = echo) -> None:
+    def __init__(self, bus: Any, say: Callable[[dict[str, Any]], Said | Awaitable[Said]] = echo) -> None:
         self.bus, self.say = bus, say
         self.requests: list[dict[str, Any]] = []
         self.embedded: list[str] = []
@@ -70,6 +72,8 @@ class StandIn:
         request = message.data
         self.requests.append(request)
         said = self.say(request)
+        if inspect.isawaitable(said):
+            said = await said
         answer: dict[str, Any] = {
             "request_id": request["request_id"], "response": None, "tokens": TOKENS, "cost": 0.001,
             "model": request["model"], "timestamp": codec.now(), "finish_reason": "stop",

@@ -332,9 +332,10 @@ async def test_concurrent_runs_of_one_session_lose_nothing(server: Server, tenan
 
 async def test_concurrent_changes_of_the_state_and_repeated_runs_are_kept_once(tenant_bus: Bus) -> None:
     session = await Agent(tenant_bus, "ada").sessions.open("s")
-    await asyncio.gather(*(session.change({}, {f"key{n}": n}) for n in range(8)))
+    await asyncio.gather(*(session.change({}, {f"key{n}": n}, f"r{n}") for n in range(8)))
     assert await session.state() == {f"key{n}": n for n in range(8)}
-    await session.change({"key0": 0, "key1": 1}, {"key1": 5})
+    await session.change({"key0": 0, "key1": 1}, {"key1": 5}, "once")
+    await session.change({"key1": 5}, {"key1": 6}, "once")  # of a run that is done again after a crash
     assert (await session.state()).items() >= {"key1": 5, "key2": 2}.items()
     assert "key0" not in await session.state()
     await session.append("r1", [], {"text": "a"})

@@ -132,7 +132,7 @@ class Agent:
             tools: names of those that it may use; None: all.
 
         Raises:
-            AgentFailed: there is no answer; ModelFailed and RunTimeout say why.
+            AgentFailed: there is no answer; ModelFailed, RunTimeout and StateConflict say why.
             SessionRefused: the session is another user's.
             ToolError: a tool failed, and the agent is strict.
         """

@@ -5,6 +5,7 @@
         ├── AgentFailed               a run ended without an answer
         │   ├── ModelFailed           the gateway gave no answer; says why
         │   ├── RunTimeout            the run was not done within its deadline
+        │   ├── StateConflict         another run changed the same value of the session's state
         │   └── StepFailed            a component that the answer needs is missing, refused or failed; says which
         ├── SessionRefused            a session that is another user's
         ├── MemoryRefused             something that cannot be remembered, or not yet be looked for
@@ -71,6 +72,22 @@ class StepFailed(AgentFailed):
     def __init__(self, component: str, *, error_type: str, detail: str) -> None:
         self.component, self.error_type, self.detail = component, error_type, detail
         super().__init__(f"{component} failed with {error_type}: {detail}")
+
+
+class StateConflict(AgentFailed):
+    """Another run of the session changed the same value of its state, and nothing can be made of both.
+
+    Of this run nothing was kept, neither its answer nor its change: it may be done again, and sees the other's change.
+
+    Attributes:
+        path: keys of the value, from the state's root; they are not told to other processes.
+    """
+
+    retryable = True
+
+    def __init__(self, agent_id: str, *, path: tuple[str, ...] = ()) -> None:
+        self.agent_id, self.path = agent_id, path
+        super().__init__(f"{agent_id}: another run of this session changed the same value of its state: run it again")
 
 
 class SessionRefused(AgentError):

@@ -78,7 +78,7 @@ class Runner:
             pieces: gets the text as it comes.
 
         Raises:
-            AgentFailed: there is no answer.
+            AgentFailed: there is no answer; StateConflict: what tools keep could not be made one with others' changes.
             ToolError: a tool failed, and the agent is strict.
         """
         run, plan = self._run, self._plan
@@ -101,8 +101,8 @@ class Runner:
         answer = self._made(output, time.perf_counter() - started)
         if self._session is not None:
             said = [_kept(message) for message in output.messages if message.role != "system"]
+            await self._session.change(state, _state(output.session_state), run.run_id)
             await self._session.append(run.run_id, said[len(messages) :], answer.document())
-            await self._session.change(state, _state(output.session_state))
         return answer
 
     def _made(self, output: Any, seconds: float) -> Answer:

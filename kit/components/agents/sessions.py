@@ -3,9 +3,12 @@
 Agno keeps a session as one document that a run reads at its start and writes back at its end, so that of two runs at
 once one is lost (https://github.com/agno-agi/agno/issues/7791). Here each run is a document of its own, and its place
 in the session is taken by a conditional write: of two that want the same place one gets it and the other the next.
+What tools keep in ``session_state`` is merged: keys one by one, what was put at the end of lists, differences of
+numbers; where nothing can be made of two changes, the second run fails with ``StateConflict``. Nothing is lost unsaid.
 
 Keys, in the bucket ``agent_sessions`` of the tenant: ``<agent>.<session>.head`` says whose it is and about where it
-ends, ``….run.<id>`` is a run, ``….at.<n>`` names the run at place n, ``….state`` is what tools keep.
+ends, ``….run.<id>`` is a run, ``….at.<n>`` names the run at place n, ``….state`` is what tools keep,
+with the ids of the last runs that changed it.
 """
 
 from __future__ import annotations
@@ -16,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from kit import codec
 from kit.catalogue import AGENT_SESSION_CREATE
-from kit.components.agents.errors import SessionRefused
+from kit.components.agents.errors import SessionRefused, StateConflict
+from kit.components.agents.merging import Unmergeable, merged
 from kit.errors import BusError, Conflict
 from kit.nats.ids import token
 from kit.otel import semconv
@@ -33,6 +37,7 @@ RESUMED = "resumed"  # status of a creation that came second
 _LONGEST = 200  # characters of a session's id
 _FILL = 0.8  # of the server's max_payload, above which a run goes to the object store
 _TRIES = 100  # at the state, when others write it too
+_CHANGED_BY = 200  # runs that are known to have changed the state, should one of them be done again
 
 
 class Sessions:
@@ -122,6 +127,7 @@ class Session:
     def __init__(self, bus: Bus, store: Store, base: str, head: Mapping[str, Any]) -> None:
         self.session_id: str = head["session_id"]
         self.user_id: str | None = head["user_id"]
+        self._agent_id: str = head["agent_id"]
         self._bus, self._store, self._base = bus, store, base
         self._hint: int = head["runs"]
         self._head = dict(head)
@@ -149,7 +155,7 @@ class Session:
 
     async def state(self) -> dict[str, Any]:
         """Return what tools keep in the session."""
-        return (await self._state())[0]
+        return (await self._state())[0]["state"]  # type: ignore[no-any-return]
 
     # --- writing ------------------------------------------------------------------------------------------------
 
@@ -166,22 +172,30 @@ class Session:
                 return  # … else whoever wrote it died before it had a place
         await self._place(name)
 
-    async def change(self, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
-        """Write what a run changed of the state; what other runs changed meanwhile stays."""
-        changed = {name: value for name, value in after.items() if name not in before or before[name] != value}
-        gone = [name for name in before if name not in after]
-        if not changed and not gone:
+    async def change(self, before: Mapping[str, Any], after: Mapping[str, Any], run_id: str) -> None:
+        """Write what a run changed of the state, beside what others changed meanwhile; of a run done twice, once.
+
+        Raises:
+            StateConflict: another run changed the same value, and nothing can be made of both; nothing was written.
+            CodecError: the state is no JSON.
+        """
+        before, after = codec.loads(codec.dumps(dict(before))), codec.loads(codec.dumps(dict(after)))
+        if before == after:
             return
         for _ in range(_TRIES):
-            state, revision = await self._state()
-            state.update(changed)
-            for name in gone:
-                state.pop(name, None)
+            known, revision = await self._state()
+            if run_id in known["runs"]:
+                return
+            try:
+                state = merged(before, after, known["state"])
+            except Unmergeable as error:
+                raise StateConflict(self._agent_id, path=error.path) from error
+            document = codec.dumps({"state": state, "runs": [*known["runs"], run_id][-_CHANGED_BY:]})
             try:
                 if revision:
-                    await self._store.update(f"{self._base}.state", codec.dumps(state), revision)
+                    await self._store.update(f"{self._base}.state", document, revision)
                 else:
-                    await self._store.create(f"{self._base}.state", codec.dumps(state))
+                    await self._store.create(f"{self._base}.state", document)
                 return
             except Conflict:
                 continue
@@ -215,7 +229,9 @@ class Session:
 
     async def _state(self) -> tuple[dict[str, Any], int]:
         entry = await self._store.get(f"{self._base}.state")
-        return (codec.loads(entry.value), entry.revision) if entry is not None and entry.value else ({}, 0)
+        if entry is None or not entry.value:
+            return {"state": {}, "runs": []}, 0
+        return codec.loads(entry.value), entry.revision
 
     def _at(self, place: int) -> str:
         return f"{self._base}.at.{place}"
