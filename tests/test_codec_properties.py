@@ -248,5 +248,5 @@ def test_a_time_that_a_shape_takes_is_one_to_the_schema(text: str) -> None:
 
 
 def test_every_contract_has_a_head_of_its_own() -> None:
-    heads = {(contracts.registry().contract(*version).prefix + b'{"')[: envelope._HEAD] for version in VERSIONS}
+    heads = {(contracts.registry().contract(*version).prefix + b'{"')[envelope._HEAD] for version in VERSIONS}
     assert len(heads) == len(VERSIONS)

@@ -14,13 +14,13 @@ from .contracts import Contract, parse_version, registry
 from .shapes import UNSURE, Read, Write, compile_reader, compile_writer
 from .tensors import Attacher, Detacher
 
-_HEAD = 56  # bytes that tell one contract's envelopes from another's, as this kit writes them
-_READERS: dict[bytes, tuple[Read, str, str]] = {}  # by head; filled as contracts are met
+_HEAD = slice(56)  # the bytes that tell one contract's envelopes from another's, as this kit writes them
+_READERS: dict[bytes, Read] = {}  # by head; filled as contracts are met
 _WRITERS: dict[str | tuple[str, str], Write] = {}  # by type, or type and version; likewise
 _FIELDS = frozenset({"schema_version", "message_type", "data"})
 
 
-class Envelope(msgspec.Struct, frozen=True):
+class Envelope(msgspec.Struct, frozen=True, gc=False):
     """A decoded message: frozen.
 
     Attributes:
@@ -130,33 +130,28 @@ def decode(payload: bytes | bytearray | memoryview) -> Envelope:
         ContractViolation: the data break the schema of their version.
         UnknownContract: an unknown message type, or a newer major version: to be put aside, not guessed at.
     """
-    if payload.__class__ is not bytes:
-        payload = _to_bytes(payload)
-    found = _READERS.get(payload[:_HEAD])
-    if found is not None:
-        read, message_type, version = found
-        try:
-            data = read(payload)
-            if data is not None:
-                return Envelope(message_type, version, data)
-        except UNSURE:
-            pass  # The long way says whether, and what, is wrong.
-    return _decode(payload)
+    try:
+        envelope = _READERS[payload[_HEAD]](payload)  # type: ignore[index, arg-type]
+        if envelope is not None:
+            return envelope  # type: ignore[no-any-return]
+    except UNSURE:
+        pass  # The long way says whether, and what, is wrong.
+    return _decode(payload if payload.__class__ is bytes else _to_bytes(payload))
 
 
 def _reader(contract: Contract) -> Read:
     """Return the fast way to read."""
-    compiled = compile_reader(contract.schema, contract.prefix)
     if not contract.tensors:
-        return compiled
+        return compile_reader(contract.schema, contract.prefix, (Envelope, contract.message_type, contract.version))
+    compiled = compile_reader(contract.schema, contract.prefix)
 
-    def read(payload: bytes) -> dict[str, Any] | None:
+    def read(payload: bytes) -> Envelope | None:
         nul = payload.find(b"\0")
         data = compiled(payload if nul < 0 else payload[:nul])
         # Most have no tensor: then nothing in them has a shape, however its name is written.
         if data is not None and (nul >= 0 or b'"shape"' in payload or b"\\u" in payload):
             _attach(contract, data, None if nul < 0 else memoryview(payload)[nul + 1 :])
-        return data
+        return None if data is None else Envelope(contract.message_type, contract.version, data)
 
     return read
 
@@ -170,9 +165,9 @@ def _decode(payload: bytes) -> Envelope:
     contract.check(data)
     if nul >= 0 or contract.tensors:
         _attach(contract, data, None if nul < 0 else memoryview(payload)[nul + 1 :])
-    head = (contract.prefix + b'{"')[:_HEAD]
+    head = (contract.prefix + b'{"')[_HEAD]
     if not contract.is_opened and head not in _READERS:
-        _READERS[head] = _reader(contract), message_type, version
+        _READERS[head] = _reader(contract)
     return Envelope(message_type, version, data)
 
 

@@ -41,13 +41,13 @@ class Unsupported(ValueError):
     """A schema holds something that a shape cannot express."""
 
 
-Read = Callable[[bytes], dict[str, Any] | None]
-"""JSON text of an envelope -> its data, or None (or an error of ``UNSURE``) when the shape is not sure of them."""
+Read = Callable[[bytes], Any]
+"""JSON text of an envelope -> what it holds, or None (or an error of ``UNSURE``) when the shape is not sure of it."""
 
 Write = Callable[[Any], bytes | None]
 """Data -> JSON text of their envelope, or None (or an error of ``UNSURE``) likewise."""
 
-UNSURE = (msgspec.MsgspecError, ValueError, TypeError, AttributeError, LookupError, RecursionError)
+UNSURE = (msgspec.MsgspecError, ValueError, TypeError, AttributeError, LookupError, RecursionError, BufferError)
 """What the fast way may raise when data do not fit it: the long way then says whether, and what, is wrong."""
 
 
@@ -55,26 +55,28 @@ def never(argument: Any) -> None:
     """Be sure of nothing: the fast way of a schema that has none."""
 
 
-def compile_reader(schema: dict[str, Any], prefix: bytes) -> Read:
+def compile_reader(schema: dict[str, Any], prefix: bytes, wrap: tuple[Any, ...] = ()) -> Read:
     """Return the fast way to read: ``never`` when the schema holds something that a shape cannot express.
 
     Args:
         schema: of the data, in which tensors are described.
         prefix: the bytes of an envelope before its data.
+        wrap: what makes the result, and its arguments before the data; nothing returns the data.
     """
     checks = _Checks(schema, exactly=False)
     try:
-        envelope = msgspec.defstruct("Envelope", [("data", _Types(schema, structs=False).of(schema))], gc=False)
+        parse = msgspec.json.Decoder(_Types(schema, structs=False).of(schema)).decode
         lines = checks.node(schema, "v")
     except Unsupported:
         return never
+    names = {f"wrap{number}": value for number, value in enumerate(wrap)}
     return checks.function(
-        "v = parse(argument).data",
+        "v = parse(argument[body])",
         # What is read and rendered again as the same text has lost nothing: no field, no second key, no digit.
         "if argument != join((prefix, render(v), end)): return None",
         *lines,
-        "return v",
-        names={**_wire(prefix), "parse": msgspec.json.Decoder(envelope).decode},
+        f"return wrap0({', '.join([*list(names)[1:], 'v'])})" if wrap else "return v",
+        names={**_wire(prefix), "body": slice(len(prefix), -1), "parse": parse, **names},
     )
 
 
