@@ -2,6 +2,8 @@
 
 Nobody has to tell that a caller left. Each piece names a reply subject that a caller never uses; when nobody is
 subscribed to the pieces any more, the server itself answers there (503, no responders), and the handler is cancelled.
+While there is no piece to send, an empty one asks after the caller every second: a handler that waits for something is
+cancelled within two seconds after its caller left, too. Callers pass over empty pieces.
 """
 
 from __future__ import annotations
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
     from kit.nats.connection import Listener
 
 CHUNKS = "Kit-Chunks"  # header: the subject on which the caller wants the pieces
+_QUIET = 1.0  # s; without a piece, after which the caller is asked after
+_AGAIN = 0.5  # s; until it is asked after once more, when nobody listened
+_BACK = 3.0  # s; after this side's own connection was lost, for the caller to be back as well
 
 
 class CallerGone(BusError):
@@ -40,23 +45,30 @@ class CallerGone(BusError):
 
 
 class ChunkSender:
-    """Sends the pieces of one answer, and cancels its handler once the caller is gone."""
+    """Sends the pieces of one answer, and cancels its handler once the caller is gone.
+
+    A caller is gone when nobody listens twice within a second: one whose server went away has come to another by then.
+    """
 
     def __init__(self, bus: Bus, subject: str) -> None:
         self._bus, self.subject = bus, subject
         self._task = asyncio.current_task()
+        self._loop = asyncio.get_running_loop()
         self._listener: Listener | None = None
-        self.gone = False
+        self._sent = self._loop.time()  # when something was sent last
+        self._missed = -2 * _AGAIN  # when nobody listened last
+        self._reconnects = bus.connection.counters.reconnects
+        self._timer = self._loop.call_later(_QUIET, self._ask)
+        self._closed = self.gone = False
 
     async def send(self, data: dict[str, Any]) -> None:
         """Send one piece."""
-        connection = self._bus.connection
-        if self._listener is None:
-            self._listener = await connection.listen(self._on_gone)
-        await connection.client.publish(self.subject, encode(LLM_CHUNK, data), self._listener.subject)
+        await self._publish(encode(LLM_CHUNK, data))
 
     def close(self) -> None:
         """Watch for the caller no more."""
+        self._closed = True
+        self._timer.cancel()
         if self._listener is not None:
             self._listener.close()
 
@@ -65,8 +77,43 @@ class ChunkSender:
         if self._task is not None:
             self._task.uncancel()
 
+    async def _publish(self, payload: bytes) -> None:
+        connection = self._bus.connection
+        if self._listener is None:
+            listener = await connection.listen(self._on_gone)
+            if self._listener is not None or self._closed:
+                listener.close()
+            else:
+                self._listener = listener
+        if self._listener is not None:
+            self._sent = self._loop.time()
+            await connection.client.publish(self.subject, payload, self._listener.subject)
+
+    def _ask(self) -> None:
+        """Ask after the caller, unless a piece has done so a moment ago."""
+        if self._reconnects != (reconnects := self._bus.connection.counters.reconnects):
+            self._reconnects = reconnects
+            self._timer = self._loop.call_later(_BACK, self._ask)
+            return
+        quiet = self._loop.time() - self._sent
+        if quiet >= _AGAIN:
+            self._bus.background(self._probe())
+            quiet = 0.0
+        self._timer = self._loop.call_later(_QUIET - quiet, self._ask)
+
+    async def _probe(self) -> None:
+        with suppress(Disconnected):  # asked again once the connection is back
+            await self._publish(b"")
+
     def _on_gone(self, _: Msg) -> None:
-        if not self.gone and self._task is not None:
+        now = self._loop.time()
+        again, self._missed = now - self._missed <= 2 * _AGAIN, now
+        if self.gone or self._closed:
+            return
+        if not again:
+            self._timer.cancel()
+            self._timer = self._loop.call_later(_AGAIN, self._ask)
+        elif self._task is not None:
             self.gone = True
             self._task.cancel()
 
@@ -97,6 +144,8 @@ class Stream:
         self._subscription = await self._bus.connection.subscribe(self._subject, self._pieces.put_nowait)
         self._call = asyncio.ensure_future(self._run())
         while (piece := await self._pieces.get()) is not None:
+            if not piece.data:  # the other side asks whether somebody is here
+                continue
             yield self._route.message(self._route.read_chunk(piece.data), message_id=self._message_id)
         yield await self._call
 
