@@ -1,8 +1,9 @@
 """Jobs that are enqueued at once are stored at once: one sync of the disk for all of them, not one for each.
 
-A job that comes alone goes alone, at once. Where many are under way, those that come in one turn of the event loop, or
-while a batch is being stored, go as one atomic batch of JetStream: all of them are stored, or none. Whatever keeps a
-batch from being stored (an older server, a stream that was made without), each of its jobs is then stored by itself.
+A job that comes alone goes alone, at once. While one is under way, those that come in one turn of the event loop, or
+while a batch is being stored, go as one atomic batch of JetStream, if they are many: all of them are stored, or none.
+Whatever keeps a batch from being stored (an older server, a stream that was made without), each of its jobs is then
+stored by itself.
 
 Source: NATS ADR-50, atomic batch publish.
 """
@@ -98,7 +99,7 @@ class Batches:
         lane = self._lanes.get(stream)
         if lane is None:
             lane = self._lanes[stream] = _Lane(possible=self._connection.client.server_version >= _SYNCED)
-        if lane.possible and len(payload) <= _SMALL and (lane.crowded or lane.alone >= _FEW):
+        if lane.possible and len(payload) <= _SMALL and (lane.crowded or lane.alone):
             entry = _Entry(subject, payload, headers, self._loop.time() + timeout, self._loop.create_future())
             self._wait(lane, entry)
             ack = await entry.stored
