@@ -48,6 +48,7 @@ class StandIn:
 
     Attributes:
         say: writes the answer to a request: text, or tool calls; it may take its time.
+        refuse: texts that it gives no embedding of.
         requests: every request that came; embedded: every text.
     """
 
@@ -55,6 +56,7 @@ class StandIn:
         self.bus, self.say = bus, say
         self.requests: list[dict[str, Any]] = []
         self.embedded: list[str] = []
+        self.refuse: set[str] = set()
         self.workers: list[Any] = []
 
     async def __aenter__(self) -> StandIn:
@@ -88,6 +90,8 @@ class StandIn:
 
     async def _embed(self, message: Any) -> dict[str, Any]:
         texts = message.data["texts"]
+        if self.refuse & set(texts):
+            raise Broken("no embedding of that")
         self.embedded += texts
         return {
             "request_id": message.data["request_id"], "model": message.data["model"], "dimension": DIMENSION,

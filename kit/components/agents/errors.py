@@ -9,6 +9,7 @@
         │   └── StepFailed            a component that the answer needs is missing, refused or failed; says which
         ├── SessionRefused            a session that is another user's
         ├── MemoryRefused             something that cannot be remembered, or not yet be looked for
+        │   └── MemoryPending         it is kept, and cannot be found yet: there is no embedding of it
         ├── ToolError
         │   ├── UnknownTool           nobody serves a tool of this name
         │   ├── ToolElsewhere         somebody else serves it; the call goes back to the queue
@@ -108,6 +109,18 @@ class MemoryRefused(AgentError):
     def __init__(self, reason: str, *, retryable: bool = False) -> None:
         self.reason, self.retryable = reason, retryable
         super().__init__(reason)
+
+
+class MemoryPending(MemoryRefused):
+    """A memory is kept, and cannot be found yet: the gateway gave no embedding; the service goes on asking for one.
+
+    Attributes:
+        memory_id: which one.
+    """
+
+    def __init__(self, memory_id: str) -> None:
+        self.memory_id = memory_id
+        super().__init__(f"memory {memory_id} is kept, and can be found once the gateway gives an embedding of it")
 
 
 class ToolError(AgentError):

@@ -2,11 +2,16 @@
 
 A memory's document is in JetStream KV (bucket ``agent_memory``, key ``<agent>.<memory>``), its vector in LanceDB. The
 document counts: a memory that is found by its vector and has none is not returned.
+
+What is handed over is stored by the queue, whether a memory service is up or not. A memory whose embedding the gateway
+does not give is kept, and found as soon as the service gets one. That a user is to be forgotten is noted (bucket
+``agent_forgotten``) with the time: what was handed over before and is still on its way is dropped when it arrives.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -17,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from kit import codec
 from kit.catalogue import AGENT_MEMORY, AGENT_MEMORY_RETRIEVE
 from kit.components.agents.embedding import embed
-from kit.components.agents.errors import MemoryRefused
+from kit.components.agents.errors import MemoryPending, MemoryRefused
 from kit.components.agents.vectors import Near, Vectors
 from kit.errors import JobDead
 from kit.nats.ids import token
@@ -32,6 +37,7 @@ if TYPE_CHECKING:
     from kit.nats.store import Store
 
 BUCKET = "agent_memory"
+FORGOTTEN = "agent_forgotten"  # bucket: when everything about a user was to be forgotten
 TYPES = ("fact", "preference", "episode")
 _SPARE = 8  # more than asked for: some that are near may be forgotten or over
 
@@ -104,6 +110,7 @@ class Memories:
 
         Raises:
             MemoryRefused: it is empty, or of no such type; with ``wait``: the service failed at it.
+            MemoryPending: with ``wait``: it is kept, and cannot be found yet.
             NotStored: the queue did not take it.
             DeadlineExceeded: ``wait`` is over and it is not done yet.
         """
@@ -118,7 +125,9 @@ class Memories:
         }  # fmt: skip
         more = {name: value for name, value in told.items() if value is not None}
         item = {**self._item(memory_id or uuid.uuid4().hex, type), "content": content, **more}
-        await self._hand_over(item, wait)
+        receipt = await self._hand_over(item, wait)
+        if receipt is not None and receipt["status"] in ("stored", "unchanged") and not receipt["indexed"]:
+            raise MemoryPending(item["memory_id"])
         return str(item["memory_id"])
 
     async def forget(self, memory_id: str, *, wait: float | None = None) -> None:
@@ -133,7 +142,20 @@ class Memories:
         await self._hand_over({**self._item(memory_id, "fact"), "action": "forget"}, wait)
 
     async def forget_user(self, user_id: str, *, wait: float | None = None) -> int:
-        """Have everything forgotten that is remembered for a user, and return how much that is."""
+        """Have everything forgotten that is remembered for a user, and return how much that is.
+
+        What was handed over before and is not stored yet is not counted, and dropped when it arrives.
+
+        Args:
+            wait: seconds to wait until it is; None does not wait.
+
+        Raises:
+            BusError: it could not be noted.
+            MemoryRefused, NotStored, DeadlineExceeded: as for ``remember``.
+        """
+        # First the note, then the look: what is stored meanwhile is either seen here or dropped there.
+        note = codec.dumps({"forgotten_at": codec.now()})
+        await (await self._bus.store(FORGOTTEN)).put(key_of_user(self._agent_id, user_id), note)
         mine = [memory for memory in await self.all() if memory.user_id == user_id]
         await asyncio.gather(*(self.forget(memory.memory_id, wait=wait) for memory in mine))
         return len(mine)
@@ -205,12 +227,12 @@ class Memories:
         rows = [(m.memory_type, m.content, m.user_id, m.timestamp) for m in await self.all()]
         return pd.DataFrame(rows, columns=["type", "content", "user_id", "timestamp"])
 
-    async def _hand_over(self, item: dict[str, Any], wait: float | None) -> None:
+    async def _hand_over(self, item: dict[str, Any], wait: float | None) -> dict[str, Any] | None:
         if wait is None:
             await self._bus.enqueue(AGENT_MEMORY, item)
-            return
+            return None
         try:
-            await self._bus.run(AGENT_MEMORY, item, timeout=wait)
+            return (await self._bus.run(AGENT_MEMORY, item, timeout=wait)).data
         except JobDead as error:
             raise MemoryRefused(f"{error.error_type}: {error.detail}") from error
 
@@ -244,6 +266,11 @@ class Memories:
 def key_of(agent_id: str, memory_id: str) -> str:
     """Return the key of a memory's document."""
     return f"{agent_id}.{token(memory_id)}"
+
+
+def key_of_user(agent_id: str, user_id: str) -> str:
+    """Return the key of the note that a user was to be forgotten; it does not tell who that is."""
+    return f"{agent_id}.{hashlib.sha256(user_id.encode()).hexdigest()}"
 
 
 def _memory(document: bytes | None, relevance: float) -> Memory | None:

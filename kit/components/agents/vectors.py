@@ -96,6 +96,14 @@ class Vectors:
         condition = None if agent_id is None else f"agent_id = {_quoted(agent_id)}"
         return sum([await (await self._opened(name)).count_rows(condition) for name in await self._names()])
 
+    async def keys(self) -> list[tuple[str, str]]:
+        """Return agent and memory of each vector."""
+        found: list[tuple[str, str]] = []
+        for name in await self._names():
+            table = await (await self._opened(name)).query().select(["agent_id", "memory_id"]).to_arrow()
+            found += zip(table["agent_id"].to_pylist(), table["memory_id"].to_pylist(), strict=True)
+        return found
+
     async def search(
         self,
         vector: NDArray[np.float32],
