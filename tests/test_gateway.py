@@ -632,6 +632,7 @@ def test_errors_come_back_as_they_were_sent() -> None:
             limit=5, spent=4.5, estimated=0.75, currency="USD", period="day", reset_at="2026-01-02T00:00:00Z"
         ),
         gateway.BudgetExceeded(limit=1, spent=0, estimated=2, currency="USD", period="total", reset_at=None),
+        gateway.PriceUnknown("openai/nobodys"),
         gateway.ProviderFailed("m", kind="Timeout", status_code=408, retryable=True, retry_after=7.125),
         gateway.ResponseInvalid("json_schema", detail="$.a breaks the rule 'type'", attempts=2),
         gateway.RequestExpired(seconds=3),
@@ -670,7 +671,7 @@ def test_this_component_answers_on_these_rows() -> None:
 async def test_a_flight_of_a_dead_worker_is_taken_over_and_one_of_a_living_worker_is_waited_for(
     server: Server, tenant_bus: Bus
 ) -> None:
-    from kit.components.gateway.flight import BUCKET, Flights
+    from kit.components.gateway.flight import BUCKET, Flights, Landed
     from kit.components.gateway.peers import Peers
 
     async with second_bus(server, tenant_bus) as other:
@@ -679,50 +680,84 @@ async def test_a_flight_of_a_dead_worker_is_taken_over_and_one_of_a_living_worke
         flights, store = await Flights.open(tenant_bus, one), await tenant_bus.store(BUCKET, 600.0)
         landings: list[dict[str, Any] | None] = [None, None, {"response": "landed"}]
 
-        async def fly() -> dict[str, Any]:
+        async def fly(_: Any) -> dict[str, Any]:
             return {"response": "flown"}
 
         async def landed() -> dict[str, Any] | None:
             return landings.pop(0)
 
         await store.put("dead", b"three")
-        assert await flights.share("dead", fly, landed, 5.0) == ({"response": "flown"}, False)
+        assert await flights.share("dead", fly, landed, 5.0) == Landed(answer={"response": "flown"}, shared=False)
         await store.put("alive", b"two")
-        assert await flights.share("alive", fly, landed, 5.0) == ({"response": "landed"}, True)
+        assert await flights.share("alive", fly, landed, 5.0) == Landed(answer={"response": "landed"}, shared=True)
         assert await store.keys() == ["alive"]
         await two.leave()
         await until(lambda: one.alone)
         await one.leave()
 
 
-async def test_when_the_one_who_asked_leaves_the_next_one_asks_anew(tenant_bus: Bus) -> None:
+@pytest.fixture
+async def flights(tenant_bus: Bus) -> AsyncIterator[Any]:
     from kit.components.gateway.flight import Flights
     from kit.components.gateway.peers import Peers
 
     peers = await Peers.join(tenant_bus, "one")
-    flights = await Flights.open(tenant_bus, peers)
-    asked: list[int] = []
+    yield await Flights.open(tenant_bus, peers)
+    await peers.leave()
 
-    async def fly() -> dict[str, Any]:
-        asked.append(1)
-        await asyncio.sleep(60 if len(asked) == 1 else 0)
+
+async def not_landed() -> None:
+    return None
+
+
+async def test_a_flight_goes_on_without_the_one_who_began_it_and_ends_with_the_last(flights: Any) -> None:
+    asked: list[str] = []
+
+    async def fly(_: Any) -> dict[str, Any]:
+        asked.append("begun")
+        try:
+            await asyncio.sleep(0.1 if len(asked) == 1 else 60)
+        except asyncio.CancelledError:
+            asked.append("broken off")
+            raise
         return {"response": "flown"}
 
-    async def landed() -> None:
-        return None
-
-    riders = [asyncio.ensure_future(flights.share("k", fly, landed, 5.0)) for _ in range(4)]
+    riders = [asyncio.ensure_future(flights.share("k", fly, not_landed, 5.0)) for _ in range(4)]
     await asyncio.sleep(0.01)
-    riders[3].cancel()
-    await asyncio.sleep(0.01)
-    assert len(asked) == 1
-    riders[0].cancel()
+    for leaving in (riders[0], riders[3]):
+        leaving.cancel()
     answers = await asyncio.gather(*riders, return_exceptions=True)
-    assert len(asked) == 2
-    assert answers[1:3] == [({"response": "flown"}, False), ({"response": "flown"}, True)]
-    assert isinstance(answers[0], asyncio.CancelledError)
-    assert isinstance(answers[3], asyncio.CancelledError)
-    await peers.leave()
+    assert asked == ["begun"]
+    assert [getattr(answer, "shared", None) for answer in answers] == [None, True, True, None]
+    assert {type(answer) for answer in answers} > {asyncio.CancelledError}
+    riders = [asyncio.ensure_future(flights.share("k", fly, not_landed, 5.0)) for _ in range(2)]
+    await asyncio.sleep(0.01)
+    for leaving in riders:
+        leaving.cancel()
+    await asyncio.wait(riders)
+    assert asked == ["begun", "begun", "broken off"]
+
+
+async def test_who_rides_along_waits_as_long_as_it_said_whoever_began(flights: Any) -> None:
+    begun: list[int] = []
+
+    async def fly(_: Any) -> dict[str, Any]:
+        begun.append(1)
+        await asyncio.sleep(0.2)
+        if len(begun) == 1:  # the time of who began is up
+            raise gateway.ProviderFailed("m", kind="Timeout", status_code=408, retryable=False)
+        return {"response": "flown"}
+
+    first, patient, hasty = (
+        asyncio.ensure_future(flights.share("k", fly, not_landed, seconds)) for seconds in (0.2, 5.0, 0.05)
+    )
+    with pytest.raises(gateway.ProviderFailed, match=r"408 \(Timeout\)"):
+        await hasty
+    assert not first.done()
+    with pytest.raises(gateway.ProviderFailed, match=r"408 \(Timeout\)"):
+        await first
+    assert (await patient).answer == {"response": "flown"}
+    assert len(begun) == 2
 
 
 @pytest.mark.parametrize(

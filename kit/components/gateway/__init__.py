@@ -31,6 +31,7 @@ from .embeddings import Embedder
 from .errors import (
     BudgetExceeded,
     GatewayError,
+    PriceUnknown,
     ProviderFailed,
     RateLimited,
     RequestExpired,
@@ -43,10 +44,12 @@ from .health import Health
 from .limits import Limiter
 from .litellm_calls import Providers, litellm_module
 from .models.static import static_embeddings
+from .parts import Parts
 from .peers import Peers
 from .prices import Prices
 from .settings import DEFAULT_EMBEDDING_MODEL, DEFAULT_MODEL, Budget, RateLimit, Settings, budget_of, rate_limit_of
-from .worker import Gateway, Parts
+from .till import Till
+from .worker import Gateway
 
 if TYPE_CHECKING:
     from kit.nats.bus import Bus
@@ -59,6 +62,7 @@ __all__ = [
     "BudgetExceeded",
     "Gateway",
     "GatewayError",
+    "PriceUnknown",
     "ProviderFailed",
     "RateLimit",
     "RateLimited",
@@ -173,17 +177,21 @@ async def _assemble(bus: Bus, settings: Settings) -> Parts:
     worker_id = f"gateway-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     litellm, _ = await asyncio.gather(litellm_module(), asyncio.to_thread(static_embeddings))
     peers, limiter = await asyncio.gather(Peers.join(bus, worker_id), Limiter.open(bus))
+    prices, events = Prices(settings, litellm), Events(bus, worker_id)
+    till = Till(
+        telemetry=bus.telemetry, prices=prices, limiter=limiter, events=events, worker_id=worker_id,
+        purse=await Purse.open(bus, settings.budget) if settings.budget is not None else None,
+    )  # fmt: skip
     return Parts(
         settings=settings,
         telemetry=bus.telemetry,
         providers=Providers(settings, litellm),
-        prices=Prices(settings, litellm),
-        limiter=limiter,
+        prices=prices,
+        till=till,
         health=Health(cooldown=settings.cooldown, interval=settings.health_interval, worker_id=worker_id),
-        events=Events(bus, worker_id),
+        events=events,
         flights=await Flights.open(bus, peers),
         peers=peers,
         worker_id=worker_id,
         cache=await Cache.open(bus, settings.cache_ttl) if settings.cache_ttl else None,
-        purse=await Purse.open(bus, settings.budget) if settings.budget is not None else None,
     )

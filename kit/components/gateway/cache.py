@@ -55,6 +55,11 @@ def stored_key(key: str, model: str, prompt_version: str | None) -> str:
     return f"{_mark(model)}.{_mark(prompt_version)}.{key}"
 
 
+def remembered(answer: dict[str, Any]) -> dict[str, Any]:
+    """Return what of an answer is kept for others: what was said, not what saying it took."""
+    return {name: answer[name] for name in _ANSWER if name in answer}
+
+
 class Cache:
     """Responses by request, as data: whoever is answered from it gets them wrapped anew.
 
@@ -124,7 +129,7 @@ class Cache:
         Here it is known at once; the task returned ends when every worker can find it.
         """
         if epoch == self._epoch:
-            self._fresh[where] = {name: response[name] for name in _ANSWER if name in response}
+            self._fresh[where] = remembered(response)
         task = asyncio.create_task(self._keep(where, epoch))
         self._storing.add(task)
         task.add_done_callback(self._storing.discard)

@@ -5,26 +5,23 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from kit import codec
-from kit.catalogue import (
-    GATEWAY_COST,
-    GATEWAY_PROVIDER_CALLS,
-    GATEWAY_RATE_LIMIT_VIOLATIONS,
-    GATEWAY_TOKENS_USED,
-)
+from kit.catalogue import GATEWAY_PROVIDER_CALLS
+from kit.errors import KitError
 from kit.otel import semconv
 from kit.otel.genai import gen_ai_attributes
 
-from .errors import ProviderFailed, RateLimited, RequestRefused
+from .books import Books
+from .errors import ProviderFailed, RequestRefused
 from .litellm_calls import refuse_steering
+from .parts import Parts
 from .prices import CURRENCY
-from .responses import operation_of, tokens_of
-from .worker import Parts
+from .responses import tokens_of
+from .till import Meter
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -42,7 +39,7 @@ class Embedder:
     def __init__(self, parts: Parts, bus: Bus) -> None:
         self._parts, self._bus = parts, bus
         self._telemetry = parts.telemetry
-        self._serial = 0
+        self._books = Books(parts, "embedding")
 
     async def handle(self, message: Message) -> dict[str, Any]:
         """Answer a request for embeddings now.
@@ -70,7 +67,6 @@ class Embedder:
             model = self._parts.settings.embedding_model
         if len(texts) > _MOST_TEXTS:
             raise RequestRefused(f"{len(texts):,} texts are too many for one request: send at most {_MOST_TEXTS:,}")
-        await self._admit(request, model)
         vectors, told = await self._call(request, model, texts)
         if request.get("normalize"):
             vectors = _normalised(vectors)
@@ -81,98 +77,68 @@ class Embedder:
             "duration": time.perf_counter() - started, **told, **echo, **await self._carried(vectors),
         }  # fmt: skip
 
-    async def _admit(self, request: dict[str, Any], model: str) -> None:
-        """Take one request from the model's own allowance; what "*" allows is for chat."""
-        limit = self._parts.settings.rate_limits.get(model)
-        if limit is None:
-            return
-        try:
-            await self._parts.limiter.take(model, limit)
-        except RateLimited as error:
-            self._telemetry.count(GATEWAY_RATE_LIMIT_VIOLATIONS, model=model)
-            self._parts.events.violated(error, limit, request)
-            raise
+    def _meter(self, request: dict[str, Any], texts: list[str]) -> Meter:
+        """Open the account of a request; of limits only the model's own holds, what "*" allows is for chat."""
+        prices, tokens = self._parts.prices, sum(map(len, texts)) // 3 + 1
+        return Meter(
+            self._parts.till, request, limit=self._parts.settings.rate_limits.get, unlimited_too=False,
+            estimate=lambda name: prices.of(name, tokens, 0),
+        )  # fmt: skip
 
     async def _call(
         self, request: dict[str, Any], model: str, texts: list[str]
     ) -> tuple[NDArray[np.float32], dict[str, Any]]:
         """Call the provider: its span is the request's own, its metrics and its line in the log are like any call's."""
-        parts = self._parts
-        provider = parts.providers.provider_of(model)
+        parts, meter = self._parts, self._meter(request, texts)
+        provider, parameters = parts.providers.provider_of(model), self._parameters(request)
+        seconds = float(request.get("timeout") or parts.settings.timeout * (1 + parts.settings.retries))
         about = gen_ai_attributes("embeddings", model=model, provider=provider, input_messages=_shown(texts))
         self._telemetry.annotate({**about, semconv.REQUEST_ID: request["request_id"], semconv.EMBEDDING_MODEL: model})
-        reserved = await self._reserve(request, model, texts)
-        started = time.perf_counter()
-        cost = 0.0
         try:
-            response = await parts.providers.embed(
-                model, texts, self._timeout(request), self._parameters(request), request.get("timeout")
-            )
-            vectors = _vectors(response, len(texts), model)
-            told = self._succeeded(request, model, provider, response, vectors, started)
-            cost = told["cost"] or 0.0
-        except ProviderFailed as error:
-            self._failed(request, model, provider, error, started)
-            raise
+            await meter.enter(model)
+            started = time.perf_counter()
+            try:
+                timeout = min(seconds, parts.settings.timeout)
+                work = parts.providers.embed(model, texts, timeout, parameters, meter)
+                response = await meter.within(seconds, work)
+                vectors = _vectors(response, len(texts), model)
+            except (KitError, asyncio.CancelledError) as error:
+                self._failed(request, meter, error, time.perf_counter() - started)
+                raise
+            return vectors, self._succeeded(request, meter, response, vectors, time.perf_counter() - started)
         finally:
-            if reserved is not None and parts.purse is not None:
-                await asyncio.shield(parts.purse.settle(reserved, cost))
-        return vectors, told
+            await meter.settle()
 
     def _succeeded(
-        self, request: dict[str, Any], model: str, provider: str, response: Any, vectors: NDArray[np.float32],
-        started: float,
-    ) -> dict[str, Any]:  # fmt: skip
+        self, request: dict[str, Any], meter: Meter, response: Any, vectors: NDArray[np.float32], seconds: float
+    ) -> dict[str, Any]:
         """Tell span, metrics, log and health of a call; return what its response says of tokens and cost."""
-        tokens = tokens_of(response.usage)
+        tokens, model, dimension = tokens_of(response.usage), meter.model, vectors.shape[1]
+        provider = self._parts.providers.provider_of(model)
         price = self._parts.prices.paid(model, response, tokens["prompt"], 0)
         self._telemetry.count(GATEWAY_PROVIDER_CALLS, 1, status="success", provider=provider, model=model)
-        self._telemetry.record(GATEWAY_TOKENS_USED, tokens["total"], provider=provider, model=model)
-        if price.amount is not None:
-            self._telemetry.record(GATEWAY_COST, price.amount, provider=provider, model=model)
-        dimension = vectors.shape[1]
+        self._books.paid(meter, tokens, price)
         attributes = gen_ai_attributes(
             "embeddings", model=model, input_tokens=tokens["prompt"], dimension=dimension, cost_usd=price.amount
         )
         self._telemetry.annotate({**attributes, semconv.EMBEDDING_DIMENSION: dimension})
-        self._note(provider, model, time.perf_counter() - started)
-        self._log(
-            request, model=model, provider=provider, tokens=tokens, cost=price.amount, started=started,
-            status="success", price_source=price.source, attempts=1,
-        )  # fmt: skip
+        self._books.note(model, seconds)
+        self._books.log(
+            request, model=model, tokens=tokens, price=price, seconds=seconds, status="success", attempts=meter.calls
+        )
         return {
             "tokens": tokens, "cost": price.amount, "currency": CURRENCY, "price_source": price.source,
             "provider": provider,
         }  # fmt: skip
 
-    def _failed(
-        self, request: dict[str, Any], model: str, provider: str, error: ProviderFailed, started: float
-    ) -> None:
-        """Tell metrics, log and health of a call that failed."""
-        kind = type(error).__name__
+    def _failed(self, request: dict[str, Any], meter: Meter, error: BaseException, seconds: float) -> None:
+        """Tell metrics, log and health of a call without an answer."""
+        cancelled, model = isinstance(error, asyncio.CancelledError), meter.model
         self._telemetry.count(
-            GATEWAY_PROVIDER_CALLS, 1, status="error", error_type=kind, provider=provider, model=model
-        )
-        self._note(provider, model, time.perf_counter() - started, error)
-        nothing = {"prompt": 0, "completion": 0, "total": 0}
-        self._log(
-            request, model=model, provider=provider, tokens=nothing, cost=0.0, started=started, status="error",
-            error_type=error.kind, status_code=error.status_code,
+            GATEWAY_PROVIDER_CALLS, 1, status="cancelled" if cancelled else "error", error_type=type(error).__name__,
+            provider=self._parts.providers.provider_of(model), model=model,
         )  # fmt: skip
-
-    async def _reserve(self, request: dict[str, Any], model: str, texts: list[str]) -> str | None:
-        """Set aside what the call may cost, when there is a budget."""
-        if self._parts.purse is None:
-            return None
-        estimated = self._parts.prices.of(model, sum(map(len, texts)) // 3 + 1, 0).amount or 0.0
-        if not estimated:
-            return None
-        self._serial += 1
-        name = f"{request['request_id']}.{self._parts.worker_id}.e{self._serial}"
-        alert = await self._parts.purse.reserve(name, estimated)
-        if alert is not None:
-            self._parts.events.alert(alert, {**request, "model": model})
-        return name
+        self._books.lost(request, meter, model, error, asked=request["texts"], seconds=seconds)
 
     def _parameters(self, request: dict[str, Any]) -> dict[str, Any]:
         parameters = dict(request.get("parameters") or {})
@@ -180,25 +146,6 @@ class Embedder:
         if "dimensions" in request:
             parameters["dimensions"] = request["dimensions"]
         return parameters
-
-    def _timeout(self, request: dict[str, Any]) -> float:
-        return min(float(request.get("timeout") or self._parts.settings.timeout), self._parts.settings.timeout)
-
-    def _note(self, provider: str, model: str, seconds: float, error: ProviderFailed | None = None) -> None:
-        event = self._parts.health.note(provider, model, seconds, error)
-        if event is not None:
-            self._parts.events.health(event)
-
-    def _log(self, request: dict[str, Any], *, cost: float | None, started: float, **more: Any) -> None:
-        self._serial += 1
-        worker_id = self._parts.worker_id
-        self._parts.events.operation(
-            partial(
-                operation_of, request, operation_id=f"{request['request_id'][:120]}.{worker_id}.e{self._serial}",
-                operation_type="embedding", timestamp=codec.now(), worker_id=worker_id, trace_id="",
-                cost=cost, currency=CURRENCY, latency_ms=(time.perf_counter() - started) * 1e3, **more,
-            )
-        )  # fmt: skip
 
     async def _carried(self, vectors: NDArray[np.float32]) -> dict[str, Any]:
         """The embeddings themselves, or a claim for them when no message could hold them."""

@@ -4,6 +4,7 @@
     └── GatewayError
         ├── RateLimited          over the tenant's allowance; says when to come back
         ├── BudgetExceeded       would exceed the tenant's budget; says the limit and when it resets
+        ├── PriceUnknown         a model without a known price was asked for under a budget
         ├── ProviderFailed       the model's provider failed; says with which status, and whether a retry may help
         ├── ResponseInvalid      the response broke the check that the request asked for
         ├── RequestExpired       nobody waits for the answer any more
@@ -68,6 +69,23 @@ class BudgetExceeded(GatewayError):
         super().__init__(
             f"budget of {limit:g} {currency} per {period} has {max(limit - spent, 0.0):g} {currency} left, "
             f"{estimated:g} {currency} would be needed: it {resets}"
+        )
+
+
+class PriceUnknown(GatewayError):
+    """A model has no known price, so that nobody can say whether it would exceed a budget.
+
+    Attributes:
+        model: its name; a price of 0 in the gateway's settings says that it is free.
+    """
+
+    content_free = True  # a model's name, as on every span
+
+    def __init__(self, model: str) -> None:
+        self.model = model
+        super().__init__(
+            f"no price is known for the model {model}, and a budget bounds what may be spent: "
+            "give input_cost_per_token and output_cost_per_token in the gateway's settings, 0 where it is free"
         )
 
 
@@ -153,6 +171,9 @@ def error_of(error_type: str, detail: str, model: str = "", retry_after: float |
             currency=currency.group(1) if currency else "USD",
             period=words.group(1) if words and words.group(1) else "day", reset_at=reset.group(1) if reset else None,
         )  # fmt: skip
+    elif error_type == "PriceUnknown":
+        named = re.search(r"for the model (.*), and a budget", detail)
+        error = PriceUnknown(named.group(1) if named else model)
     elif error_type == "ProviderFailed":
         kind = re.search(r"\((\w+)\)", detail)
         error = ProviderFailed(

@@ -8,14 +8,21 @@ import logging
 import operator
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any
+
+from kit.errors import KitError
 
 from .errors import ProviderFailed, RequestRefused
 from .settings import Settings
+
+if TYPE_CHECKING:
+    from .till import Meter
 
 # What would let a request steer the gateway's own credentials, addresses or LiteLLM itself.
 _FORBIDDEN_TEXT = """
@@ -164,19 +171,13 @@ class Call:
     fallbacks: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Outcome:
-    """A provider's response and what it took.
+class _NotLetThrough(ValueError):
+    """Told to LiteLLM's Router when the meter holds a call back: it is not tried again, but another model may be."""
 
-    Attributes:
-        response: LiteLLM's response, or the iterator over its chunks.
-        model: the name of the model that answered, as requests use it.
-        attempts: calls to providers, failed ones included.
-    """
+    status_code = 400
 
-    response: Any
-    model: str
-    attempts: int
+
+_METER: ContextVar[Meter] = ContextVar("kit_gateway_meter")  # of the request for which the Router works
 
 
 class Providers:
@@ -214,51 +215,60 @@ class Providers:
         except self.litellm.exceptions.BadRequestError:
             return str(deployment["model"]).partition("/")[0]
 
-    async def complete(self, call: Call) -> Outcome:
-        """Call a chat model, retry and fall back as the call says.
+    async def complete(self, call: Call, meter: Meter) -> Any:
+        """Call a chat model, retry and fall back as the call says; return LiteLLM's response, or its iterator.
+
+        The first call has passed the meter; each further one does before it is made. The meter knows what was called
+        in the end, and how often.
 
         Raises:
             ProviderFailed: no attempt succeeded.
+            RateLimited, BudgetExceeded, PriceUnknown: none did, and a further one was not let through.
             asyncio.CancelledError: the caller left.
         """
         try:
-            response = await self._direct(call)
-            return Outcome(response=response, model=call.model, attempts=1)
+            return await self._direct(call)
         except self.errors as error:
             first = error
         failed = self.failure(call.model, first)
+        meter.failed(failed)
         if failed.retryable and call.retries > 0:
-            await asyncio.sleep(self._pause(first, call.retries))
-            return await self._routed(call, call.model, call.fallbacks, call.retries - 1, spent=1)
+            pause = self._pause(first, call.retries)
+            if meter.can_wait(max(pause, failed.retry_after or 0.0)):
+                await asyncio.sleep(pause)
+                return await self._routed(call, call.model, call.fallbacks, call.retries - 1, meter)
         if call.fallbacks and failed.status_code not in (400, 413, 422):
-            return await self._routed(call, call.fallbacks[0], call.fallbacks[1:], call.retries, spent=1)
+            return await self._routed(call, call.fallbacks[0], call.fallbacks[1:], call.retries, meter)
         raise failed from None
 
     async def embed(
-        self,
-        model: str,
-        texts: Sequence[str],
-        timeout: float,
-        parameters: dict[str, Any],
-        deadline: float | None = None,
+        self, model: str, texts: Sequence[str], timeout: float, parameters: dict[str, Any], meter: Meter
     ) -> Any:
-        """Call an embedding model; transient failures are retried by LiteLLM, within ``deadline`` seconds in all.
+        """Call an embedding model; transient failures are retried while somebody waits for the answer.
+
+        Every call but the first passes the meter.
 
         Raises:
             ProviderFailed: no attempt succeeded.
+            RateLimited, BudgetExceeded, PriceUnknown: none did, and a further one was not let through.
         """
         deployment = self._settings.deployment(model)
         retries = 0 if deployment["model"].startswith("kit/") else self._settings.retries
-        try:
-            async with asyncio.timeout(deadline):
+        while True:
+            try:
                 with unlogged(self.litellm):
                     return await self.litellm.aembedding(
-                        input=list(texts), timeout=timeout, max_retries=retries, **{**deployment, **parameters}
+                        input=list(texts), timeout=timeout, max_retries=0, **{**deployment, **parameters}
                     )
-        except TimeoutError:
-            raise ProviderFailed(model, kind="Timeout", status_code=408, retryable=False) from None
-        except self.errors as error:
-            raise self.failure(model, error) from None
+            except self.errors as error:
+                failed = self.failure(model, error)
+                meter.failed(failed)
+                pause = self._pause(error, retries - meter.calls + 1)
+                again = failed.retryable and meter.calls <= retries
+                if not again or not meter.can_wait(max(pause, failed.retry_after or 0.0)):
+                    raise failed from None
+            await asyncio.sleep(pause)
+            await meter.enter(model)
 
     async def _direct(self, call: Call) -> Any:
         deployment = self._settings.deployment(call.model)
@@ -268,20 +278,20 @@ class Providers:
                 **{**deployment, **call.parameters},
             )  # fmt: skip
 
-    async def _routed(self, call: Call, model: str, fallbacks: Sequence[str], retries: int, *, spent: int) -> Outcome:
+    async def _routed(self, call: Call, model: str, fallbacks: Sequence[str], retries: int, meter: Meter) -> Any:
         router = await self._router_for([model, *fallbacks])
+        _METER.set(meter)  # not reset: the Router also works while a stream is read that it has begun
         try:
-            response = await router.acompletion(
+            return await router.acompletion(
                 model=model, messages=list(call.messages), timeout=call.timeout, num_retries=retries,
                 fallbacks=[{model: list(fallbacks)}] if fallbacks else [], _skip_mcp_handler=True, **call.parameters,
             )  # fmt: skip
         except self.errors as error:
-            raise self.failure(call.model, error) from None
-        told = (getattr(response, "_hidden_params", None) or {}).get("additional_headers") or {}
-        fell = int(told.get("x-litellm-attempted-fallbacks") or 0)
-        tried = spent + 1 + int(told.get("x-litellm-attempted-retries") or 0) + (fell * (1 + retries) if fell else 0)
-        answered = [model, *fallbacks][min(fell, len(fallbacks))]
-        return Outcome(response=response, model=answered, attempts=tried)
+            raise self.ended(call.model, error, meter) from None
+
+    def ended(self, model: str, error: Any, meter: Meter) -> KitError:
+        """Return why a call with all its retries and fallbacks failed: what was not let through might have answered."""
+        return meter.refused or self.failure(model, error)
 
     async def warm_up(self) -> None:
         """Make the Router ahead of the first failure: what it imports takes seconds, here on another thread."""
@@ -292,7 +302,22 @@ class Providers:
                 model_list=[], disable_cooldowns=True, retry_after=0, timeout=timeout, num_retries=0,
             )  # fmt: skip
             made = await _on_own_thread(make)
+            made.make_call = functools.partial(self._metered, made.make_call)
             self._router = self._router or made
+
+    async def _metered(self, make_call: Callable[..., Awaitable[Any]], *args: Any, **kwargs: Any) -> Any:
+        """Make one call of the Router's, a retry's or a fallback's, if the meter lets it through."""
+        meter, model = _METER.get(), kwargs["model"]
+        try:
+            await meter.enter(model)
+        except KitError as error:
+            meter.refused = error
+            raise _NotLetThrough from error
+        try:
+            return await make_call(*args, **kwargs)
+        except self.errors as error:
+            meter.failed(self.failure(model, error))
+            raise
 
     async def _router_for(self, models: Sequence[str]) -> Any:
         """Return the Router, with the models in it that it needs now."""
@@ -329,7 +354,6 @@ class Providers:
         status = getattr(error, "status_code", None)
         status = int(status) if isinstance(status, int | str) and str(status).isdigit() else None
         headers = getattr(error, "litellm_response_headers", None) or {}
-        after = str(headers.get("retry-after") or "")
         unknown = status == 400 and "LLM Provider NOT provided" in str(error)
         if status in (None, 401, 500) and (missing := self._missing_key(model)):
             return ProviderFailed(model, kind="MissingKey", status_code=None, retryable=False, missing=missing)
@@ -338,8 +362,28 @@ class Providers:
             kind="UnknownProvider" if unknown else type(error).__name__,
             status_code=status,
             retryable=status is not None and (status in (408, 409, 429) or status >= 500),
-            retry_after=float(after) if after.replace(".", "", 1).isdigit() else None,
+            retry_after=_seconds_to_wait(str(headers.get("retry-after") or "")),
         )
+
+    def count(self, asked: Sequence[str], said: str = "") -> dict[str, int]:
+        """Return an estimate of the tokens that nobody reported, of texts that a model read and of what it wrote.
+
+        By one tokenizer for every model, which is close enough for an account of what cannot be known.
+        """
+        read = self.litellm.token_counter(text="\n".join(asked))
+        written = self.litellm.token_counter(text=said) if said else 0
+        return {"prompt": read, "completion": written, "total": read + written}
+
+
+def _seconds_to_wait(retry_after: str) -> float | None:
+    """Read a ``Retry-After`` header: seconds, or an HTTP date. Source: RFC 9110, section 10.2.3."""
+    if retry_after.replace(".", "", 1).isdigit():
+        return float(retry_after)
+    try:
+        date = parsedate_to_datetime(retry_after)
+    except ValueError:
+        return None
+    return max((date.replace(tzinfo=date.tzinfo or UTC) - datetime.now(UTC)).total_seconds(), 0.0) or None
 
 
 def refuse_steering(extra: dict[str, Any]) -> None:

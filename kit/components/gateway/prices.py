@@ -15,6 +15,7 @@ OFFLINE = "offline model: no charge"
 OWN = "gateway settings"
 UNKNOWN = "no price known"
 _COMPLETION = 1024  # tokens; what a response is taken to have at most when its request does not say
+_MOST = ("max_tokens", "max_completion_tokens")  # how a request says it
 _CHARACTERS = 3.0  # per token: few, so that an estimate is rather too high
 
 
@@ -67,11 +68,13 @@ class Prices:
             return Price(amount=float(cost), source=price.source)
         return price
 
-    def estimate(self, model: str, data: Mapping[str, Any]) -> float:
+    def estimate(self, model: str, data: Mapping[str, Any]) -> Price:
         """Return what a request will cost at most, as far as can be told before it is made."""
         messages = data.get("messages") or [{"content": data.get("prompt", "")}]
         characters = sum(len(str(message.get("content") or "")) for message in messages) + len(
             str(data.get("tools") or "")
         )
-        completion = (data.get("parameters") or {}).get("max_tokens") or _COMPLETION
-        return self.of(model, int(characters / _CHARACTERS) + 8, completion).amount or 0.0
+        asked = {**(data.get("parameters") or {}), **((data.get("parameters") or {}).get("extra") or {})}
+        most = [asked[name] for name in _MOST if isinstance(asked.get(name), int)]
+        answers = asked["n"] if isinstance(asked.get("n"), int) else 1
+        return self.of(model, int(characters / _CHARACTERS) + 8, max(most, default=_COMPLETION) * answers)

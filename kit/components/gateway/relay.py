@@ -3,52 +3,70 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from .errors import ProviderFailed
-from .litellm_calls import Call, Outcome, Providers, close_stream
+from .flight import Emit
+from .litellm_calls import Call, Providers, close_stream
 from .prices import CURRENCY
 from .responses import piece_of
 
-Emit: TypeAlias = Callable[[dict[str, Any]], Awaitable[None]]
+if TYPE_CHECKING:
+    from .till import Meter
+
 _KNOWN_PIECE = 40  # characters of a remembered answer that is streamed
 
 
 class Relay:
-    """Passes a provider's stream on, and puts the whole of it together."""
+    """Passes a provider's stream on, and puts the whole of it together.
+
+    Attributes:
+        sent: how many pieces were passed on; first: when the first one was.
+    """
 
     def __init__(self, request: dict[str, Any], emit: Emit, providers: Providers) -> None:
         self._request, self._emit, self._providers = request, emit, providers
+        self._chunks: list[Any] = []
         self.sent = 0
         self.first: float | None = None
 
-    async def run(self, call: Call) -> Outcome:
-        """Relay the stream to its end.
+    async def run(self, call: Call, meter: Meter) -> Any:
+        """Relay the stream to its end, and return the whole as LiteLLM's response.
 
         Raises:
-            ProviderFailed: it broke off; retryable only while nothing was sent.
+            GatewayError: it broke off; retryable only while nothing was sent.
         """
-        outcome: Outcome = await self._providers.complete(call)
-        stream, chunks = outcome.response, []
+        stream = await self._providers.complete(call, meter)
         try:
             async for chunk in stream:
-                chunks.append(chunk)
+                self._chunks.append(chunk)
                 piece = piece_of(chunk)
                 if piece:
                     self.first = self.first or time.perf_counter()
                     await self._send(piece)
         except self._providers.errors as error:
             failed = self._providers.failure(call.model, error)
+            meter.failed(failed)
+            if meter.refused is not None:
+                raise meter.refused from None
             failed.retryable = failed.retryable and not self.sent
             raise failed from None
         finally:
             await close_stream(stream)
-        whole = self._providers.litellm.stream_chunk_builder(chunks, messages=list(call.messages))
+        whole = self._providers.litellm.stream_chunk_builder(self._chunks, messages=list(call.messages))
         if whole is None or not whole.choices[0].finish_reason:
-            raise ProviderFailed(call.model, kind="StreamCut", status_code=None, retryable=not self.sent)
-        whole.usage = _usage_of(chunks) or whole.usage
-        return Outcome(response=whole, model=outcome.model, attempts=outcome.attempts)
+            meter.failed(cut := ProviderFailed(call.model, kind="StreamCut", status_code=None, retryable=not self.sent))
+            raise cut
+        whole.usage = _usage_of(self._chunks) or whole.usage
+        return whole
+
+    @property
+    def said(self) -> str:
+        """What came until now: text, reasoning and tool calls."""
+        pieces = [piece_of(chunk) for chunk in self._chunks]
+        calls = [call["function"] for piece in pieces for call in piece.get("tool_calls", ())]
+        spoken = [piece.get(name) or "" for piece in pieces for name in ("reasoning_content", "text")]
+        return "".join([*spoken, *(f"{call['name'] or ''}{call['arguments'] or ''}" for call in calls)])
 
     async def end(self, **last: Any) -> None:
         """Send the last piece."""

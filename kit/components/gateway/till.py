@@ -1,0 +1,171 @@
+"""What every call of a provider takes: one request of the tenant's allowance, and money reserved and settled.
+
+A request may make several calls: retries, fallbacks, a second try after a failed check. Each goes through its meter.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from kit.catalogue import GATEWAY_RATE_LIMIT_CHECK, GATEWAY_RATE_LIMIT_VIOLATIONS
+from kit.errors import KitError
+from kit.otel import semconv
+
+from .budget import Purse
+from .errors import BudgetExceeded, PriceUnknown, ProviderFailed, RateLimited
+from .events import Events
+from .limits import Limiter
+from .prices import CURRENCY, Price, Prices
+from .settings import RateLimit
+
+if TYPE_CHECKING:
+    from kit.otel import Telemetry
+
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Till:
+    """Where calls are let through and paid, the same for all requests of a worker."""
+
+    telemetry: Telemetry
+    prices: Prices
+    limiter: Limiter
+    events: Events
+    worker_id: str
+    purse: Purse | None = None
+
+    async def admit(self, request: Mapping[str, Any], model: str, limit: RateLimit | None) -> None:
+        """Take one call from the tenant's allowance of the model.
+
+        Raises:
+            RateLimited: it is used up.
+        """
+        with self.telemetry.operation(GATEWAY_RATE_LIMIT_CHECK, {semconv.MODEL: model}) as op:
+            try:
+                if limit is not None:
+                    await self.limiter.take(model, limit)
+                op.set(semconv.RATE_LIMIT_ALLOWED, True)
+            except RateLimited as error:
+                op.set(semconv.RATE_LIMIT_ALLOWED, False)
+                self.telemetry.count(GATEWAY_RATE_LIMIT_VIOLATIONS, model=model)
+                assert limit is not None
+                self.events.violated(error, limit, dict(request))
+                raise
+
+
+class Meter:
+    """One request's account: what it may use, and what it used.
+
+    Attributes:
+        model: what was called last; empty before the first call.
+        calls: how many calls were made since the last settlement.
+        calling: whether a provider may be at work on the last one, or have been when nobody waited any longer.
+        lost: how the last call that failed did so.
+        refused: why the last call that was not let through was not.
+        deadline: time of the event loop after which nobody waits for an answer.
+    """
+
+    def __init__(
+        self, till: Till, request: dict[str, Any], *, estimate: Callable[[str], Price],
+        limit: Callable[[str], RateLimit | None], unlimited_too: bool = True,
+    ) -> None:  # fmt: skip
+        self._till, self._request = till, request
+        self._estimate, self._limit, self._unlimited_too = estimate, limit, unlimited_too
+        self._not_before: dict[str, float] = {}
+        self._paid = 0.0  # by earlier calls of the request
+        self._open()
+
+    def _open(self) -> None:
+        self.model, self.calls, self.calling = "", 0, False
+        self.lost: ProviderFailed | None = None
+        self.refused: KitError | None = None
+        self.deadline: float | None = None
+        self._name, self._reserved, self._cost = "", 0.0, 0.0
+
+    async def enter(self, model: str) -> None:
+        """Let one call through: wait as its provider asked, take it from the allowance, reserve what it may cost.
+
+        Of several calls for one answer only the last is paid, so what is reserved is what the dearest may cost.
+
+        Raises:
+            RateLimited, BudgetExceeded, PriceUnknown: it is not let through.
+            ProviderFailed: its provider asked to wait for longer than anybody waits for the answer.
+        """
+        pause = self._not_before.get(model, 0.0) - asyncio.get_running_loop().time()
+        if pause > 0:
+            if self.lost is not None and not self.can_wait(pause):
+                raise self.lost
+            await asyncio.sleep(pause)
+        limit = self._limit(model)
+        if limit is not None or self._unlimited_too:
+            await self._till.admit(self._request, model, limit)
+        await self._reserve(model)
+        self.model, self.calling = model, True
+        self.calls += 1
+
+    async def within(self, seconds: float, call: Awaitable[T]) -> T:
+        """Wait for a call, with all that is made for it, but not longer than somebody waits for its answer.
+
+        Raises:
+            ProviderFailed: the time is up.
+        """
+        model = self.model
+        self.deadline = asyncio.get_running_loop().time() + seconds
+        try:
+            async with asyncio.timeout(seconds):
+                return await call
+        except TimeoutError:
+            raise ProviderFailed(model, kind="Timeout", status_code=408, retryable=False) from None
+
+    def can_wait(self, seconds: float) -> bool:
+        """Say whether somebody will still wait for the answer then."""
+        return self.deadline is None or asyncio.get_running_loop().time() + seconds < self.deadline
+
+    def failed(self, error: ProviderFailed) -> None:
+        """Note how a call failed. One that took too long may have been worked on all the same."""
+        self.lost, self.calling = error, error.kind == "Timeout"
+        if error.retry_after:
+            self._not_before[error.model] = asyncio.get_running_loop().time() + error.retry_after
+
+    def pay(self, cost: float | None) -> None:
+        """Note what a call cost, to be settled."""
+        self._cost += cost or 0.0
+
+    async def settle(self) -> None:
+        """Replace what was reserved by what was paid, and begin anew."""
+        name, cost, purse = self._name, self._cost, self._till.purse
+        self._paid += cost
+        self._open()
+        if purse is not None and (name or cost):
+            await asyncio.shield(purse.settle(name, cost))
+
+    async def _reserve(self, model: str) -> None:
+        """Set aside what a call may cost, where there is a budget or the request bounds its own cost."""
+        purse, most, source = self._till.purse, self._request.get("max_cost"), self._till.prices.source(model)
+        if purse is None and most is None:
+            return
+        estimated = self._estimate(model).amount
+        if estimated is None:
+            raise PriceUnknown(model)
+        try:
+            if most is not None and self._paid + estimated > most:
+                raise BudgetExceeded(
+                    limit=most, spent=self._paid, estimated=estimated, currency=CURRENCY, period="request",
+                    reset_at=None,
+                )  # fmt: skip
+            if purse is None or estimated <= self._reserved:
+                return
+            self._name = self._name or f"{self._request['request_id']}.{self._till.worker_id}.{uuid.uuid4().hex[:8]}"
+            alert = await purse.reserve(self._name, estimated)
+            self._reserved = estimated
+        except BudgetExceeded as error:
+            self._till.events.refused(error, {**self._request, "model": model}, source)
+            raise
+        if alert is not None:
+            self._till.events.alert({**alert, "price_source": source}, {**self._request, "model": model})
