@@ -2,6 +2,11 @@
 
 Every tool that an executor serves has a record in JetStream KV (bucket ``agent_tools``): its description and the JSON
 Schema of its arguments, as a model is told. Executors of a tenant share one queue and should serve the same tools.
+
+A call ends within its caller's deadline: with the output, or with a typed error. When its executor dies in the middle,
+another one takes the call over once nothing was heard of the first for the row's ``policy.ack_wait`` (10 s), and runs
+the tool again; is that too late, or is there no other, the caller gets ``ToolTimeout`` at its deadline, and nobody
+begins the call afterwards. A tool whose effect must not double has to see to that itself.
 """
 
 from __future__ import annotations
