@@ -191,10 +191,11 @@ async def _scenario(server: Server, folder: Path) -> Seen:
 
         await watcher.subscribe(">", note)
         prices = {"input_cost_per_token": 0.01, "output_cost_per_token": 0.01}
+        free = dict.fromkeys(prices, 0.0)
         models = {
-            "limited": provider.deployment("ok"), "priced": provider.deployment("ok", **prices),
+            "limited": provider.deployment("ok", **free), "priced": provider.deployment("ok", **prices),
             "dear": provider.deployment("ok", input_cost_per_token=1.0, output_cost_per_token=1.0),
-            "broken": provider.deployment("fail-500"),
+            "broken": provider.deployment("fail-500", **free),
         }  # fmt: skip
         services = [
             await gateway.serve(
