@@ -178,6 +178,21 @@ async def test_many_new_rows_are_covered_at_once(index: Collection) -> None:
     assert await index.count() == (304, 304)
 
 
+async def test_closing_waits_for_the_write_that_is_under_way(tmp_path: Path) -> None:
+    database = await Database.open("acme", tmp_path)
+    made = await database.create("documents", model="m", dimension=DIMENSION)
+    await made.upsert([entry("first", "One document.")])
+    writing = asyncio.create_task(made.upsert([entry(f"d{n}", f"Document {n}.") for n in range(50)]))
+    await asyncio.sleep(0)
+    await database.close()
+    assert len(await writing) == 50
+    again = await Database.open("acme", tmp_path)
+    held = await again.collection()
+    assert held is not None
+    assert (await held.count(), await held.unindexed()) == ((51, 51), 0)
+    await again.close()
+
+
 async def test_two_databases_of_two_tenants_share_nothing(index: Collection, tmp_path: Path) -> None:
     other = await Database.open("globex", tmp_path)
     assert await other.collection() is None

@@ -5,7 +5,8 @@ one commit that puts its passages in and takes its old ones out, so an interrupt
 
 Rows are found from the moment that a write returns: what an index does not cover yet, LanceDB reads row by row.
 Covering new rows rewrites the full-text indices (1 s of CPU at 7,000 passages, however few are new), so it is done when
-a tenth of the rows is new, and whenever nothing was written for a second.
+a tenth of the rows is new, and whenever nothing was written for a second; what a worker that died left uncovered, the
+next one covers.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ FLAT_ROWS = 50_000  # below, every vector is compared: exact, and 3 ms at 10,000
 GRAM = 5  # letters
 _UNCOVERED = (256, 2000)  # rows that an index may leave out: reading 256 adds some 10 ms to a search
 _UNCOVERED_SHARE = 0.1  # … or this part of the table, between the two
+_ALWAYS = {"text", "grams", "document_id", "chunk_id"}  # columns with an index, however few rows there are
 _IDLE = 1.0  # s without a write, after which every row is covered
 _KEEP_VERSIONS = timedelta(minutes=10)  # readers of an older version have long finished
 _CONFLICTS = 5  # attempts of one write, when other workers write too
@@ -130,6 +132,7 @@ class Database:
             return known
         try:
             known = self._collections[name] = await self._wrapped(check_id(name, what="collection"))
+            await known.resume()
         except (ValueError, RuntimeError) as error:
             if "not found" not in str(error):
                 raise
@@ -143,7 +146,6 @@ class Database:
                 raise
             # Another worker was faster: its table counts.
         made = self._collections[name] = await self._wrapped(name)
-        await made.ensure_indices()
         return made
 
     async def _wrapped(self, name: str) -> Collection:
@@ -169,18 +171,20 @@ class Collection:
         self._analysis = analysis
         self._flat_rows = flat_rows
         self._writing = asyncio.Lock()
-        self._uncovered: int | None = None  # rows written since the indices were last brought up to date
+        self._complete = False  # whether every index is known to be there
+        self._uncovered = 0  # rows written since the indices were last brought up to date
         self._idle: asyncio.Task[None] | None = None
         self.model = (held.metadata or {}).get(b"kit.embedding_model", b"").decode()
         self.dimension: int = held.field("vector").type.list_size
 
     async def close(self) -> None:
-        """Cover what is not yet indexed, and release the table."""
+        """Let a write that is under way end, cover what is not yet indexed, and release the table."""
         if self._idle is not None:
             self._idle.cancel()
-        if self._uncovered:
-            await self.cover()
-        self._table.close()
+        async with self._writing:
+            if self._uncovered:
+                await self._cover()
+            self._table.close()
 
     def check(self, model: str, dimension: int) -> None:
         """Raise EmbeddingMismatch unless the collection holds vectors of this model and size."""
@@ -212,6 +216,8 @@ class Collection:
             news = [entry for key, entry in latest.items() if _is_news(entry, states.get(key))]
             if not news:
                 return {}
+            if not self._complete:
+                await self.ensure_indices()  # whoever made the table may have died before it made them
             removed = await self._counts([entry.document_id for entry in news if entry.document_id in states])
             table = table_of(news)
             stale = of_documents(entry.document_id for entry in news)
@@ -257,7 +263,7 @@ class Collection:
         """Make the indices that are missing: words, letter runs, ids, and HNSW where there are many rows."""
         from lancedb.index import FTS, BTree, HnswFlat
 
-        held = {column for index in await self._table.list_indices() for column in index.columns}
+        held = await self._indexed()
         stop_words = self._analysis.stop_words
         wanted: dict[str, Any] = {
             "text": FTS(
@@ -280,6 +286,16 @@ class Collection:
             wanted["vector"] = HnswFlat(distance_type="cosine")
         for column in wanted.keys() - held:
             await self._committed(partial(self._table.create_index, column, config=wanted[column]))
+        self._complete = True
+
+    async def _indexed(self) -> set[str]:
+        return {column for index in await self._table.list_indices() for column in index.columns}
+
+    async def resume(self) -> None:
+        """Have the rows covered that another worker wrote and did not live to cover."""
+        self._uncovered = await self.unindexed()
+        if self._uncovered:
+            self._cover_later()
 
     async def cover(self) -> None:
         """Bring every row into every index, and drop versions that nobody reads any more."""
@@ -293,11 +309,13 @@ class Collection:
 
     async def _written(self, rows: int) -> None:
         """Cover new rows now, when they are many, or else once nothing more is written."""
-        known = await self.unindexed() if self._uncovered is None else self._uncovered + rows
-        self._uncovered = known
+        known = self._uncovered = self._uncovered + rows
         least, most = _UNCOVERED
         if known > least and known > min(most, _UNCOVERED_SHARE * await self._table.count_rows()):
             await self._cover()
+        self._cover_later()
+
+    def _cover_later(self) -> None:
         if self._idle is not None:
             self._idle.cancel()
         self._idle = asyncio.get_running_loop().create_task(self._cover_when_idle())
@@ -312,7 +330,9 @@ class Collection:
             _log.warning("the indices of %s were not brought up to date: %s", self._table.name, error)
 
     async def unindexed(self) -> int:
-        """Return how many rows some index does not cover yet."""
+        """Return how many rows some index does not cover yet; all of them where one is missing."""
+        if not await self._indexed() >= _ALWAYS:
+            return int(await self._table.count_rows())
         stats = [await self._table.index_stats(index.name) for index in await self._table.list_indices()]
         return max((entry.num_unindexed_rows for entry in stats if entry is not None), default=0)
 
