@@ -182,6 +182,7 @@ async def test_closing_waits_for_the_write_that_is_under_way(tmp_path: Path) -> 
     database = await Database.open("acme", tmp_path)
     made = await database.create("documents", model="m", dimension=DIMENSION)
     await made.upsert([entry("first", "One document.")])
+    await made.cover()
     writing = asyncio.create_task(made.upsert([entry(f"d{n}", f"Document {n}.") for n in range(50)]))
     await asyncio.sleep(0)
     await database.close()
