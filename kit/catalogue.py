@@ -70,6 +70,9 @@ class JobPolicy:
     result_ttl: float = 3600.0
 
 
+URGENCIES = ("high", "low")  # tokens at the end of a job's subject; what is usual has none
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Operation:
     """One subject: who sends what to whom, how, and what both sides record.
@@ -79,9 +82,9 @@ class Operation:
         prefix: the subject without its tenant, e.g. ``ai.rag.queries``.
         message_type: schema of what is sent; ``result_type``: schema of the answer (None for an event).
         send_span / handle_span: the one span on either side of the hop.
-        addressed: whether one receiver can be named (``to=``), as the subject's last token.
+        addressed: whether one receiver can be named (``to=``), as the token of the subject after the tenant.
         stored: for an event, whether a stream keeps it for ``max_age`` seconds, to be replayed.
-        prioritized: for a job, whether urgent ones overtake others, by the subject's last token.
+        prioritized: for a job, whether urgent ones overtake others, by the subject's last token (``URGENCIES``).
         served: whether a component of this kit serves the row.
     """
 
@@ -107,12 +110,15 @@ class Operation:
         """Return the subject for a tenant, and for one receiver where the row is addressed.
 
         Raises:
-            ConfigurationError: an id that is not one, or a receiver where the row has none.
+            ConfigurationError: an id that is not one, a receiver where the row has none, or one that is named like a
+                level of urgency.
         """
         if to is None:
             return f"{self.prefix}.{check_id(tenant_id)}"
         if not self.addressed:
             raise ConfigurationError(f"{self.name} has no single receiver: leave `to` out")
+        if self.prioritized and to in URGENCIES:
+            raise ConfigurationError(f"{self.name} has no receiver {to!r}: its subject says how urgent a job is")
         return f"{self.prefix}.{check_id(tenant_id)}.{check_id(to, what='receiver')}"
 
     @property
@@ -364,7 +370,7 @@ AGENT_TASKS = Operation(
     name="AGENT_TASKS", prefix="ai.agent.tasks", mode=Mode.JOB, component="agents",
     message_type="agent_task", result_type="agent_result", publisher="agent manager", subscriber="worker agents",
     purpose="distribute tasks to available agents",
-    send_span=AGENT_TASK_SUBMIT, handle_span=AGENT_TASK_EXECUTE, prioritized=True, served=True,
+    send_span=AGENT_TASK_SUBMIT, handle_span=AGENT_TASK_EXECUTE, prioritized=True, addressed=True, served=True,
 )  # fmt: skip
 AGENT_RESULTS = Operation(
     name="AGENT_RESULTS", prefix="ai.agent.results", mode=Mode.EVENT, component="agents",

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from agent_worker import QUICK
 from agents_stand_in import StandIn, call
-from samples import eventually
+from samples import eventually, sample
 
 from kit.catalogue import (
     AGENT_MEMORY,
@@ -21,9 +22,9 @@ from kit.catalogue import (
     AGENT_TASKS,
     AGENT_TOOL_RESULTS,
     AGENT_TOOLS,
-    JOBS_RETRIED,
     METRICS,
     SPANS,
+    JobPolicy,
     Operation,
 )
 from kit.components import agents
@@ -42,8 +43,9 @@ from kit.components.agents.executor import ToolExecutor
 from kit.components.agents.tasks import TaskWorker
 from kit.components.agents.toolbox import calculate, count_words
 from kit.components.agents.tools import ToolRecord, register_tool, tools_table
-from kit.errors import ConfigurationError
+from kit.errors import ConfigurationError, JobDead
 from kit.nats.bus import Bus
+from kit.nats.layout import levels
 from kit.nats.server import Server
 
 
@@ -213,7 +215,7 @@ async def test_a_task_goes_to_the_agent_that_it_names_or_one_that_is_able(tenant
         "ada": Agent(tenant_bus, "ada", capabilities=["sums", "words"]),
         "bob": Agent(tenant_bus, "bob", capabilities=["words"]),
     }
-    await tenant_bus.work(AGENT_TASKS, TaskWorker(tenant_bus, crew).handle)
+    await TaskWorker(tenant_bus, crew).start()
     manager = AgentManager(tenant_bus)
     async with StandIn(tenant_bus):
         named = await manager.submit_task("x", agent_id="bob")
@@ -222,39 +224,97 @@ async def test_a_task_goes_to_the_agent_that_it_names_or_one_that_is_able(tenant
         assert (await able.result(10)).agent_id == "ada"
 
 
-async def test_a_task_for_an_agent_elsewhere_is_handed_back_until_its_worker_takes_it(
-    tenant_bus: Bus, telemetry: Any
-) -> None:
-    for name in ("ada", "bob"):
-        agent = Agent(tenant_bus, name)
+async def test_a_task_that_names_an_agent_waits_for_its_worker_and_costs_no_attempt(tenant_bus: Bus) -> None:
+    crew = {name: Agent(tenant_bus, name) for name in ("ada", "bob")}
+    for agent in crew.values():
         agent.task("who")(_who)
-        if name == "ada":
-            await tenant_bus.work(QUICK, TaskWorker(tenant_bus, {name: agent}).handle)
-            task = await AgentManager(tenant_bus).submit_task(task_type="who", agent_id="bob")
-            await eventually(lambda: telemetry.recorder.total(JOBS_RETRIED.name, error_type="NoAgent") == 1)
-        else:
-            await tenant_bus.work(QUICK, TaskWorker(tenant_bus, {name: agent}).handle, concurrency=8)
-    result = await task.result(10)
-    assert (result.output, result.agent_id) == ("bob", "bob")
-    assert 2 <= result.attempts <= QUICK.policy.max_attempts
+    manager = AgentManager(tenant_bus)
+    async with crew["ada"]:
+        worker = await TaskWorker(tenant_bus, {"ada": crew["ada"]}).start(concurrency=4)
+        tasks = [await manager.submit_task(task_type="who", agent_id="bob", priority=n) for n in (1, 5, 9)]
+        anybody = await manager.submit_task(task_type="who")
+        assert (await anybody.result(10)).agent_id == "ada"
+        await asyncio.sleep(0.3)
+        assert worker.handled == 1  # none of bob's has been here
+        assert (await manager.queue()).to_numpy().tolist() == [["bob", 3, False]]
+        assert await tenant_bus.dead_letters(AGENT_TASKS) == []
+    async with crew["bob"], await TaskWorker(tenant_bus, {"bob": crew["bob"]}).start():
+        results = [await task.result(10) for task in tasks]
+        assert [(one.output, one.agent_id, one.attempts) for one in results] == [("bob", "bob", 1)] * 3
+    await eventually(lambda: _empty(manager))
 
 
-async def test_a_task_whose_agent_nobody_has_is_kept_and_done_once_somebody_has_it(tenant_bus: Bus) -> None:
-    ada, bob = Agent(tenant_bus, "ada"), Agent(tenant_bus, "bob")
+async def _empty(manager: AgentManager) -> bool:
+    return (await manager.queue()).empty
+
+
+async def test_a_task_for_an_agent_that_never_comes_is_a_dead_letter_once_its_time_is_over(tenant_bus: Bus) -> None:
+    manager = AgentManager(tenant_bus)
+    patient = await manager.submit_task(task_type="who", agent_id="bob")
+    task = await manager.submit_task(task_type="who", agent_id="bob", expires=0.3)
+    with pytest.raises(TaskFailed, match="JobExpired: nobody had begun it"):
+        await task.result(20)
+    (letter,) = await tenant_bus.dead_letters(AGENT_TASKS)
+    assert letter.attempts == 0
+    assert (letter.message_id, letter.subject) == (task.task_id, AGENT_TASKS.subject(tenant_bus.tenant_id, "bob"))
+    assert (await manager.queue())["tasks"].tolist() == [1]
+    bob = Agent(tenant_bus, "bob")
     bob.task("who")(_who)
-    strange = await tenant_bus.work(QUICK, TaskWorker(tenant_bus, {"ada": ada}).handle)
-    async with AgentManager(tenant_bus) as manager:
-        task = await manager.submit_task(task_type="who", agent_id="bob")
-        with pytest.raises(TaskFailed, match="agent bob is not of this worker") as failed:
-            await task.result(10)
-        assert (failed.value.error_type, failed.value.attempts) == ("NoAgent", QUICK.policy.max_attempts)
-        await strange.stop()
-        (letter,) = await tenant_bus.dead_letters(QUICK)
-        assert (letter.message_id, letter.data["agent_id"]) == (task.task_id, "bob")
-        await tenant_bus.work(QUICK, TaskWorker(tenant_bus, {"bob": bob}).handle)
-        assert await tenant_bus.replay(QUICK) == 1
-        told = await asyncio.wait_for(anext(manager.results()), 10)
-        assert (told.task_id, told.output, told.attempts) == (task.task_id, "bob", 1)
+    await TaskWorker(tenant_bus, {"bob": bob}).start()
+    assert (await patient.result(10)).output == "bob"
+
+
+async def test_a_task_that_has_been_begun_is_not_over_however_long_it_takes(tenant_bus: Bus) -> None:
+    bob, begun, go_on = Agent(tenant_bus, "bob"), asyncio.Event(), asyncio.Event()
+
+    @bob.task("slow")
+    async def slow(_: Agent, task: dict[str, Any]) -> str:
+        begun.set()
+        await go_on.wait()
+        return "done"
+
+    await TaskWorker(tenant_bus, {"bob": bob}).start()
+    task = await AgentManager(tenant_bus).submit_task(task_type="slow", agent_id="bob", expires=0.5)
+    await asyncio.wait_for(begun.wait(), 5)
+    await asyncio.sleep(0.6)
+    assert await tenant_bus.dead_letters(AGENT_TASKS) == []
+    go_on.set()
+    assert (await task.result(10)).output == "done"
+
+
+async def test_a_task_of_an_agent_whose_workers_were_all_lost_is_a_dead_letter(tenant_bus: Bus) -> None:
+    """What a worker that was killed at every attempt leaves behind, the sweep finds under the agent's name."""
+    subject = AGENT_TASKS.subject(tenant_bus.tenant_id, "bob")
+    level = levels(AGENT_TASKS)[1]
+    lost = replace(AGENT_TASKS, policy=JobPolicy(ack_wait=0.1, max_attempts=2))
+    consumer = await tenant_bus._streams.job_consumer(lost, tenant_bus.tenant_id, level, "bob")
+    task = await AgentManager(tenant_bus).submit_task(task_type="who", agent_id="bob")
+    assert consumer == "agents-workers@bob"
+    puller = await tenant_bus.connection.jetstream().pull_subscribe_bind(consumer, AGENT_TASKS.stream)
+    for _ in range(2):
+        (message,) = await puller.fetch(1, timeout=5)
+        assert message.subject == subject
+        await asyncio.sleep(0.15)
+    (letter,) = await eventually(lambda: tenant_bus.dead_letters(AGENT_TASKS))
+    assert (letter.message_id, letter.error_type, letter.attempts) == (task.task_id, "WorkerLost", 2)
+
+
+async def test_a_task_handed_to_a_worker_that_lacks_its_agent_is_handed_back(tenant_bus: Bus) -> None:
+    """Who enqueues a task without its address, as another program may, gets it done by the workers that all share."""
+    ada = Agent(tenant_bus, "ada")
+    await TaskWorker(tenant_bus, {"ada": ada}).start(operation=QUICK)
+    strange = sample("agent_task", agent_id="bob")
+    with pytest.raises(JobDead, match="NoAgent") as dead:
+        await tenant_bus.run(QUICK, strange, timeout=10)
+    assert dead.value.attempts == QUICK.policy.max_attempts
+
+
+async def test_an_agent_that_is_named_like_a_level_of_urgency_gets_no_task_by_name(tenant_bus: Bus) -> None:
+    for name in ("high", "low"):
+        with pytest.raises(ConfigurationError, match="how urgent"):
+            await AgentManager(tenant_bus).submit_task("x", agent_id=name)
+        with pytest.raises(ConfigurationError, match="how urgent"):
+            await TaskWorker(tenant_bus, {name: Agent(tenant_bus, name)}).start()
 
 
 async def _who(agent: Agent, task: dict[str, Any]) -> str:

@@ -551,7 +551,7 @@ async def test_a_queue_set_up_by_an_operator_is_left_as_it_is(tenant_bus: Bus) -
         await tenant_bus.run(AGENT_TASKS, TASK, timeout=5, priority=9)
     config = (await js.stream_info(AGENT_TASKS.stream or "")).config
     assert config.max_bytes == 10_000_000
-    assert set(config.subjects or ()) == {"ai.agent.tasks.*", "ai.agent.tasks.*.*"}
+    assert set(config.subjects or ()) == {"ai.agent.tasks.*", "ai.agent.tasks.*.*", "ai.agent.tasks.*.*.*"}
 
 
 async def test_a_full_queue_says_so(tenant_bus: Bus) -> None:
@@ -868,3 +868,43 @@ async def test_a_queue_that_was_deleted_is_made_again(tenant_bus: Bus) -> None:
 
         await eventually(made)
         assert (await tenant_bus.run(QUICK, TASK, timeout=5)).data == RESULT
+
+
+# --- for one receiver -------------------------------------------------------------------------------------------
+
+
+async def test_jobs_for_one_receiver_wait_for_it_and_are_counted(tenant_bus: Bus) -> None:
+    common, special = Effects(), Effects()
+    jobs = [await tenant_bus.enqueue(AGENT_TASKS, TASK, to="bob", priority=priority) for priority in (1, 5, 9)]
+    jobs.append(await tenant_bus.enqueue(AGENT_TASKS, TASK))
+    assert await tenant_bus.backlog(AGENT_TASKS) == {"bob": 3, None: 1}
+    async with await tenant_bus.work(AGENT_TASKS, common, concurrency=8):
+        await jobs[3].result(timeout=5)
+        assert await tenant_bus.backlog(AGENT_TASKS) == {"bob": 3}
+        async with await tenant_bus.work(AGENT_TASKS, special, concurrency=8, receivers=["bob", "eve"]):
+            await asyncio.gather(*(job.result(timeout=5) for job in jobs))
+            assert (await tenant_bus.run(AGENT_TASKS, TASK, to="eve", timeout=5)).data == RESULT
+    assert (len(common.done), len(special.done)) == (1, 4)
+    assert await tenant_bus.backlog(RAG_INGEST) == {}
+
+
+async def test_a_job_for_a_receiver_that_fails_is_replayed_to_that_receiver(tenant_bus: Bus) -> None:
+    async with await tenant_bus.work(QUICK, Effects(fail=100, error=Never()), receivers=["bob"]):
+        with pytest.raises(JobDead):
+            await tenant_bus.run(QUICK, TASK, to="bob", priority=9, timeout=10)
+    assert await tenant_bus.replay(QUICK) == 1
+    assert await tenant_bus.backlog(QUICK) == {"bob": 1}
+    effects = Effects()
+    async with await tenant_bus.work(QUICK, effects, receivers=["bob"]):
+        await eventually(lambda: len(effects.done) == 1)
+
+
+async def test_only_an_addressed_row_has_jobs_for_one_receiver(tenant_bus: Bus) -> None:
+    for wrong in (
+        tenant_bus.enqueue(RAG_INGEST, sample("rag_document"), to="bob"),
+        tenant_bus.work(RAG_INGEST, Effects(), receivers=["bob"]),
+        tenant_bus.enqueue(AGENT_TASKS, TASK, to="low"),
+        tenant_bus.work(AGENT_TASKS, Effects(), receivers=["Not An Id"]),
+    ):
+        with pytest.raises(ConfigurationError):
+            await wrong

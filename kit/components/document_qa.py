@@ -204,7 +204,7 @@ class Desk:
         if self._agent is not None:
             task["agent_id"] = self._agent
         try:
-            result = (await self._bus.run(AGENT_TASKS, task, timeout=seconds)).data
+            result = (await self._bus.run(AGENT_TASKS, task, timeout=seconds, to=self._agent)).data
         except JobDead as error:
             raise QuestionFailed("agents", error_type=error.error_type, detail=error.detail) from error
         except BusError as error:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import weakref
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from functools import partial
 from typing import Any, Self
 
@@ -19,12 +19,13 @@ from kit.errors import BusError, ConfigurationError, ForeignLoopError
 from kit.nats.connection import Connection
 from kit.nats.dead import DeadLetter, Graveyard
 from kit.nats.faults import remote_error
-from kit.nats.ids import MESSAGE_ID, Serial, checked_id
+from kit.nats.ids import EXPIRES, MESSAGE_ID, Serial, checked_id, expiry
 from kit.nats.jobs import Desk, Job
 from kit.nats.layout import NORMAL, Level, level_of, levels
 from kit.nats.message import Handler, Message
 from kit.nats.objects import Objects
 from kit.nats.pulling import Bind
+from kit.nats.queues import backlog
 from kit.nats.results import Results
 from kit.nats.route import Route, check_mode
 from kit.nats.serving import CoreWorker
@@ -200,6 +201,8 @@ class Bus:
         *,
         message_id: str | None = None,
         priority: int = 5,
+        to: str | None = None,
+        expires: float | None = None,
         timeout: float = 5.0,
     ) -> Job:
         """Put a JOB into its queue; on return it is stored.
@@ -210,19 +213,22 @@ class Bus:
             message_id: enqueued again under the same id, it is the same job and is done once.
             priority: 0 is the least and 9 the most urgent, where the row knows priorities; 7 and more overtake what is
                 less, 3 and less wait for all others.
+            to: the one receiver, where the row is addressed; it waits until somebody works for that one.
+            expires: seconds after which it need not be begun any more, where the row is addressed.
             timeout: seconds for the queue to acknowledge.
 
         Raises:
             CodecError: the data break their contract.
             NotStored: the queue did not acknowledge; enqueue it again under the same id.
             PayloadTooLarge: nothing was sent.
-            ConfigurationError: the row is no JOB, or the id cannot be one.
+            ConfigurationError: the row is no JOB or has no single receiver, or the id cannot be one.
         """
-        route = self._route(operation, "enqueue", Mode.JOB)
+        route = self._route(operation, "enqueue", Mode.JOB, to=to)
+        more = None if expires is None else {EXPIRES: expiry(expires)}
         level = NORMAL if priority == _USUAL else level_of(operation, priority)
         with self.telemetry.operation(operation.send_span, route.send_attributes, kind="producer") as recorded:
             payload = route.encode(data)
-            job = await self._desk.enqueue(route, payload, message_id, timeout, level=level)
+            job = await self._desk.enqueue(route, payload, message_id, timeout, level=level, more=more)
             if recorded.recording:
                 recorded.set(semconv.MESSAGING_MESSAGE_BODY_SIZE, len(payload))
                 recorded.set(semconv.MESSAGING_MESSAGE_ID, job.message_id)
@@ -236,6 +242,7 @@ class Bus:
         timeout: float = 30.0,
         message_id: str | None = None,
         priority: int = 5,
+        to: str | None = None,
     ) -> Message:
         """Enqueue a JOB and wait for its result: one span over both.
 
@@ -244,27 +251,41 @@ class Bus:
             DeadlineExceeded: no result within ``timeout`` seconds; the job goes on.
             CodecError, NotStored, PayloadTooLarge, ConfigurationError: as ``enqueue``.
         """
-        route = self._route(operation, "run", Mode.JOB)
+        route = self._route(operation, "run", Mode.JOB, to=to)
         return await self.order(route, data, timeout, message_id, level=level_of(operation, priority))
 
-    async def work(self, operation: Operation, handler: Handler, *, concurrency: int = 1) -> Worker:
+    async def work(
+        self, operation: Operation, handler: Handler, *, concurrency: int = 1, receivers: Sequence[str] = ()
+    ) -> Worker:
         """Do a JOB, sharing the queue with all who work on it.
 
         Args:
             operation: the catalogue's row.
             handler: its result goes to the caller; its exception means another attempt later, as the row's policy says.
             concurrency: jobs handled at once.
+            receivers: whose jobs it does beside those for nobody in particular, and before others of the same urgency.
+
+        Raises:
+            ConfigurationError: the row is no JOB, or has no such receivers.
+        """
+        route = self._route(operation, "work", Mode.JOB)
+        for receiver in receivers:
+            operation.subject(self.tenant_id, receiver)  # refuses what can be none
+
+        def binding(level: Level, to: str | None) -> Bind:
+            return lambda _: self._streams.job_consumer(operation, self.tenant_id, level, to)
+
+        bindings = [binding(level, to) for level in levels(operation) for to in (*receivers, None)]
+        return await self._pull(route, handler, concurrency, operation.queue, bindings, once=True)
+
+    async def backlog(self, operation: Operation) -> dict[str | None, int]:
+        """Return how many of a JOB are not done yet, by receiver; under None those for nobody in particular.
 
         Raises:
             ConfigurationError: the row is no JOB.
         """
-        route = self._route(operation, "work", Mode.JOB)
-
-        def binding(level: Level) -> Bind:
-            return lambda _: self._streams.job_consumer(operation, route.subject, level)
-
-        bindings = [binding(level) for level in levels(operation)]
-        return await self._pull(route, handler, concurrency, operation.queue, bindings, once=True)
+        self._route(operation, "look", Mode.JOB)
+        return await backlog(self._streams, operation)
 
     async def dead_letters(self, operation: Operation) -> list[DeadLetter]:
         """Return the jobs that failed for good, oldest first.

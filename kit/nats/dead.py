@@ -3,6 +3,8 @@
 Nothing dies unseen. A worker buries what it gives up itself. What it cannot bury, because it was killed at every
 attempt, the server gives up after ``policy.max_attempts`` deliveries, with nothing but an advisory; a stream keeps the
 advisories, and whoever is alive (a worker, a waiting caller, someone who lists dead letters) buries what they name.
+So it is with a job of an addressed row that has an end to its time: whoever waits or lists buries it when that is over
+and nobody has begun it, since its receiver may never come.
 """
 
 from __future__ import annotations
@@ -22,12 +24,13 @@ from kit.errors import BusError, CodecError, KitError, PayloadTooLarge, UnknownC
 from kit.nats.faults import Fault
 from kit.nats.ids import MESSAGE_ID, REPLAYED, REPLY, job_id, token
 from kit.nats.layout import DEAD_STREAM, EXHAUSTED, EXHAUSTED_STREAM
+from kit.nats.queues import JobExpired, overdue, prod
 from kit.nats.worker import drain
 
 if TYPE_CHECKING:
     from kit.nats.bus import Bus
     from kit.nats.results import Results
-    from kit.nats.streams import Streams
+    from kit.nats.streams import Stored, Streams
 
 _log = logging.getLogger("kit.nats")
 
@@ -224,15 +227,19 @@ class Graveyard:
             _log.warning("dead letters were not swept: %s", error)
 
     async def sweep(self, operation: Operation | None = None) -> int:
-        """Bury what the server gave up since the last sweep, and return how many.
+        """Bury what the server gave up since the last sweep, and what is over its time; return how many.
 
         Args:
             operation: whose queue to look into first: while nobody works on it, the server gives nothing up.
         """
         buried = 0
         async with self._sweeping:
-            if operation is not None and await self._streams.prod(operation):
-                await asyncio.sleep(_ADVISED)
+            if operation is not None:
+                if await prod(self._streams, operation):
+                    await asyncio.sleep(_ADVISED)
+                for kept in await overdue(self._streams, operation):
+                    await self._give_up(operation, kept, 0, JobExpired(kept.subject))
+                    buried += 1
             while (advisory := await self._streams.next(EXHAUSTED_STREAM, f"{EXHAUSTED}.>", 0)) is not None:
                 buried += await self._bury_exhausted(codec.loads(advisory.payload))
                 await self._streams.delete(EXHAUSTED_STREAM, advisory.sequence)
@@ -246,6 +253,11 @@ class Graveyard:
         if kept is None:
             return 0
         attempts = advisory["deliveries"]
+        await self._give_up(operation, kept, attempts, WorkerLost(kept.subject, attempts=attempts))
+        return 1
+
+    async def _give_up(self, operation: Operation, kept: Stored, attempts: int, error: KitError) -> None:
+        """Bury a message that lies in its stream, and take it out there."""
         body = Body(
             operation=operation,
             subject=kept.subject,
@@ -255,10 +267,10 @@ class Graveyard:
             stored_at=kept.stored_at,
             attempts=attempts,
         )
-        await self.bury(body, Fault(WorkerLost(kept.subject, attempts=attempts)), "attempts_exhausted")
+        fault = Fault(error)
+        await self.bury(body, fault, reason_of(fault))
         if operation.mode is Mode.JOB:
-            await self._streams.delete(operation.stream, kept.sequence)
-        return 1
+            await self._streams.delete(operation.stream or "", kept.sequence)
 
 
 def reason_of(fault: Fault) -> str:

@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import re
 import secrets
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
 from kit.catalogue import Operation
@@ -14,6 +14,7 @@ from kit.errors import ConfigurationError
 
 MESSAGE_ID = "Nats-Msg-Id"  # Source: NATS JetStream, de-duplication
 REPLY = "Kit-Reply"  # header: where the caller waits for the result of a job
+EXPIRES = "Kit-Expires"  # header: when a job need not be begun any more: UTC, RFC 3339
 AGAIN = "Kit-Again"  # header: this id may have been worked on before, so look before working
 REPLAYED = "~"  # parts a job's id from the number of the dead letter that was sent again
 
@@ -35,6 +36,11 @@ def checked_id(message_id: str) -> str:
             f"message_id {message_id!r} is refused: 1 to 150 printable characters, no blank, no '~'"
         )
     return message_id
+
+
+def expiry(seconds: float) -> str:
+    """Return the time in so many seconds, as a header says it."""
+    return (datetime.now(UTC) + timedelta(seconds=seconds)).isoformat().replace("+00:00", "Z")
 
 
 def is_inbox(subject: str) -> bool:

@@ -3,6 +3,7 @@
 Streams, made when first needed:
 
     AI_RAG_INGEST           a JOB's queue: work-queue retention, de-duplicated by message id
+    AI_AGENT_TASKS          … of an addressed row: jobs for one receiver have a subject and consumers of their own
     AI_RAG_INGEST_RESULTS   its results, remembered for ``policy.result_ttl``: they are what makes an effect happen once
     AI_LLMOPS_OPERATIONS    a stored EVENT: limits retention
     KIT_DEAD                dead letters of every operation: evidence and payload
@@ -15,7 +16,7 @@ from typing import NamedTuple
 
 from nats.js import api
 
-from kit.catalogue import DEAD_LETTERS_PREFIX, RESULTS_PREFIX, Operation
+from kit.catalogue import DEAD_LETTERS_PREFIX, RESULTS_PREFIX, URGENCIES, Operation
 from kit.errors import ConfigurationError
 
 DEAD_STREAM = "KIT_DEAD"
@@ -43,12 +44,13 @@ class Level(NamedTuple):
         """Return where jobs of this level go."""
         return subject if self.token is None else f"{subject}.{self.token}"
 
-    def consumer(self, operation: Operation) -> str:
-        """Return the consumer of jobs of this level."""
-        return operation.queue if self.token is None else f"{operation.queue}-{self.token}"
+    def consumer(self, operation: Operation, to: str | None = None) -> str:
+        """Return the consumer of jobs of this level, for one receiver or for nobody in particular."""
+        common = operation.queue if self.token is None else f"{operation.queue}-{self.token}"
+        return common if to is None else f"{common}@{to}"
 
 
-_HIGH, NORMAL, _LOW = Level(0, "high"), Level(1, None), Level(2, "low")
+_HIGH, NORMAL, _LOW = Level(0, URGENCIES[0]), Level(1, None), Level(2, URGENCIES[1])
 
 
 def levels(operation: Operation) -> tuple[Level, ...]:
@@ -68,6 +70,14 @@ def level_of(operation: Operation, priority: int) -> Level:
     if level is not NORMAL and not operation.prioritized:
         raise ConfigurationError(f"{operation.name} knows no priorities: leave `priority` out")
     return level
+
+
+def receiver_of(operation: Operation, subject: str) -> str | None:
+    """Return whom a job is for, by its subject; None: nobody in particular."""
+    tokens = subject.removeprefix(f"{operation.prefix}.").split(".")[1:]
+    if operation.prioritized and tokens and tokens[-1] in URGENCIES:
+        tokens.pop()
+    return tokens[0] if tokens else None
 
 
 def results_stream(operation: Operation) -> str:
@@ -93,7 +103,7 @@ def job_config(operation: Operation) -> api.StreamConfig:
     return api.StreamConfig(
         name=operation.stream,
         description=operation.purpose,
-        subjects=[f"{operation.prefix}.*", f"{operation.prefix}.*.*"],
+        subjects=[f"{operation.prefix}{'.*' * count}" for count in range(1, 4 if operation.addressed else 3)],
         retention=api.RetentionPolicy.WORK_QUEUE,
         duplicate_window=min(operation.policy.result_ttl, _WINDOW),
         allow_direct=True,

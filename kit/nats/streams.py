@@ -36,7 +36,6 @@ FIRST = "Nats-Expected-Last-Subject-Sequence"  # with 0: kept only where nothing
 
 _API_SECONDS = 5.0
 _REPLICAS = 3  # bear the loss of one server
-_PRODS = 64  # at most, of one queue at a time
 _ELECTION = 15.0  # s; for a cluster to have a leader again
 TRY_SECONDS = 2.0  # for one publish to be acknowledged, before it is sent again under the same id
 _PAUSE = 0.1  # s; before it is sent again, when the answer was a refusal
@@ -198,11 +197,11 @@ class Streams:
         # Where it began is history: the server refuses another beginning.
         wanted.deliver_policy, wanted.opt_start_seq = known.deliver_policy, known.opt_start_seq
 
-    async def job_consumer(self, operation: Operation, subject: str, level: layout.Level) -> str:
+    async def job_consumer(self, operation: Operation, tenant_id: str, level: layout.Level, to: str | None) -> str:
         """Make sure that a JOB's queue and the consumer that its workers share exist; return the consumer's name."""
         await self.again(operation)
-        config = layout.consumer_config(operation, level.subject(subject))
-        config.durable_name = level.consumer(operation)
+        config = layout.consumer_config(operation, level.subject(operation.subject(tenant_id, to)))
+        config.durable_name = level.consumer(operation, to)
         return await self.consumer(operation.stream or "", config)
 
     async def subscriber(self, operation: Operation, subject: str, *, durable: str | None, begin: int | None) -> str:
@@ -302,33 +301,6 @@ class Streams:
 
     async def _get(self, stream: str, wanted: dict[str, Any]) -> Stored | None:
         return stored(await self.ask(f"{DIRECT_GET}.{stream}", codec.dumps(wanted)))
-
-    async def prod(self, operation: Operation) -> bool:
-        """Have the server look at a queue that nobody pulls, and say whether that was of use.
-
-        It gives a message up only when someone pulls. A pull that takes one byte at most gets nothing and costs no
-        message an attempt, but makes the server give up what has had all its attempts, and tell so.
-        """
-        stream, useful = operation.stream, False
-        if operation.mode is not Mode.JOB or stream is None:
-            return False
-        for level in layout.levels(operation):
-            consumer = level.consumer(operation)
-            waiting = await self._redelivered(stream, consumer)
-            order = codec.dumps({"batch": 1, "max_bytes": 1, "no_wait": True})
-            for _ in range(min(waiting, _PRODS)):  # each brings one to the front
-                await self.ask(f"{NEXT}.{stream}.{consumer}", order)
-            useful = useful or waiting > 0
-        return useful
-
-    async def _redelivered(self, stream: str, consumer: str) -> int:
-        async def work() -> int:
-            try:
-                return (await self.context.consumer_info(stream, consumer)).num_redelivered or 0
-            except nats.js.errors.NotFoundError:
-                return 0
-
-        return await self.patiently(f"consumer {consumer} of {stream}", work)
 
     async def last_sequence(self, stream: str) -> int:
         """Return the sequence of the last message that a stream ever took."""

@@ -47,8 +47,10 @@ async def test_codec_agent_serialization(tenant_bus: Bus, telemetry: Any) -> Non
     subject = AGENT_MESSAGE.subject(tenant_bus.tenant_id, "bob")
     said, tasks, results = [
         await raw(tenant_bus, one)
-        for one in (subject, AGENT_TASKS.subject(tenant_bus.tenant_id), AGENT_RESULTS.subject(tenant_bus.tenant_id))
-    ]
+        for one in (
+            subject, AGENT_TASKS.subject(tenant_bus.tenant_id, "bob"), AGENT_RESULTS.subject(tenant_bus.tenant_id),
+        )
+    ]  # fmt: skip
     content, depth = 'Grüße, 世界: \u2028 \\ " 🐍', {"depth": {"of": [1, 2.5, None]}}
     async with Agent(tenant_bus, "ada") as ada, Agent(tenant_bus, "bob") as bob:
         message_id = await ada.send("bob", content, kind="greeting", metadata=depth)
@@ -71,7 +73,7 @@ async def test_codec_agent_serialization(tenant_bus: Bus, telemetry: Any) -> Non
         async def weigh(_: Agent, task: dict[str, Any]) -> dict[str, Any]:
             return {"weighed": task["parameters"]}
 
-        await tenant_bus.work(AGENT_TASKS, TaskWorker(tenant_bus, {"bob": bob}).handle)
+        await TaskWorker(tenant_bus, {"bob": bob}).start()
         task = await AgentManager(tenant_bus).submit_task(task_type="weigh", parameters=depth, agent_id="bob")
         result = await task.result(10.0)
     assert result.output == {"weighed": depth}

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kit.catalogue import AGENT_MEMORY, AGENT_TASKS, AGENT_TOOLS
+from kit.catalogue import AGENT_MEMORY, AGENT_TOOLS
 from kit.components import Service
 from kit.components.agents import questions
 from kit.components.agents.agent import MODEL, Agent
@@ -138,7 +138,7 @@ async def serve(
     ]
     for agent in crew.values():
         await agent.start()
-    workers.append(await bus.work(AGENT_TASKS, tasks.handle, concurrency=concurrency))
+    workers.append(await tasks.start(concurrency=concurrency))
 
     async def end() -> None:
         for agent in crew.values():

@@ -20,7 +20,7 @@
         │   ├── TaskFailed            a task ended without a result
         │   ├── TaskRefused           a task that cannot be run as it is
         │   ├── TaskExpired           nobody needs the task any more
-        │   └── NoAgent               no agent here can take the task; another worker may have one
+        │   └── NoAgent               no agent here is able to do the task; another worker may have one
         └── NoReply                   an agent did not answer a message within the deadline
 
 Messages name agents, tools, models and rules, never what people wrote. ``retryable`` tells a job queue whether another
@@ -192,7 +192,7 @@ class TaskExpired(TaskError):
 
 
 class NoAgent(TaskError):
-    """No agent of this worker can take the task."""
+    """No agent of this worker is able to do the task, or has the name that is asked for."""
 
     retryable = True
 

@@ -102,6 +102,8 @@ class Task:
 class AgentManager:
     """Submits tasks and watches agents; ``async with`` or ``start`` makes it watch.
 
+    An agent that tasks name must not be called ``high`` or ``low``: the subject says by these how urgent a task is.
+
     Args:
         bus: of the tenant.
         agent_id: in whose name tasks are submitted.
@@ -163,13 +165,15 @@ class AgentManager:
                 these before 0 to 3; within a level first come, first begun. A worker that starts, or has several
                 places, may begin a few of a lower level while the others are on their way; one that is tried again
                 loses its place. What has begun is not interrupted.
-            agent_id: the agent that should do it; None: any that is able, as ``capabilities`` says. All workers share
-                one queue, so another worker may get it first. That one hands it back, which costs one of four
-                attempts and 0.2, 1 or 5 s; had by such workers four times, the task is a dead letter of error
-                ``NoAgent``, kept for ``bus.replay``. So name agents that every worker has, or ask one by
-                ``Agent.ask``, which goes to it alone.
+            agent_id: the agent that should do it: the task goes to the workers that have it, and to no other. While
+                there is none it waits, which costs no attempt; ``queue`` shows it.
+            capabilities: what an agent must be able to do, when none is named. Workers share these tasks: one that has
+                no such agent hands the task back, which costs one of four attempts and 0.2, 1 or 5 s; the fourth such
+                worker makes it a dead letter of error ``NoAgent``, kept for ``bus.replay``.
             timeout: seconds for the run.
-            expires: seconds after which it need not be begun any more.
+            expires: seconds after which it need not be begun any more. Then it is a dead letter: of error
+                ``TaskExpired`` when a worker comes to it, of ``JobExpired`` when none does and somebody waits for it
+                or lists dead letters.
             task_id: submitted again under the same id, it is the same task and is done once.
 
         Raises:
@@ -189,7 +193,9 @@ class AgentManager:
             "priority": priority, "timestamp": codec.now(), "submitted_by": self._agent_id,
             **{name: value for name, value in told.items() if value is not None},
         }  # fmt: skip
-        job = await self._bus.enqueue(AGENT_TASKS, data, message_id=name, priority=priority)
+        job = await self._bus.enqueue(
+            AGENT_TASKS, data, message_id=name, priority=priority, to=agent_id, expires=expires
+        )
         known = self._tasks.setdefault(name, {"status": "queued"})
         known.update(task_type=task_type, priority=priority)
         return Task(job, data)
@@ -212,6 +218,18 @@ class AgentManager:
             for task_id, known in self._tasks.items()
         ]  # fmt: skip
         return pd.DataFrame(rows, columns=list(_COLUMNS))
+
+    async def queue(self) -> pd.DataFrame:
+        """Return how many tasks are not done yet, a row an agent that they name, and whether that agent is there.
+
+        Tasks that name none are in the row of no name, for which anybody who is there counts.
+        """
+        import pandas as pd
+
+        alive = set(await self.alive())
+        backlog = await self._bus.backlog(AGENT_TASKS)
+        rows = [(name or "", count, name in alive if name else bool(alive)) for name, count in backlog.items()]
+        return pd.DataFrame(sorted(rows), columns=["agent", "tasks", "alive"])
 
     # --- agents -------------------------------------------------------------------------------------------------
 

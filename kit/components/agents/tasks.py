@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from kit import codec
-from kit.catalogue import AGENT_RESULTS, AGENT_TASKS
+from kit.catalogue import AGENT_RESULTS, AGENT_TASKS, Operation
 from kit.components.agents.errors import NoAgent, TaskExpired, TaskRefused
 from kit.components.agents.runs import Answer
 from kit.nats.faults import is_retryable, without_content
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from kit.components.agents.agent import Agent
     from kit.nats.bus import Bus
     from kit.nats.message import Message
+    from kit.nats.worker import Worker
 
 
 class TaskWorker:
@@ -27,12 +28,17 @@ class TaskWorker:
     and of tools over the bus carry ids of their own and are answered from memory.
 
     Args:
-        agents: of this process; a task goes to the one that it names, or to one that is able to do it.
+        agents: of this process. A task that names one of them comes here alone, and waits in the queue while no worker
+            has that agent; of the others each goes to an agent that is able to do it.
     """
 
     def __init__(self, bus: Bus, agents: Mapping[str, Agent]) -> None:
         self._bus, self._agents = bus, dict(agents)
         self._turn = 0
+
+    async def start(self, *, concurrency: int = 1, operation: Operation = AGENT_TASKS) -> Worker:
+        """Begin to do tasks, ``concurrency`` at once; on return the server knows it."""
+        return await self._bus.work(operation, self.handle, concurrency=concurrency, receivers=list(self._agents))
 
     async def handle(self, message: Message) -> dict[str, Any]:
         """Do one task, tell everybody who watches, and return its ``agent_result``.
