@@ -117,7 +117,7 @@ def keeps(value: Any) -> bool:
 
     Depth is not looked at: orjson has bounded it.
     """
-    kind = value.__class__
+    kind = type(value)
     if kind is dict:
         value = value.values()
     elif kind is not list:
@@ -129,7 +129,7 @@ def keeps(value: Any) -> bool:
         if kinds == _FLOATS:
             return all(map(isfinite, value))
     for item in value:
-        kind = item.__class__
+        kind = type(item)
         if kind is float:
             if not isfinite(item):
                 return False

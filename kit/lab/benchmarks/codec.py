@@ -15,7 +15,7 @@ import numpy as np
 
 from kit.codec import decode, encode, schema, validate
 from kit.lab.bench import Comparison, Target, Verdict
-from kit.lab.benchmarks.codec_peers import readers, writers
+from kit.lab.benchmarks.codec_peers import checked_by_hand, readers, writers
 from kit.lab.benchmarks.contest import BY_HAND, KIT, Contender, Contest
 
 TYPE = "agent_message"
@@ -63,11 +63,7 @@ def writing(message: dict[str, Any], orjson: ModuleType, jsonschema_rs: ModuleTy
     """Return who writes an ``agent_message``: unchecked as the limit, by hand, the kit, and the peers."""
     contract = jsonschema_rs.validator_for(dict(schema(TYPE)), validate_formats=True)
     head = {"schema_version": "1.0", "message_type": TYPE}
-
-    def by_hand() -> bytes:
-        contract.validate(message)
-        return bytes(orjson.dumps(head | {"data": message}))
-
+    by_hand, _ = checked_by_hand(contract.validate, TYPE, message, b"", orjson)
     found, absent = writers(message, dict(schema(TYPE)), orjson)
     calls: dict[str, tuple[Callable[[], Any], bool]] = {
         BY_HAND: (by_hand, True),
@@ -89,12 +85,7 @@ def reading(
     """
     contract = jsonschema_rs.validator_for(dict(schema(TYPE)), validate_formats=True)
     payload = payload or encode(TYPE, message)
-
-    def by_hand() -> Any:
-        document = orjson.loads(payload)
-        contract.validate(document["data"])
-        return document["data"]
-
+    _, by_hand = checked_by_hand(contract.validate, TYPE, message, payload, orjson)
     found, absent = readers(message, payload, dict(schema(TYPE)), orjson)
     contenders = {
         BY_HAND: Contender(call=by_hand, check=message.__eq__),
