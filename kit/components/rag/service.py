@@ -52,7 +52,7 @@ async def serve(
         concurrency: documents handled at once; their embeddings and writes go together.
         query_concurrency: questions handled at once.
         chunking, ranking, analysis: how documents are cut, found and read.
-        flat_rows: passages above which an HNSW index takes over from comparing every vector.
+        flat_rows: passages above which an IVF index takes over, which holds its vectors in memory.
         storage_options: for object storage.
     """
     await asyncio.to_thread(importlib.import_module, "lancedb")  # two seconds that must not stop the loop

@@ -109,9 +109,9 @@ class Index:
         return [f"d{row}#0" for row in best[np.argsort(-cosines[best])]]
 
     async def bare(self) -> list[str]:
-        """Return them from LanceDB by hand, with the same columns."""
-        query = self._table.query().nearest_to(self._asked).column("vector").distance_type("cosine").limit(5)
-        return [row["chunk_id"] for row in await query.select([*COLUMNS, "_distance"]).to_list()]
+        """Return them from LanceDB by hand, with the same columns, and all partitions where there is an index."""
+        query = self._table.query().nearest_to(self._asked).column("vector").distance_type("cosine").nprobes(64)
+        return [row["chunk_id"] for row in await query.limit(5).select([*COLUMNS, "_distance"]).to_list()]
 
     async def search(self, mode: Mode = "vector") -> list[str]:
         """Return them from the kit."""
