@@ -290,6 +290,8 @@ async def test_a_task_of_an_agent_whose_workers_were_all_lost_is_a_dead_letter(t
     consumer = await tenant_bus._streams.job_consumer(lost, tenant_bus.tenant_id, level, "bob")
     task = await AgentManager(tenant_bus).submit_task(task_type="who", agent_id="bob")
     assert consumer == "agents-workers@bob"
+    info = await tenant_bus._streams.context.consumer_info(AGENT_TASKS.stream or "", consumer)
+    assert info.config.inactive_threshold == 86400.0  # receivers come and go
     puller = await tenant_bus.connection.jetstream().pull_subscribe_bind(consumer, AGENT_TASKS.stream)
     for _ in range(2):
         (message,) = await puller.fetch(1, timeout=5)

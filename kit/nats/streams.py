@@ -40,6 +40,7 @@ _ELECTION = 15.0  # s; for a cluster to have a leader again
 TRY_SECONDS = 2.0  # for one publish to be acknowledged, before it is sent again under the same id
 _PAUSE = 0.1  # s; before it is sent again, when the answer was a refusal
 _IDLE = 60.0  # s; after which the server forgets a subscriber without a name that pulls no more
+_RECEIVER_GONE = 86400.0  # s; after which the server forgets where a receiver was that nobody works for any more
 NAME_IN_USE = 10058  # Source: nats-server's errors.json, as the next ones
 _NO_MESSAGE = 10043
 _CONSUMER_REFUSED = 10012
@@ -202,6 +203,8 @@ class Streams:
         await self.again(operation)
         config = layout.consumer_config(operation, level.subject(operation.subject(tenant_id, to)))
         config.durable_name = level.consumer(operation, to)
+        if to is not None:  # receivers come and go; what is in the queue stays without a consumer
+            config.inactive_threshold = _RECEIVER_GONE
         return await self.consumer(operation.stream or "", config)
 
     async def subscriber(self, operation: Operation, subject: str, *, durable: str | None, begin: int | None) -> str:
