@@ -1,9 +1,10 @@
 """An OpenAI-compatible HTTP server on loopback that misbehaves on purpose, as told by the model's name.
 
 ``ok`` answers; ``slow-0.2`` answers after 0.2 s; ``fail-500x2`` answers 500 twice and then well (without ``x2``:
-always; any status); ``limited-1x1`` answers 429 with ``Retry-After: 1`` once; ``hang`` never answers; ``cut`` breaks
-the connection in the middle (of a stream, or of the body); ``malformed`` sends a body that is no JSON; ``json-{...}``
-answers with that text; ``drip-0.05`` streams a word every 0.05 s.
+always; any status); ``limited-1x1`` answers 429 with ``Retry-After: 1`` once; ``dated-2x1`` the same with the HTTP date
+of the second that begins 2 s later or less; ``hang`` never answers; ``cut`` breaks the connection in the middle (of a
+stream, or of the body); ``stall`` streams three words and no more; ``malformed`` sends a body that is no JSON;
+``json-{...}`` answers with that text; ``drip-0.05`` streams a word every 0.05 s.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ import asyncio
 import contextlib
 import json
 import re
-from collections import Counter
+import time
+from collections import Counter, defaultdict
+from email.utils import formatdate
 from types import TracebackType
 from typing import Any, Self
 
@@ -24,12 +27,16 @@ class MisbehavingProvider:
 
     Attributes:
         calls: requests seen, by model.
+        times: when they came, seconds of the epoch, by model.
+        retry_at: what ``dated`` told last, in the same seconds.
         bodies: their bodies, in order.
-        left: streams whose reader went away before they ended.
+        left: answers whose reader went away before they ended.
     """
 
     def __init__(self) -> None:
         self.calls: Counter[str] = Counter()
+        self.times: defaultdict[str, list[float]] = defaultdict(list)
+        self.retry_at = 0.0
         self.bodies: list[dict[str, Any]] = []
         self.left = 0
         self.active = 0
@@ -79,29 +86,51 @@ class MisbehavingProvider:
         body = json.loads(await reader.readexactly(int(length.group(1)))) if length else {}
         model = body.get("model", "")
         self.calls[model] += 1
+        self.times[model].append(time.time())
         self.bodies.append(body)
         self.active += 1
         self.most_active = max(self.most_active, self.active)
         try:
+            if (refusal := self._refusal(model)) is not None:
+                return await self._error(writer, *refusal)
+            if model == "hang":
+                await self._left_waiting(reader)
             if "/embeddings" in head.split("\r\n")[0]:
                 return await self._embed(writer, body)
-            return await self._complete(writer, model, body)
+            return await self._complete(reader, writer, model, body)
+        except ConnectionError:
+            self.left += 1
+            return False
         finally:
             self.active -= 1
 
-    async def _complete(self, writer: asyncio.StreamWriter, model: str, body: dict[str, Any]) -> bool:
+    def _refusal(self, model: str) -> tuple[int, str] | None:
+        """Return the status and the headers with which this call is to fail, or None."""
         failing = re.fullmatch(r"fail-(\d+)(?:x(\d+))?", model)
-        limited = re.fullmatch(r"limited-([\d.]+)(?:x(\d+))?", model)
+        limited = re.fullmatch(r"(limited|dated)-([\d.]+)(?:x(\d+))?", model)
         if failing and self.calls[model] <= int(failing.group(2) or 1_000_000):
-            return await self._error(writer, int(failing.group(1)))
-        if limited and self.calls[model] <= int(limited.group(2) or 1_000_000):
-            return await self._error(writer, 429, f"Retry-After: {limited.group(1)}\r\n")
-        if model == "hang":
-            await asyncio.sleep(3600)
+            return int(failing.group(1)), ""
+        if limited and self.calls[model] <= int(limited.group(3) or 1_000_000):
+            after = limited.group(2)
+            if limited.group(1) == "dated":
+                self.retry_at = float(int(time.time() + float(after)))
+                after = formatdate(self.retry_at, usegmt=True)
+            return 429, f"Retry-After: {after}\r\n"
+        return None
+
+    async def _left_waiting(self, reader: asyncio.StreamReader) -> None:
+        """Say nothing more until the other side goes away."""
+        while await reader.read(1024):
+            pass
+        raise ConnectionResetError
+
+    async def _complete(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, model: str, body: dict[str, Any]
+    ) -> bool:
         if slow := re.fullmatch(r"slow-([\d.]+)", model):
             await asyncio.sleep(float(slow.group(1)))
         if body.get("stream"):
-            return await self._stream(writer, model)
+            return await self._stream(reader, writer, model)
         text = model.removeprefix("json-") if model.startswith("json-") else ANSWER
         whole = json.dumps(self._answer(model, text)).encode()
         if model == "malformed":
@@ -139,28 +168,26 @@ class MisbehavingProvider:
         await self._send(writer, status, body.encode(), headers=headers)
         return True
 
-    async def _stream(self, writer: asyncio.StreamWriter, model: str) -> bool:
+    async def _stream(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, model: str) -> bool:
         """Send the answer as server-sent events, word by word."""
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
         pause = float(model.removeprefix("drip-")) if model.startswith("drip-") else 0.0
         words = re.findall(r"\S+\s*", ANSWER * (20 if pause else 1))
-        try:
-            for index, word in enumerate(words):
-                delta = {"role": "assistant", "content": word} if index == 0 else {"content": word}
-                await self._event(writer, {**self._chunk(model), "choices": [{"index": 0, "delta": delta}]})
-                await asyncio.sleep(pause)
-                if model == "cut" and index == 2:
-                    writer.transport.abort()
-                    return False
-            end = {**self._chunk(model), "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
-            await self._event(writer, end)
-            usage = {"prompt_tokens": 11, "completion_tokens": 7, "total_tokens": 18}
-            await self._event(writer, {**self._chunk(model), "choices": [], "usage": usage})
-            writer.write(b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n")
-            await writer.drain()
-        except ConnectionError:
-            self.left += 1
-            return False
+        for index, word in enumerate(words):
+            delta = {"role": "assistant", "content": word} if index == 0 else {"content": word}
+            await self._event(writer, {**self._chunk(model), "choices": [{"index": 0, "delta": delta}]})
+            await asyncio.sleep(pause)
+            if model == "stall" and index == 2:
+                await self._left_waiting(reader)
+            if model == "cut" and index == 2:
+                writer.transport.abort()
+                return False
+        end = {**self._chunk(model), "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
+        await self._event(writer, end)
+        usage = {"prompt_tokens": 11, "completion_tokens": 7, "total_tokens": 18}
+        await self._event(writer, {**self._chunk(model), "choices": [], "usage": usage})
+        writer.write(b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n")
+        await writer.drain()
         return True
 
     def _chunk(self, model: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import re
 import time
 from collections.abc import AsyncIterator
@@ -92,6 +93,36 @@ async def test_a_caller_is_told_when_a_provider_wants_to_be_asked_again(
     assert (failed.value.status_code, failed.value.retry_after) == (429, 9.0)
 
 
+@pytest.mark.parametrize("model", ["limited-1x3", "dated-2x3"])
+async def test_what_a_provider_asks_to_wait_is_waited_before_every_retry(
+    tenant_bus: Bus, provider: MisbehavingProvider, model: str
+) -> None:
+    """The first retry is the gateway's own, the others are those of LiteLLM's Router; seconds or an HTTP date."""
+    async with at_work(tenant_bus, models=models(provider, model), retries=3):
+        response = await gateway.generate(tenant_bus, prompt="hello", model=model)
+    assert (response["response"], response["attempts"]) == (ANSWER, 4)
+    times = provider.times[model]
+    assert len(times) == 4
+    if model.startswith("dated"):
+        assert times[3] >= provider.retry_at
+    pauses = [after - before for before, after in itertools.pairwise(times)]
+    assert all(1.0 <= pause < 4.0 for pause in pauses), pauses
+
+
+@pytest.mark.parametrize("model", ["limited-9", "dated-9"])
+async def test_a_provider_that_asks_to_wait_for_too_long_is_not_waited_for(
+    tenant_bus: Bus, provider: MisbehavingProvider, model: str
+) -> None:
+    started = time.monotonic()
+    async with at_work(tenant_bus, models=models(provider, model, "ok")):
+        with pytest.raises(gateway.ProviderFailed) as failed:
+            await gateway.generate(tenant_bus, prompt="hello", model=model, timeout=5.0)
+        assert (failed.value.status_code, failed.value.retry_after) == (429, pytest.approx(8.5, abs=1.0))
+        fallen = await gateway.generate(tenant_bus, prompt="hello", model=model, timeout=5.0, fallbacks=["ok"])
+    assert (fallen["model"], provider.calls[model]) == ("ok", 2)
+    assert time.monotonic() - started < 5
+
+
 async def test_a_provider_that_fails_for_good_fails_its_request_and_is_logged(
     tenant_bus: Bus, provider: MisbehavingProvider
 ) -> None:
@@ -166,12 +197,12 @@ async def test_a_budget_is_reserved_settled_and_refused_with_limit_and_reset(
 ) -> None:
     alerts = await watched(tenant_bus, GATEWAY_COST_ALERTS)
     settings = {
-        "models": models(provider, "slow-0.2", "fail-402", **PER_TOKEN),
+        "models": models(provider, "slow-1", "fail-402", **PER_TOKEN),
         "budget": {"limit": 0.3, "period": "day", "near": 0.5},
         "cache_ttl": 0,
     }
     async with second_bus(server, tenant_bus) as other, at_work(tenant_bus, **settings), at_work(other, **settings):
-        asked = [gateway.generate(tenant_bus, prompt=f"hello {i}", model="slow-0.2", max_tokens=40) for i in range(12)]
+        asked = [gateway.generate(tenant_bus, prompt=f"hello {i}", model="slow-1", max_tokens=40) for i in range(12)]
         answers = await asyncio.gather(*asked, return_exceptions=True)
         refused = [answer for answer in answers if isinstance(answer, gateway.BudgetExceeded)]
         # What is reserved at once, about 0.09 each, bounds what is let through; what it cost, 0.025 each, is settled.
@@ -185,7 +216,7 @@ async def test_a_budget_is_reserved_settled_and_refused_with_limit_and_reset(
         for _ in range(4):
             with pytest.raises(gateway.ProviderFailed):
                 await gateway.generate(tenant_bus, prompt="hello", model="fail-402", max_tokens=40)
-        await gateway.generate(tenant_bus, prompt="once more", model="slow-0.2", max_tokens=40)
+        await gateway.generate(tenant_bus, prompt="once more", model="slow-1", max_tokens=40)
         purse = await purse_of(tenant_bus, gateway.Budget(limit=0.3))
         await until(lambda: len(alerts) >= len(refused) + 1)
     assert purse["spent"] == pytest.approx(4 * COST)

@@ -171,6 +171,13 @@ class Call:
     fallbacks: tuple[str, ...] = ()
 
 
+class _Zero(int):
+    """A 0 that is true: LiteLLM takes an embedding's ``max_retries`` of 0 for none, and has OpenAI's client retry."""
+
+    def __bool__(self) -> bool:
+        return True
+
+
 class _NotLetThrough(ValueError):
     """Told to LiteLLM's Router when the meter holds a call back: it is not tried again, but another model may be."""
 
@@ -258,7 +265,7 @@ class Providers:
             try:
                 with unlogged(self.litellm):
                     return await self.litellm.aembedding(
-                        input=list(texts), timeout=timeout, max_retries=0, **{**deployment, **parameters}
+                        input=list(texts), timeout=timeout, max_retries=_Zero(0), **{**deployment, **parameters}
                     )
             except self.errors as error:
                 failed = self.failure(model, error)
