@@ -16,7 +16,7 @@ import pytest
 from kit import catalogue, codec
 from kit.catalogue import METRICS, OPERATIONS, SPANS, Mode, check_id
 from kit.errors import ConfigurationError
-from kit.lab import asyncapi, catalogue_export, tables
+from kit.lab import asyncapi, catalogue_export, readme, tables
 
 SPECIFIED = {
     "ai.agent": "message tasks results status memory tools tool-results",
@@ -98,10 +98,11 @@ def test_the_terminal_table_has_a_line_a_row_and_marks_what_is_not_served() -> N
     assert max(map(len, catalogue_export.as_table(80).splitlines()[1:])) <= 80
 
 
-def test_the_readme_holds_the_table_of_the_catalogue() -> None:
+@pytest.mark.parametrize("table", readme.TABLES, ids=lambda table: table.name)
+def test_the_readme_holds_its_derived_tables(table: readme.Table) -> None:
     text = (Path(__file__).parent.parent / "README.md").read_text()
-    assert catalogue_export.MARK_BEGIN in text, "README.md has no place for `kit catalogue --markdown`"
-    assert catalogue_export.with_markdown(text) == text, "README.md is not what `kit catalogue --markdown` prints"
+    assert table.begin in text, f"README.md has no place for the table {table.name}"
+    assert table.within(text) == text, f"README.md does not hold what `{table.renewed_by}` makes of {table.name}"
 
 
 def test_tables_cover_a_component() -> None:

@@ -200,14 +200,14 @@ def test_the_catalogue_as_json_and_as_asyncapi(capsys: pytest.CaptureFixture[str
 
 
 def test_the_table_goes_between_the_marks_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from kit.lab.catalogue_export import MARK_BEGIN, MARK_END, as_markdown
+    from kit.lab.readme import CATALOGUE, catalogue
 
     assert main(["catalogue", "--markdown"]) == 0
-    assert capsys.readouterr().out == as_markdown()
+    assert capsys.readouterr().out == catalogue()
     readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{MARK_BEGIN}\nold\n{MARK_END}\nafter\n")
+    readme.write_text(f"before\n{CATALOGUE.begin}\nold\n{CATALOGUE.end}\nafter\n")
     assert main(["catalogue", "--markdown", str(readme)]) == 0
-    assert readme.read_text() == f"before\n{MARK_BEGIN}\n{as_markdown()}{MARK_END}\nafter\n"
+    assert readme.read_text() == f"before\n{CATALOGUE.begin}\n{catalogue()}{CATALOGUE.end}\nafter\n"
     readme.write_text("no marks")
     assert main(["catalogue", "--markdown", str(readme)]) == 2
 

@@ -18,12 +18,16 @@ def configure(commands: Commands) -> None:
     shape.add_argument("--json", action="store_true", help="every row: operations, spans, metrics")
     shape.add_argument("--asyncapi", action="store_true", help="an AsyncAPI 3.0 document, schemas included")
     shape.add_argument(
-        "--markdown", nargs="?", const="-", metavar="FILE", help="the table that the README holds; put into FILE"
+        "--markdown",
+        nargs="?",
+        const="-",
+        metavar="FILE",
+        help="as the README holds it; put into FILE, which is then up to date",
     )
 
 
 def _run(chosen: argparse.Namespace) -> int:
-    from kit.lab import catalogue_export
+    from kit.lab import catalogue_export, readme
 
     if chosen.json:
         say(json.dumps(catalogue_export.as_json(), indent=2))
@@ -31,24 +35,11 @@ def _run(chosen: argparse.Namespace) -> int:
         from kit.lab import asyncapi
 
         say(json.dumps(asyncapi.document(), indent=2, ensure_ascii=False))
+    elif chosen.markdown == "-":
+        sys.stdout.write(readme.catalogue())
     elif chosen.markdown:
-        _markdown(chosen.markdown)
+        readme.fill(Path(chosen.markdown))
     else:
         width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 1000
         sys.stdout.write(catalogue_export.as_table(width))
     return 0
-
-
-def _markdown(target: str) -> None:
-    """Print the table, or put it between the marks of a file."""
-    from kit.errors import ConfigurationError
-    from kit.lab import catalogue_export
-
-    if target == "-":
-        sys.stdout.write(catalogue_export.as_markdown())
-        return
-    path = Path(target)
-    text = path.read_text()
-    if catalogue_export.MARK_BEGIN not in text:
-        raise ConfigurationError(f"{target} has no place for the table: a line {catalogue_export.MARK_BEGIN}")
-    path.write_text(catalogue_export.with_markdown(text))

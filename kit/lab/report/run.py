@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from kit.errors import ReportError
+from kit.lab import readme
 from kit.lab.baseline import FILE, Change, changes
 from kit.lab.environment import environment
 from kit.lab.project import REPORTS_VARIABLE, project_root
@@ -110,6 +111,8 @@ async def _run(options: Options, out: TextIO, command: str) -> Report:
         _tell_mismatches(outcomes, options, progress)
     if options.update:
         _update(outcomes, options, progress)
+        if options.folder.resolve() == project_root() / "notebooks":
+            readme.fill(project_root() / "README.md")
     return _render(outcomes, options, progress, command=command, began=began)
 
 
