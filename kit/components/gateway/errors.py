@@ -16,6 +16,7 @@ Messages name limits, models and statuses, never what people wrote.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -156,44 +157,64 @@ def error_of(error_type: str, detail: str, model: str = "", retry_after: float |
         model: the model that was asked for.
         retry_after: seconds that the worker said to wait.
     """
-    numbers = [float(number) for number in re.findall(r"(?<![\w:.-])\d+(?:\.\d+)?(?:e-?\d+)?(?![\w:-])", detail)]
-    reset = re.search(r"resets at (\S+)", detail)
-    words = re.search(r"per (\w+) has|\d (requests|tokens) in", detail)
-    error: GatewayError | None = None
-    if error_type == "RateLimited" and len(numbers) >= 3:
-        unit = words.group(2) if words and words.group(2) else "requests"
-        after = numbers[2] if retry_after is None else retry_after
-        error = RateLimited(model, limit=numbers[0], window=numbers[1], retry_after=after, unit=unit)
-    elif error_type == "BudgetExceeded" and len(numbers) >= 3:
-        currency = re.search(r"budget of \S+ ([A-Z]{3})", detail)
-        error = BudgetExceeded(
-            limit=numbers[0], spent=numbers[0] - numbers[1], estimated=numbers[2],
-            currency=currency.group(1) if currency else "USD",
-            period=words.group(1) if words and words.group(1) else "day", reset_at=reset.group(1) if reset else None,
-        )  # fmt: skip
-    elif error_type == "PriceUnknown":
-        named = re.search(r"for the model (.*), and a budget", detail)
-        error = PriceUnknown(named.group(1) if named else model)
-    elif error_type == "ProviderFailed":
-        kind = re.search(r"\((\w+)\)", detail)
-        error = ProviderFailed(
-            model, kind=kind.group(1) if kind else "", status_code=int(numbers[0]) if numbers else None,
-            retryable=False, retry_after=retry_after,
-        )  # fmt: skip
-    elif error_type == "ResponseInvalid":
-        level = re.search(r"check '(\w+)'", detail)
-        attempts = re.search(r"in (\d+) attempt", detail)
-        error = ResponseInvalid(
-            level.group(1) if level else "", detail=detail.partition(": ")[2],
-            attempts=int(attempts.group(1)) if attempts else 1,
-        )  # fmt: skip
-    elif error_type == "RequestExpired":
-        error = RequestExpired(seconds=numbers[0] if numbers else 0.0)
-    elif error_type == "RequestRefused":
-        error = RequestRefused(detail)
+    rebuild = _REBUILD.get(error_type)
+    error = None if rebuild is None else rebuild(detail, model, retry_after)
     if error is not None:
         error.args = (detail,)
     return error
+
+
+def _numbers(detail: str) -> list[float]:
+    return [float(number) for number in re.findall(r"(?<![\w:.-])\d+(?:\.\d+)?(?:e-?\d+)?(?![\w:-])", detail)]
+
+
+def _found(pattern: str, detail: str, default: str = "") -> str:
+    """What the only group of a pattern matches."""
+    match = re.search(pattern, detail)
+    return match.group(1) if match else default
+
+
+def _rate_limited(detail: str, model: str, retry_after: float | None) -> RateLimited | None:
+    if len(numbers := _numbers(detail)) < 3:
+        return None
+    limit, window, after = numbers[:3]
+    unit = _found(r"\d (requests|tokens) in", detail, "requests")
+    return RateLimited(
+        model, limit=limit, window=window, retry_after=after if retry_after is None else retry_after, unit=unit
+    )
+
+
+def _budget_exceeded(detail: str, model: str, retry_after: float | None) -> BudgetExceeded | None:
+    if len(numbers := _numbers(detail)) < 3:
+        return None
+    limit, left, estimated = numbers[:3]
+    currency = _found(r"budget of \S+ ([A-Z]{3})", detail, "USD")
+    return BudgetExceeded(
+        limit=limit, spent=limit - left, estimated=estimated, currency=currency,
+        period=_found(r"per (\w+) has", detail, "day"), reset_at=_found(r"resets at (\S+)", detail) or None,
+    )  # fmt: skip
+
+
+def _provider_failed(detail: str, model: str, retry_after: float | None) -> ProviderFailed:
+    status = next(iter(_numbers(detail)), None)
+    return ProviderFailed(
+        model, kind=_found(r"\((\w+)\)", detail), status_code=None if status is None else int(status), retryable=False,
+        retry_after=retry_after,
+    )  # fmt: skip
+
+
+_REBUILD: dict[str, Callable[[str, str, float | None], GatewayError | None]] = {
+    "RateLimited": _rate_limited,
+    "BudgetExceeded": _budget_exceeded,
+    "PriceUnknown": lambda detail, model, _: PriceUnknown(_found(r"for the model (.*), and a budget", detail, model)),
+    "ProviderFailed": _provider_failed,
+    "ResponseInvalid": lambda detail, *_: ResponseInvalid(
+        _found(r"check '(\w+)'", detail), detail=detail.partition(": ")[2],
+        attempts=int(_found(r"in (\d+) attempt", detail, "1")),
+    ),
+    "RequestExpired": lambda detail, *_: RequestExpired(seconds=next(iter(_numbers(detail)), 0.0)),
+    "RequestRefused": lambda detail, *_: RequestRefused(detail),
+}  # fmt: skip
 
 
 def as_data(error: BaseException) -> dict[str, Any]:
