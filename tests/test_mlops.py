@@ -9,7 +9,9 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
+from canaries import NAME, SENTENCE, Kept, log_lines
 
 from kit import codec
 from kit.catalogue import (
@@ -188,6 +190,44 @@ async def test_data_sent_along_and_better_models_only(
     champion = registry.champion("mine")
     assert champion is not None
     assert champion.version == good["version"]
+
+
+async def test_values_and_labels_are_in_nothing_that_is_told_and_names_are(
+    tenant_bus: Any, near: None, service: Any, telemetry: Any
+) -> None:
+    """The content canary of MLOps: see test_content_canary.py."""
+    kept, labels = Kept(), ["Quagga7531", "Zyzzyvaville"] * 20
+    table = pd.DataFrame({NAME: range(40), "other": [number % 7 for number in range(40)], "target": labels})
+
+    async def trained(data: pd.DataFrame | str, parameters: dict[str, Any] | None = None) -> dict[str, Any]:
+        job = await mlops.submit(tenant_bus, "logistic_regression", data, parameters, model_name=NAME, promote="always")
+        result: dict[str, Any] = (await job.result(timeout=TIMEOUT)).data
+        return result
+
+    with log_lines() as lines:
+        assert (await trained(table))["classes"] == labels[:2]
+        answer = await mlops.predict(tenant_bus, NAME, table.head(1).drop(columns="target"), timeout=TIMEOUT)
+        assert answer["predictions"][0] in labels
+        for row in ({NAME: SENTENCE, "other": 1}, {NAME: 1, "other": SENTENCE, "more": SENTENCE}, [SENTENCE]):
+            with kept.failing():
+                await mlops.predict(tenant_bus, NAME, [row])
+        for data, parameters in [
+            (NAME, {}),  # there are no such data
+            (table.assign(target=["Wombat9042", *labels[1:]]), {}),  # a label of one row: it cannot be split
+            (table.assign(other=SENTENCE), {}),
+            (table, {"solver": "Quagga7531"}),
+            (table, {"class_weight": {"Quagga7531": SENTENCE}}),
+        ]:
+            with kept.failing(JobDead):
+                await trained(data, parameters)
+        kept.letters = await tenant_bus.dead_letters(MLOPS_TRAINING)
+        kept.gather(telemetry, lines)
+    assert len(kept.letters) == 5
+    for where in ("spans", "metrics", "logs", "log lines", "errors", "dead letters"):
+        kept.assert_no_content(where)
+    for where in ("spans", "errors", "dead letters"):
+        assert NAME in kept.texts[where]
+    assert f"no training data are called '{NAME}'" in kept.texts["errors"]
 
 
 async def test_training_that_takes_too_long_is_given_up(tmp_path: Path) -> None:

@@ -66,6 +66,7 @@ def test_training_is_repeatable(tmp_path: Path) -> None:
         ({"parameters": {"depth": 3}}, "no parameter 'depth'"),
         ({"parameters": {"n_jobs": 9}}, "no parameter 'n_jobs'"),
         ({"parameters": {"C": -1}}, r"InvalidParameterError: The 'C' parameter .* must be a float"),
+        ({"parameters": {"solver": "magic"}}, r"The 'solver' parameter .* must be a str among .*'lbfgs'[^.]*\.$"),
         ({"training_data": "/etc/passwd"}, "no training data are called"),
         ({"metrics": ["r2"]}, "no metric 'r2'"),
         ({"features": ["alcohol", "colour"]}, "no columns"),

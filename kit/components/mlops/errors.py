@@ -7,6 +7,9 @@ ComponentError
     ├── UnknownModel         no such model, version or champion in the registry
     ├── ArtefactRefused      a model file that is not what was registered, or holds types that nobody trusts
     └── InputRefused         rows to predict for that break the model's input schema; names the column
+
+Their messages tell names, which are no content: what a job calls its data, model and columns is how its sender finds
+the fault. Values, labels and what stands in a file are content, and in no message.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +31,8 @@ TEST_SIZE = 0.25
 MODEL_FILE = "model.skops"
 FORMAT = "skops"
 
-_QUOTED = re.compile(r"'([^']*)'")
+_QUOTED = re.compile(r"'([^']*)'|\"([^\"]*)\"")
+_VALUES = re.compile(r" Got | got | are: ")  # what scikit-learn begins with when it quotes values and labels
 
 Tell = Callable[[dict[str, Any]], None]
 
@@ -63,7 +64,8 @@ def train(job: Mapping[str, Any], folder: Path, tell: Tell, content: bytes | Non
             model.fit(learn.features, learn.target)
             metrics |= {name: measure(model, test.features, test.target) for name, measure in measures.items()}
     except (ValueError, TypeError, AttributeError) as error:
-        raise TrainingRefused(f"{job['model_type']} on {data.name}: {_plain(error)}") from None
+        names = {*model[-1].get_params(), *map(str, data.features.columns)}
+        raise TrainingRefused(f"{job['model_type']} on {data.name}: {_plain(error, names)}") from None
     tell({"progress": 0.95, "stage": "save", "metrics": metrics})
     written = save(model, folder / MODEL_FILE)
     return written | {
@@ -137,14 +139,12 @@ def _cross_validate(
     return {f"cv_{name}": value for name, value in totals.items()}
 
 
-def _plain(error: Exception) -> str:
-    """Return scikit-learn's message as far as it names parameters and shapes; not the values that it quotes."""
-    first = str(error).splitlines()[0].split(" Got ")[0] if str(error) else ""
-    return f"{type(error).__name__}: {_QUOTED.sub(_name_only, first)[:300]}"
-
-
-def _name_only(quoted: re.Match[str]) -> str:
-    return quoted[0] if quoted[1].isidentifier() else "'…'"
+def _plain(error: Exception, names: Set[str] = frozenset()) -> str:
+    """Return scikit-learn's message as far as it tells shapes, its own words and these names; no values or labels."""
+    said = _VALUES.split(str(error).splitlines()[0])[0] if str(error) else ""
+    if type(error).__name__ != "InvalidParameterError":  # which lists what it takes before it quotes what it got
+        said = _QUOTED.sub(lambda quoted: quoted[0] if (quoted[1] or quoted[2]) in names else "'…'", said)
+    return f"{type(error).__name__}: {said[:300]}"
 
 
 def _plain_value(value: Any) -> Any:
