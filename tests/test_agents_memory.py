@@ -105,6 +105,7 @@ async def test_what_is_forgotten_is_nowhere_and_does_not_come_back_late(tenant_b
         kept = codec.loads((await store.get(key_of("ada", memory_id))).value)  # type: ignore[union-attr,arg-type]
         await memories.forget(memory_id, wait=WAIT)
         assert await memories.recall("old address") == []
+        assert await (await memories._database()).count() == 0  # an embedding tells much of its text
         assert b"address" not in (await store.get(key_of("ada", memory_id))).value  # type: ignore[union-attr,operator]
         late = await tenant_bus.run(AGENT_MEMORY, kept)  # the job to store it comes once more, after all
         assert late.data["status"] == "forgotten"

@@ -109,7 +109,7 @@ async def test_a_tool_that_fails_hangs_or_is_called_wrongly_is_a_typed_error_in_
     assert "canary" not in str(failed.value)
     for name in ("hangs", "blocks"):
         started = time.perf_counter()
-        with pytest.raises(ToolTimeout, match="not done within"):
+        with pytest.raises(ToolTimeout, match=r"not done within 0\.[0-3]"):  # the call's own, the executor's is 0.5 s
             await agent.call_tool(name, timeout=0.3)
         assert time.perf_counter() - started < 1.5
     with pytest.raises(ToolTimeout, match=r"0\.5 s"):
