@@ -7,8 +7,8 @@ What is promised:
 - Its effect happens once for its message id: the queue takes an id once within ten minutes, and a worker that gets an
   id again (its own acknowledgement was lost, a caller repeats itself) finds the remembered result and runs nothing.
   Results are remembered for ``policy.result_ttl``; of those over 8 KiB, after a minute or more, only that they were.
-- A job for one receiver (``to=``) is done by those who work for that one. While there is nobody it waits, which costs no
-  attempt; has its time an end (``expires=``), it is a dead letter once that is over and nobody has begun it.
+- A job for one receiver (``to=``) is done by those who work for that one. While there is nobody it waits and has all
+  its attempts; if its time has an end (``expires=``), it is a dead letter once that is over and nobody has begun it.
 - After a crash of the *server* (not a stop), what ended in its last moments may be forgotten there; a worker that lived
   through it still knows what it did itself.
 - What no queue can promise: a worker that dies *between* its effect and the note of it leaves an effect that nobody
