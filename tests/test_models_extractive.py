@@ -222,6 +222,32 @@ def test_tells_what_points_elsewhere_from_what_says_something() -> None:
     assert [text for text in here if points_elsewhere(text)] == []
 
 
+SNAKES = [
+    ("Feeding", "This is one of the questions that keepers of a python ask most. A python eats every ten days."),
+    ("Snakes of the house", "Rats are what a python eats. A python is a large snake that kills by squeezing."),
+    ("Kaa", "It is a rock python."),
+]
+
+
+@pytest.mark.parametrize(
+    ("question", "answer"),
+    [
+        ("What is a python?", "A python is a large snake that kills by squeezing. [2]"),
+        ("What's a keeper?", NOT_SUPPORTED),
+        ("What is Kaa?", "It is a rock python. [3]"),
+        ("Define python", "A python is a large snake that kills by squeezing. [2]"),
+    ],
+)
+def test_says_what_a_thing_is_by_a_sentence_that_does(model: StaticEmbeddings, question: str, answer: str) -> None:
+    assert complete(rag_prompt(question, SNAKES), model).text.startswith(answer)
+
+
+def test_does_not_take_a_mention_of_a_thing_for_what_it_is(model: StaticEmbeddings) -> None:
+    mentions = [("Feeding", "Keepers of a python ask this."), ("Heating", "This is one of a Python’s strongest needs.")]
+    for question in ("What is Python?", "What is a python?"):
+        assert complete(rag_prompt(question, mentions), model).text == NOT_SUPPORTED
+
+
 def test_says_that_it_does_not_know(model: StaticEmbeddings) -> None:
     assert ask(model, f"{RAG}\n\nQuestion: What is the refund policy?").text == NOT_SUPPORTED
     assert ask(model, "What is the capital of France?").text == NO_CONTEXT

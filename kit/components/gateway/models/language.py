@@ -314,3 +314,8 @@ def defines(question: str) -> bool:
     return bool(
         re.match(r"\W*(?:what(?:'s| is| are| does)|who (?:is|was|are)|define|explain)\b", question, re.IGNORECASE)
     )
+
+
+def names_a_thing(question: str) -> bool:
+    """Return whether a question asks of one thing, named by a name or with "a", what it is: not for a value of it."""
+    return bool(re.match(r"\W*(?i:what(?:'s|’s| is)|define|explain) (?:(?i:an?) \w+|[A-Z]\w*)\W*$", question))

@@ -15,6 +15,7 @@ from .language import (
     Unit,
     answers_kind,
     defines,
+    names_a_thing,
     question_kind,
     split_units,
     stem,
@@ -180,7 +181,7 @@ class _Reading:
             features = self._features(index, near, like, weights)
             lead = float(heading @ weights) / float(weights.sum()) / (1.0 + index)
             score = float(features @ WEIGHTS) + BIAS + LEAD * max(lead - 0.2, 0.0)
-            score += ORDER * self._in_order(title) / (1.0 + index)
+            score += ORDER * self._in_order(title) / (1.0 + index) + self._telling(row, title)
             found.append(
                 Candidate(passage=number, index=index, unit=unit, features=features, matches=near, score=score)
             )
@@ -192,6 +193,18 @@ class _Reading:
         asked = set(self.question.stems)
         titled = set(pairwise(root for root in map(stem, self.tokens[row]) if root in asked))
         return sum(pair in titled for pair in pairs) / len(pairs) if pairs else 0.0
+
+    def _telling(self, row: int, title: int) -> float:
+        """What a unit's score gains or loses by telling, or not, what the thing is that a question names."""
+        stems = self.question.stems
+        if not defines(self.question.text):
+            return 0.0
+        said = [word.casefold() for word in self.tokens[row]]
+        said = said[1:] if said[:1] and said[0] in _ARTICLES else said
+        if self.units[row - 1].kind != "code" and [stem(word) for word in said[: len(stems)]] == stems:
+            return SUBJECT if " ".join(said[len(stems) :][:2]).startswith(_TELLING) else 0.0
+        titled = {stem(word) for word in self.tokens[title] if word.casefold() not in STOPWORDS}
+        return ASIDE if names_a_thing(self.question.text) and titled != set(stems) else 0.0
 
     def _features(
         self, index: int, near: NDArray[np.float32], like: NDArray[np.float32], weights: NDArray[np.float32]
@@ -226,9 +239,14 @@ class _Reading:
 
 
 _DEFINING = re.compile(
-    r"^\W*(?:[\w.()_'’-]+ ){1,6}(?:is|are|was|were|means|refers to|denotes) (?:an?|the|one|any|used)\b", re.IGNORECASE
+    r"^\W*(?!(?:this|that|these|those|there) )(?:[\w.()_'’-]+ ){1,6}"
+    r"(?:is|are|was|were|means|refers to|denotes) (?:an?|the|one|any|used)\b",
+    re.IGNORECASE,
 )
 
+
+_ARTICLES = frozenset(("a", "an", "the"))
+_TELLING = ("is ", "are ", "means ", "refers to")
 
 DISCOUNT = 0.6
 # Fitted as one listwise logistic model (the sentences of five retrieved passages, and "none of them") on two thirds of
@@ -240,4 +258,6 @@ WEIGHTS = np.array(
 )
 LEAD = 2.5  # not fitted: under a heading that asks the question, the first sentences answer it
 ORDER = 1.0  # not fitted: "a string to a number" is not "a number to a string"
+SUBJECT = 1.5  # not fitted: "X is ..." answers "What is X?" better than what merely mentions X
+ASIDE = -10.0  # not fitted: and what merely mentions X, under a title that is not X, does not answer it at all
 BIAS = -6.31
