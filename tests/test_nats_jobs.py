@@ -908,3 +908,19 @@ async def test_only_an_addressed_row_has_jobs_for_one_receiver(tenant_bus: Bus) 
     ):
         with pytest.raises(ConfigurationError):
             await wrong
+
+
+async def test_a_worker_that_is_busy_leaves_a_receivers_job_to_one_that_is_not(
+    tenant_bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kit.nats.pulling._EXPIRES", 0.5)  # s; what was asked for while there was nothing to do
+    monkeypatch.setattr("kit.nats.pulling._HEARTBEAT", 0.2)
+    busy, idle = Effects(seconds=3.0), Effects()
+    async with await tenant_bus.work(AGENT_TASKS, busy, receivers=["bob"]) as working:
+        common = await tenant_bus.enqueue(AGENT_TASKS, TASK)
+        await eventually(lambda: working.in_flight)
+        await asyncio.sleep(1.0)
+        async with await tenant_bus.work(AGENT_TASKS, idle, receivers=["bob"]):
+            await tenant_bus.run(AGENT_TASKS, TASK, to="bob", timeout=1.5)
+        await common.result(timeout=10)
+    assert (len(busy.done), len(idle.done)) == (1, 1)

@@ -161,7 +161,7 @@ class Bus:
             begin = seen + 1 if seen or replay else None
             return await self._streams.subscriber(operation, route.subject, durable=durable, begin=begin)
 
-        return await self._pull(route, handler, concurrency, durable or queue, [bind], once=False)
+        return await self._pull(route, handler, concurrency, durable or queue, [[bind]], once=False)
 
     # --- requests -----------------------------------------------------------------------------------------------
 
@@ -263,7 +263,7 @@ class Bus:
             operation: the catalogue's row.
             handler: its result goes to the caller; its exception means another attempt later, as the row's policy says.
             concurrency: jobs handled at once.
-            receivers: whose jobs it does beside those for nobody in particular, and before others of the same urgency.
+            receivers: whose jobs it does beside those for nobody in particular.
 
         Raises:
             ConfigurationError: the row is no JOB, or has no such receivers.
@@ -275,7 +275,7 @@ class Bus:
         def binding(level: Level, to: str | None) -> Bind:
             return lambda _: self._streams.job_consumer(operation, self.tenant_id, level, to)
 
-        bindings = [binding(level, to) for level in levels(operation) for to in (*receivers, None)]
+        bindings = [[binding(level, to) for to in (None, *receivers)] for level in levels(operation)]
         return await self._pull(route, handler, concurrency, operation.queue, bindings, once=True)
 
     async def backlog(self, operation: Operation) -> dict[str | None, int]:
@@ -431,8 +431,9 @@ class Bus:
         return worker
 
     async def _pull(
-        self, route: Route, handler: Handler, concurrency: int, group: str | None, bindings: list[Bind], *, once: bool
-    ) -> Worker:
+        self, route: Route, handler: Handler, concurrency: int, group: str | None, bindings: list[list[Bind]], *,
+        once: bool,
+    ) -> Worker:  # fmt: skip
         worker = PullWorker(
             self,
             route,

@@ -81,7 +81,8 @@ class PullWorker(Worker):
     """A worker of a JetStream consumer.
 
     Args:
-        bindings: each makes sure that a consumer exists and returns its name; the most urgent first.
+        bindings: each makes sure that a consumer exists and returns its name; those of one urgency together, the most
+            urgent first.
         once: whether results are remembered by message id, so that an effect happens once.
     """
 
@@ -95,7 +96,7 @@ class PullWorker(Worker):
         graveyard: Graveyard,
         group: str | None,
         concurrency: int,
-        bindings: Sequence[Bind],
+        bindings: Sequence[Sequence[Bind]],
         once: bool,
     ) -> None:
         super().__init__(route.operation, route.subject)
@@ -109,22 +110,21 @@ class PullWorker(Worker):
         self._held: dict[int, _Held] = {}  # by their sequence in the stream
         self._at_rank = [0] * len(bindings)  # how many of them are of each rank
         self._tasks: Tasks[_Held] = Tasks(self._work, concurrency, rank=_rank if len(bindings) > 1 else None)
-        self._pullers: tuple[Puller, ...] = ()
-        self._pullers = tuple(
-            Puller(
-                bus.connection,
-                route.operation.stream,
-                bind=bind,
-                take=partial(self._take, rank),
-                wanted=partial(self._wanted, rank),
-            )
-            for rank, bind in enumerate(bindings)
+        self._by_rank: tuple[tuple[Puller, ...], ...] = ()
+        self._by_rank = tuple(
+            tuple(self._puller(rank, bind, route.operation.stream) for bind in equals)
+            for rank, equals in enumerate(bindings)
         )
+        self._pullers = tuple(puller for equals in self._by_rank for puller in equals)
         self._pulse: asyncio.Task[None] | None = None
         self._recent: OrderedDict[str, bytes] = OrderedDict()  # results, in case the server loses them
         self._doubt = 0  # up to this sequence in the stream, any job may have been done before
         self._careful = 0
         self._seconds = _QUICK * 2  # of a handler, smoothed
+
+    def _puller(self, rank: int, bind: Bind, stream: str) -> Puller:
+        take, wanted = partial(self._take, rank), partial(self._wanted, rank)
+        return Puller(self._bus.connection, stream, bind=bind, take=take, wanted=wanted)
 
     async def start(self) -> None:
         """Start to pull; on return the consumer exists."""
@@ -152,8 +152,9 @@ class PullWorker(Worker):
             room += max(_AHEAD, room)
         for held in self._at_rank[: rank + 1]:
             room -= held
-        for puller in self._pullers[:rank]:
-            room -= puller.coming
+        for equals in self._by_rank[:rank]:
+            for puller in equals:
+                room -= puller.coming
         return room
 
     def _take(self, rank: int, message: Msg, given: Delivery) -> None:
