@@ -123,10 +123,14 @@ async def test_a_model_without_a_price_is_refused_where_money_is_bounded(
 async def test_what_is_reserved_is_the_most_that_the_request_allows(
     tenant_bus: Bus, provider: MisbehavingProvider, asked: dict[str, Any]
 ) -> None:
-    deployments = {"ok": provider.deployment("ok", **PER_TOKEN)}
+    deployments = {
+        "ok": provider.deployment("ok", **PER_TOKEN),
+        "short": provider.deployment("ok", **PER_TOKEN, **asked),
+    }
     async with at_work(tenant_bus, models=deployments, budget=BUDGET):
-        with pytest.raises(gateway.BudgetExceeded, match=r"0\.129 USD would be needed"):
-            await gateway.generate(tenant_bus, prompt="hello", model="ok", **asked)
+        for model, options in (("ok", asked), ("short", {})):
+            with pytest.raises(gateway.BudgetExceeded, match=r"0\.129 USD would be needed"):
+                await gateway.generate(tenant_bus, prompt="hello", model=model, **options)
     assert not provider.calls
 
 

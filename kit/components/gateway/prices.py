@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from .litellm_calls import listed_models
+from .local_llm import NAME
 from .settings import Settings
 
 CURRENCY = "USD"
 OFFLINE = "offline model: no charge"
 OWN = "gateway settings"
 UNKNOWN = "no price known"
+_LOCAL = f"openai/{NAME}"  # what ``kit local-llm`` runs; nobody sells it under this name
 _COMPLETION = 1024  # tokens; what a response is taken to have at most when its request does not say
 _MOST = ("max_tokens", "max_completion_tokens")  # how a request says it
 _CHARACTERS = 3.0  # per token: few, so that an estimate is rather too high
@@ -50,7 +52,7 @@ class Prices:
         own = self._settings.prices(model)
         if own is not None:
             return Price(amount=prompt * own[0] + completion * own[1], source=OWN)
-        if name.startswith("kit/"):
+        if name.startswith("kit/") or name == _LOCAL:
             return Price(amount=0.0, source=OFFLINE)
         if not {name, name.partition("/")[2], name.rpartition("/")[2]} & self._names:
             return Price(amount=None, source=UNKNOWN)
@@ -74,7 +76,8 @@ class Prices:
         characters = sum(len(str(message.get("content") or "")) for message in messages) + len(
             str(data.get("tools") or "")
         )
-        asked = {**(data.get("parameters") or {}), **((data.get("parameters") or {}).get("extra") or {})}
+        given = data.get("parameters") or {}
+        asked = {**self._settings.deployment(model), **given, **(given.get("extra") or {})}
         most = [asked[name] for name in _MOST if isinstance(asked.get(name), int)]
         answers = asked["n"] if isinstance(asked.get("n"), int) else 1
         return self.of(model, int(characters / _CHARACTERS) + 8, max(most, default=_COMPLETION) * answers)
