@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,7 @@ import pytest
 from misbehaving_provider import ANSWER, MisbehavingProvider
 from otlp_receiver import OtlpReceiver, attributes
 from samples import eventually
+from worker_processes import Workers, access
 
 from kit.catalogue import (
     API_QUERY_PROCESS,
@@ -37,7 +37,6 @@ from kit.nats.server import Server
 from kit.otel import start_telemetry
 
 ROOT = Path(__file__).parent.parent
-STARTED = 90.0  # s; a gateway imports LiteLLM, and the machine may be busy
 DOCUMENTS = [
     {"document_id": "copy", "content": "The shutil module contains a copyfile() function. It copies files."},
     {"document_id": "refund", "title": "Refunds", "content": "Refunds are given within 14 days of purchase."},
@@ -70,67 +69,9 @@ class Seen:
         return found
 
 
-class Workers:
-    """``kit worker`` processes, each serving one component."""
-
-    def __init__(self, environment: dict[str, str], folder: Path) -> None:
-        self._environment, self._folder = environment, folder
-        self.processes: dict[str, subprocess.Popen[bytes]] = {}
-
-    def start(self, name: str, *settings: str, beside: tuple[str, ...] = ()) -> None:
-        """Start a worker, with other components beside its own; it is not ready yet."""
-        options = [*beside, *(part for setting in settings for part in ("--setting", setting))]
-        with self._said(name).open("wb") as output:
-            self.processes[name] = subprocess.Popen(
-                [sys.executable, "-m", "kit", "worker", name, *options],
-                stdout=output, stderr=subprocess.STDOUT, cwd=self._folder, env={**os.environ, **self._environment},
-            )  # fmt: skip
-
-    async def ready(self) -> None:
-        """Wait until all are serving."""
-        for name, process in self.processes.items():
-
-            def serving(name: str = name, process: subprocess.Popen[bytes] = process) -> bool:
-                assert process.poll() is None, self.said(name)
-                return "Ctrl-C drains" in self.said(name)
-
-            await eventually(serving, STARTED)
-
-    def said(self, name: str) -> str:
-        """Return what a worker has printed so far."""
-        return self._said(name).read_text()
-
-    def tell_to_end(self, name: str) -> None:
-        """Send SIGTERM."""
-        self.processes[name].send_signal(signal.SIGTERM)
-
-    async def end(self, name: str) -> tuple[int, str]:
-        """Wait for a worker that was told to end; return its exit code and what it printed."""
-        return await asyncio.to_thread(self.processes[name].wait, 30.0), self.said(name)
-
-    def kill(self) -> None:
-        """Leave nobody behind."""
-        for process in self.processes.values():
-            if process.poll() is None:
-                process.kill()
-            process.wait()
-
-    def _said(self, name: str) -> Path:
-        return self._folder / f"{name}.log"
-
-
-def _access(server: Server, folder: Path) -> dict[str, str]:
-    """The environment of whoever works or asks at a server."""
-    who = server.credentials("acme")
-    return {
-        "NATS_URL": server.url, "NATS_USER": who.user, "NATS_PASSWORD": who.password,
-        "KIT_LANCEDB_URI": str(folder / "lancedb"),
-    }  # fmt: skip
-
-
 @contextmanager
 def _workers(server: Server, endpoint: str, folder: Path) -> Iterator[Workers]:
-    environment = _access(server, folder) | {
+    environment = access(server, folder) | {
         "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
         "OTEL_BSP_SCHEDULE_DELAY": "200",
     }  # fmt: skip
@@ -208,8 +149,8 @@ def elsewhere(server: Server) -> Iterator[Path]:
     """The report of a notebook, run with its components in a process that is not its own."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        access = _access(server, folder)
-        workers = Workers(access, folder)
+        environment = access(server, folder)
+        workers = Workers(environment, folder)
         try:
             workers.start("gateway", beside=("rag", "document_qa"))
             asyncio.run(workers.ready())
@@ -218,7 +159,7 @@ def elsewhere(server: Server) -> Iterator[Path]:
                     sys.executable, "-m", "kit", "report", "--only", "00_tour", "--no-check", "-p", "elsewhere=true",
                      "--output", str(folder / "report"),
                 ],
-                env={**os.environ, **access}, cwd=ROOT, timeout=240.0, check=True,
+                env={**os.environ, **environment}, cwd=ROOT, timeout=240.0, check=True,
             )  # fmt: skip
         finally:
             workers.kill()

@@ -287,11 +287,12 @@ def _digest(value: str) -> str:
 
 
 def _connect(uri: str, folder: Path) -> Any:
-    """Return MLflow's client, with its telemetry, its progress bars and its migration logs off."""
+    """Return MLflow's client, with its telemetry, progress bars, links and migration logs off."""
     import logging
 
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     for name in ("mlflow.store.db.utils", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
     from mlflow.tracking import MlflowClient
