@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -146,17 +147,18 @@ def seen(server: Server) -> Iterator[Seen]:
 
 @pytest.fixture(scope="module")
 def elsewhere(server: Server) -> Iterator[Path]:
-    """The report of a notebook, run with its components in a process that is not its own."""
+    """The report of two notebooks, run with their components in a process that is not theirs."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         environment = access(server, folder)
         workers = Workers(environment, folder)
         try:
-            workers.start("gateway", beside=("rag", "document_qa"))
+            workers.start("gateway", beside=("rag", "document_qa", "llmops", "prompts", "agents"))
             asyncio.run(workers.ready())
             subprocess.run(
                 [
-                    sys.executable, "-m", "kit", "report", "--only", "00_tour", "--no-check", "-p", "elsewhere=true",
+                    sys.executable, "-m", "kit", "report", "--only", "00_tour", "--only", "21_document_qa",
+                     "--no-check", "-p", "elsewhere=true",
                      "--output", str(folder / "report"),
                 ],
                 env={**os.environ, **environment}, cwd=ROOT, timeout=240.0, check=True,
@@ -211,10 +213,31 @@ def test_a_worker_ends_in_order_after_sigterm(seen: Seen, name: str) -> None:
     assert "Traceback" not in said
 
 
+def _shown(report: Path, notebook: str) -> str:
+    """What the cells of a notebook have put out."""
+    assert json.loads((report / f"{notebook}.json").read_text())["good"]
+    cells = json.loads((report / "executed" / f"{notebook}.ipynb").read_text())["cells"]
+    outputs = [output for cell in cells for output in cell.get("outputs", ())]
+    return "\n".join("".join(one.get("text") or one["data"].get("text/plain", ())) for one in outputs)
+
+
 def test_a_notebook_works_against_workers_elsewhere(elsewhere: Path) -> None:
-    assert json.loads((elsewhere / "00_tour.json").read_text())["good"]
-    cells = json.loads((elsewhere / "executed" / "00_tour.ipynb").read_text())["cells"]
-    shown = json.dumps([cell.get("outputs") for cell in cells])
+    shown = _shown(elsewhere, "00_tour")
     assert "served elsewhere, with its spans and metrics: kit worker gateway rag document_qa --tenant acme" in shown
     assert "The shutil module contains a copyfile() function. [1]" in shown
     assert "rag.query.process" not in shown  # that span is the worker's
+
+
+def test_an_agent_elsewhere_orchestrates_all_components(elsewhere: Path) -> None:
+    shown = _shown(elsewhere, "21_document_qa")
+    assert "kit worker prompts agents --tenant acme" in shown
+    steps = [
+        "AGENT_TASKS", "agent.memory.retrieve", "RAG_QUERIES", "PROMPT_CONTEXT", "GATEWAY_REQUESTS", "AGENT_MEMORY",
+    ]  # fmt: skip
+    table = re.findall(r"^\d +(\S+) +success +(.*)$", shown, re.MULTILINE)
+    assert [name for name, _ in table] == steps
+    assert dict(table)["PROMPT_CONTEXT"] == "document_qa@1, 5 passages"
+    assert "(True, 'worker', 1)" in shown  # its citations hold, the agent's name, what it remembers now
+    assert "(set(), True)" in shown  # one trace
+    assert shown.count("Use os.remove(filename) or os.unlink(filename)") >= 2  # asked directly, and through the agent
+    assert "kit/static-256" in shown  # LLMOps has logged what the gateway did
