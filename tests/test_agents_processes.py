@@ -22,6 +22,7 @@ from kit.components.agents.executor import ToolExecutor
 from kit.nats.bus import Bus
 from kit.nats.server import Server
 
+TOOLS = ["kit.components.agents.toolbox:calculate", "tool_worker:gate"]
 STARTED = 90.0  # s; a process imports Agno, and the machine may be busy
 
 
@@ -92,9 +93,10 @@ async def kit_worker(server: Server, tenant_id: str, folder: Path) -> AsyncItera
     who = server.credentials(tenant_id)
     access = {
         "NATS_URL": server.url, "NATS_USER": who.user, "NATS_PASSWORD": who.password, "KIT_LANCEDB_URI": str(folder),
+        "PYTHONPATH": str(Path(__file__).parent),
     }  # fmt: skip
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "kit", "worker", "agents", "--tenant", tenant_id,
+        sys.executable, "-m", "kit", "worker", "agents", "--tenant", tenant_id, "--setting", f"tools={TOOLS}",
         stdout=PIPE, stderr=STDOUT, cwd=folder, env={**os.environ, **access},
     )  # fmt: skip
     assert process.stdout is not None
@@ -127,6 +129,8 @@ async def test_kit_worker_agents_does_tasks_tool_calls_and_memories_for_other_pr
         memory_id = await ada.remember("The red bicycle stands in the cellar.", wait=STARTED)
         answer = await ada.run("Where does the red bicycle stand?")
         assert (str(answer), answer.memories) == ("The red bicycle stands in the cellar.", (memory_id,))
+        with pytest.raises(ToolTimeout):  # the gate stays closed: a thread that would wait for ever
+            await ada.call_tool("gate", folder=str(tmp_path), timeout=1)
         process.send_signal(signal.SIGTERM)
         assert process.stdout is not None
         said = (await asyncio.wait_for(process.stdout.read(), STARTED)).decode()

@@ -128,6 +128,28 @@ async def test_a_tool_that_fails_hangs_or_is_called_wrongly_is_a_typed_error_in_
     assert "canary" not in str(telemetry.recorder.spans().to_dict("records"))
 
 
+async def test_a_tool_that_never_ends_is_stopped_at_its_deadline(tenant_bus: Bus) -> None:
+    turns = {"served": 0, "local": 0}
+
+    def for_ever(name: str) -> None:
+        """Go round and round."""
+        while True:
+            turns[name] += 1
+            time.sleep(0.001)
+
+    await executor(tenant_bus, for_ever, timeout=0.3)
+    with pytest.raises(ToolTimeout):
+        await Agent(tenant_bus, "ada").call_tool("for_ever", name="served")
+    async with StandIn(tenant_bus, lambda _: [call("for_ever", '{"name": "local"}')]):
+        with pytest.raises(ToolTimeout):
+            await Agent(tenant_bus, "ada", tools=[for_ever], tool_timeout=0.3, strict_tools=True).run("Go.")
+    assert min(turns.values()) > 0
+    await asyncio.sleep(0.1)
+    before = dict(turns)
+    await asyncio.sleep(0.1)
+    assert turns == before
+
+
 async def test_a_call_goes_back_to_the_queue_when_another_executor_serves_the_tool(tenant_bus: Bus) -> None:
     await register_tool(tenant_bus, ToolRecord(name="elsewhere", description="", parameters={}, timeout=5.0))
     await executor(tenant_bus, calculate)

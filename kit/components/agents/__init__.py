@@ -114,7 +114,8 @@ async def serve(
     """Start the memory service, a tool executor and the task workers of the bus's tenant; any number may work at once.
 
     Args:
-        agents: that do tasks: agents, or the settings of each by its name; None: one that is named ``worker``.
+        agents: that do tasks: agents, or the settings of each by its name; None: one that is named ``worker`` and has
+            all the tools that are served here.
         tools: served over the bus: functions, Agno's functions and toolkits, or ``"package.module:name"``.
         model: of agents whose settings name none.
         uri: of the databases of memories' vectors; None: ``KIT_LANCEDB_URI``, else ``.kit/lancedb``.
@@ -126,9 +127,10 @@ async def serve(
         ConfigurationError: a setting that cannot work.
     """
     await agno_classes()
-    crew = _crew(bus, agents, {"model": model, "uri": uri, "interval": interval})
     memory = await MemoryService.open(bus, uri)
     executor = await ToolExecutor.open(bus, tools, timeout=tool_timeout)
+    agents = {"worker": {"tools": executor.names}} if agents is None else agents
+    crew = _crew(bus, agents, {"model": model, "uri": uri, "interval": interval})
     for agent in crew.values():
         agent.task_handlers.setdefault(questions.TASK_TYPE, questions.answer)
     tasks = TaskWorker(bus, crew)
@@ -149,11 +151,9 @@ async def serve(
 
 
 def _crew(
-    bus: Bus, agents: Mapping[str, Mapping[str, Any]] | Sequence[Agent] | None, common: Mapping[str, Any]
+    bus: Bus, agents: Mapping[str, Mapping[str, Any]] | Sequence[Agent], common: Mapping[str, Any]
 ) -> dict[str, Agent]:
     """Return the agents of a worker by name."""
-    if agents is None:
-        agents = {"worker": {"tools": ["calculate", "count_words"]}}
     if isinstance(agents, Mapping):
         return {name: Agent(bus, name, **{**common, **settings}) for name, settings in agents.items()}
     return {agent.agent_id: agent for agent in agents}

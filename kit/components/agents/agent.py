@@ -249,7 +249,7 @@ class Agent:
 
     # --- tools --------------------------------------------------------------------------------------------------
 
-    async def call_tool(self, name: str, *, timeout: float | None = None, **arguments: Any) -> Any:
+    async def call_tool(self, name: str, /, *, timeout: float | None = None, **arguments: Any) -> Any:
         """Call a tool that somebody serves over the bus, without asking the model, and return its output.
 
         Raises:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import ctypes
 import inspect
 import threading
 import time
@@ -138,6 +139,8 @@ def functions_of(agno: Agno, tool: Any) -> list[Any]:
 async def within(seconds: float, function: Callable[..., _T | Awaitable[_T]], arguments: Mapping[str, Any]) -> _T:
     """Run a function for at most some seconds; one that blocks has a thread of its own, which nobody waits for.
 
+    What is not done by then is stopped, on a thread at its next step in Python.
+
     Raises:
         TimeoutError: it was not done.
     """
@@ -151,13 +154,17 @@ async def within(seconds: float, function: Callable[..., _T | Awaitable[_T]], ar
             if not loop.is_closed():
                 loop.call_soon_threadsafe(_settle, future, result, error)
 
-        _start(lambda: function(**arguments), done)
-        outcome: _T = await future
+        thread = _start(lambda: function(**arguments), done)
+        try:
+            outcome: _T = await future
+        except asyncio.CancelledError:
+            _stop(thread)
+            raise
         return await outcome if inspect.isawaitable(outcome) else outcome
 
 
 def on_thread(call: Callable[[], _T], seconds: float) -> _T:
-    """Run a call for at most some seconds, from a thread that may block.
+    """Run a call for at most some seconds, from a thread that may block; then it is stopped as by ``within``.
 
     Raises:
         TimeoutError: it was not done.
@@ -169,8 +176,9 @@ def on_thread(call: Callable[[], _T], seconds: float) -> _T:
         outcome.append((result, error))
         ended.set()
 
-    _start(call, done)
+    thread = _start(call, done)
     if not ended.wait(seconds):
+        _stop(thread)
         raise TimeoutError
     result, error = outcome[0]
     if error is not None:
@@ -178,7 +186,11 @@ def on_thread(call: Callable[[], _T], seconds: float) -> _T:
     return result
 
 
-def _start(call: Callable[[], Any], done: Callable[[Any, BaseException | None], None]) -> None:
+class _Stopped(SystemExit):
+    """Ends the thread of a tool whose time is over."""
+
+
+def _start(call: Callable[[], Any], done: Callable[[Any, BaseException | None], None]) -> threading.Thread:
     """Run a call on a new thread: a pool would be used up by calls that hang, and would keep the process alive."""
 
     def run() -> None:
@@ -190,7 +202,20 @@ def _start(call: Callable[[], Any], done: Callable[[Any, BaseException | None], 
         done(result, failed)
 
     context = contextvars.copy_context()
-    threading.Thread(target=lambda: context.run(run), name="kit-tool", daemon=True).start()
+    thread = threading.Thread(target=lambda: context.run(run), name="kit-tool", daemon=True)
+    thread.start()
+    return thread
+
+
+def _stop(thread: threading.Thread) -> None:
+    """Have a thread end at its next step in Python.
+
+    One that went on for ever would take time from all others, and abort the process when that ends: a daemon thread
+    that wakes up then is thrown out through the frames of pydantic, which cannot be unwound.
+    Source: CPython's C API, PyThreadState_SetAsyncExc; https://github.com/python/cpython/issues/87135
+    """
+    if thread.ident is not None and thread.is_alive():
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(_Stopped))
 
 
 def _settle(future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
