@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 import pytest
 from agents_stand_in import StandIn, call
 
-from kit.components.agents import Agent, StateConflict
+from kit.components.agents import Agent, AgentManager, StateConflict
 from kit.components.agents.engine import agno_classes
 from kit.components.agents.merging import Unmergeable, merged
+from kit.components.agents.tasks import TaskWorker
 from kit.nats.bus import Bus
 
 
@@ -100,3 +102,32 @@ async def test_a_run_whose_change_cannot_be_merged_fails_by_name_and_keeps_nothi
     async with StandIn(tenant_bus, both_at_once(call("name", '{"name": "Mia"}'))):
         await agent.run("Again.", session_id="s")
     assert await session.state() == {"name": "Mia"}
+
+
+async def test_a_task_whose_change_cannot_be_merged_is_done_again_on_the_others_state(tenant_bus: Bus) -> None:
+    await agno_classes()
+    from agents_tools import name
+
+    asked, everybody = 0, asyncio.Event()
+
+    async def say(request: dict[str, Any]) -> Any:
+        nonlocal asked
+        last = request["messages"][-1]
+        if last["role"] == "user":
+            return [call("name", json.dumps({"name": last["content"]}))]
+        asked += 1
+        if asked == 2:
+            everybody.set()
+        await everybody.wait()
+        return "done"
+
+    agent, manager = Agent(tenant_bus, "ada", tools=[name]), AgentManager(tenant_bus)
+    async with StandIn(tenant_bus, say):
+        await TaskWorker(tenant_bus, {"ada": agent}).start(concurrency=2)
+        tasks = {who: await manager.submit_task(who, agent_id="ada", session_id="s") for who in ("Ada", "Eve")}
+        results = {who: await task.result(20) for who, task in tasks.items()}
+    assert sorted(result.attempts for result in results.values()) == [1, 2]
+    session = await agent.sessions.open("s")
+    assert len(await session.runs()) == 2
+    (last,) = (who for who, result in results.items() if result.attempts == 2)
+    assert await session.state() == {"name": last}
