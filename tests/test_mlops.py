@@ -449,7 +449,9 @@ def test_the_champion_is_an_alias(own: Registry, tmp_path: Path) -> None:
     assert versions["accuracy"].iloc[0] == champion.metrics["accuracy"]
     assert own.set_champion("wine", None)
     assert own.champion("wine") is None
-    assert own.versions("another").empty
+    nothing = own.versions("another")
+    assert nothing.empty
+    assert {"version", "champion"} <= set(nothing)
     assert Registry("globex", tmp_path, own.tracking_uri).versions().empty
     for unknown in ("99", "x"):
         with pytest.raises(UnknownModel, match=f"version {unknown}"):

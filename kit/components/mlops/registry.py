@@ -209,7 +209,7 @@ class Registry:
                     | {"model_type": one.model_type} | one.metrics | {"sha256": one.sha256, "run_id": one.run_id}
                 )  # fmt: skip
         rows.sort(key=lambda row: (row["model_name"], -int(row["version"])))
-        return pd.DataFrame(rows)
+        return pd.DataFrame(rows) if rows else pd.DataFrame(columns=_LISTED)
 
     def load(self, version: Version) -> Any:
         """Return the fitted model of a version, once its file's hash and the types in it are what they should be.
@@ -277,6 +277,7 @@ class Registry:
         )  # fmt: skip
 
 
+_LISTED = ["model_name", "version", "champion", "model_type", "sha256", "run_id"]  # of versions, beside their metrics
 _DESCRIBED = ("model_type", "task", "classes", "columns", "metrics", "parameters", "sha256", "size")
 _ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # the second: an alias, or a version that is no number
 

@@ -59,8 +59,8 @@ class Ingestion:
 
     def __repr__(self) -> str:
         counts = ", ".join(f"{self.count(kind)} {kind}" for kind in (*_DONE, "failed") if self.count(kind))
-        skipped = f"; {len(self.skipped)} files skipped" if self.skipped else ""
-        return f"<Ingestion of {len(self.statuses)} documents: {counts or 'nothing'}{skipped}>"
+        skipped = f"; {_several(len(self.skipped), 'file')} skipped" if self.skipped else ""
+        return f"<Ingestion of {_several(len(self.statuses), 'document')}: {counts or 'nothing'}{skipped}>"
 
     def count(self, status: str) -> int:
         """Return how many documents ended as ``indexed``, ``unchanged``, ``deleted`` or ``failed``."""
@@ -303,7 +303,7 @@ async def _ingest(
                 for task in finished:
                     task.result()
         await asyncio.gather(*under_way)
-    except BaseException:
+    except BaseException:  # a cancellation too: nobody waits for the others any more
         for task in under_way:
             task.cancel()
         raise
@@ -387,6 +387,10 @@ def _once(documents: Iterator[Document | DocumentRefused]) -> Iterator[Document 
         else:
             seen.add(entry.document_id)
             yield entry
+
+
+def _several(count: int, what: str) -> str:
+    return f"{count} {what}{'s' * (count != 1)}"
 
 
 def _documents(folder: Folder, metadata: Mapping[str, Any]) -> Iterator[Document | DocumentRefused]:
