@@ -113,8 +113,8 @@ async def serve(
         retries: further calls after a transient failure.
         cooldown: seconds for which a model that keeps failing is passed over when it has a fallback.
         cache_ttl: seconds for which a response is remembered; 0 turns the cache off.
-        rate_limits: by model name, "*" for all others; a ``RateLimit`` or its fields.
-        budget: of this tenant; a ``Budget`` or its fields.
+        rate_limits: of calls, by model name, "*" for all others; a ``RateLimit`` or its fields.
+        budget: of this tenant; a ``Budget`` or its fields. Models without a known price are refused then.
         concurrency: requests worked on at once.
         health_interval: seconds between two reports of a provider's health while it is used.
 

@@ -25,7 +25,10 @@ _FORGOTTEN = 900.0  # s; after which a reservation that nobody settled is taken 
 
 
 class Purse:
-    """What one tenant has spent and reserved in the present period, exact to what providers reported."""
+    """What one tenant has spent and reserved in the present period.
+
+    It is exact to what providers reported; of a call that was given up, what it took is estimated.
+    """
 
     def __init__(self, store: Store, budget: Budget) -> None:
         self._store = store
@@ -66,7 +69,7 @@ class Purse:
         return alert
 
     async def settle(self, request_id: str, cost: float) -> None:
-        """Replace a reservation by what the request really cost (0 when it failed)."""
+        """Replace a reservation, if there is one, by what the request really cost (0 when it failed)."""
 
         def change(purse: dict[str, Any]) -> None:
             purse["reserved"].pop(request_id, None)

@@ -68,7 +68,8 @@ async def generate(
             provider.
 
     Raises:
-        RateLimited, BudgetExceeded, ProviderFailed, ResponseInvalid, RequestExpired, RequestRefused: as they say.
+        RateLimited, BudgetExceeded, PriceUnknown, ProviderFailed, ResponseInvalid, RequestExpired, RequestRefused: as
+            they say.
         DeadlineExceeded: there is no answer yet.
         JobDead: any other failure of the worker.
     """
@@ -88,6 +89,8 @@ async def stream(
     **options: Any,
 ) -> AsyncIterator[str]:
     """Ask a model and yield its answer piece by piece; leave the loop, and the model's provider is left too.
+
+    That takes two seconds at most, also when no piece has come. Who asks the same at the same time shares one call.
 
     Raises:
         GatewayError, DeadlineExceeded, JobDead: as for ``generate``; also in the middle of an answer.

@@ -18,8 +18,11 @@ PERIODS: dict[str, float | None] = {"hour": 3600.0, "day": 86400.0, "week": 6048
 class RateLimit:
     """What a tenant may ask of a model in any window of time, over all workers together.
 
+    What counts are calls of the model's provider: each retry, each fallback to the model, each second try after a
+    failed check is one; an answer from the cache, or from somebody else's flight, is none.
+
     Attributes:
-        requests: how many requests.
+        requests: how many calls.
         window: length of the window in seconds.
         wait: whether a request over the limit goes back to the queue until it would be let through (at most the
             queue's attempts), instead of being refused at once.
@@ -39,6 +42,9 @@ class RateLimit:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Budget:
     """What a tenant may spend in a period, over all workers together.
+
+    Every call reserves what it may cost at most, a fallback when it is taken. A model whose price nobody knows is
+    refused: ``kit/`` models are free, and the settings of any other may say so (``input_cost_per_token`` 0).
 
     Attributes:
         limit: in ``currency``.
