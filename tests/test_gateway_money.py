@@ -77,6 +77,20 @@ async def test_a_fallback_that_is_too_dear_gives_way_to_one_that_is_not(
     assert provider.calls == {"fail-500": 2}
 
 
+async def test_a_call_that_was_let_through_after_all_fails_for_its_own_reason(
+    tenant_bus: Bus, provider: MisbehavingProvider
+) -> None:
+    deployments = {
+        "away": provider.deployment("fail-500", **FREE), "dear": provider.deployment("ok", **PER_TOKEN),
+        "broken": provider.deployment("cut", **FREE),
+    }  # fmt: skip
+    settings = {"models": deployments, "fallbacks": {"away": ["dear", "broken"]}, "retries": 0, "budget": BUDGET}
+    async with at_work(tenant_bus, **settings):
+        with pytest.raises(gateway.ProviderFailed):
+            await whole(gateway.stream(tenant_bus, prompt="hello", model="away", max_tokens=500))
+    assert provider.calls == {"fail-500": 1, "cut": 1}
+
+
 async def test_a_fallback_that_is_taken_for_a_model_that_cools_down_is_paid_too(
     tenant_bus: Bus, provider: MisbehavingProvider
 ) -> None:

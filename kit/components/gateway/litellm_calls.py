@@ -32,6 +32,7 @@ stream tools tool_choice input
 """
 _FORBIDDEN = frozenset(_FORBIDDEN_TEXT.split())
 _MOST_NAMES = 1000
+_MOST_COUNTED = 100_000  # characters; a longer text is taken to have a token for four of them, so that nobody waits
 _CALLBACKS = operator.attrgetter(
     "callbacks", "success_callback", "failure_callback", "_async_success_callback", "_async_failure_callback"
 )
@@ -377,8 +378,10 @@ class Providers:
 
         By one tokenizer for every model, which is close enough for an account of what cannot be known.
         """
-        read = self.litellm.token_counter(text="\n".join(asked))
-        written = self.litellm.token_counter(text=said) if said else 0
+        read, written = (
+            self.litellm.token_counter(text=text) if len(text) < _MOST_COUNTED else len(text) // 4
+            for text in ("\n".join(asked), said)
+        )
         return {"prompt": read, "completion": written, "total": read + written}
 
 

@@ -106,7 +106,7 @@ class Meter:
         if limit is not None or self._unlimited_too:
             await self._till.admit(self._request, model, limit)
         await self._reserve(model)
-        self.model, self.calling = model, True
+        self.model, self.calling, self.refused = model, True, None
         self.calls += 1
 
     async def within(self, seconds: float, call: Awaitable[T]) -> T:
