@@ -13,7 +13,7 @@ from samples import eventually, sample
 from test_gateway import at_work, second_bus, spans_of, total, until, watched, whole
 
 from kit import codec
-from kit.catalogue import LLMOPS_OPERATIONS, RAG_QUERIES
+from kit.catalogue import GATEWAY_REQUESTS, LLMOPS_OPERATIONS, RAG_QUERIES
 from kit.components import gateway
 from kit.nats.bus import Bus
 from kit.nats.message import Message
@@ -73,6 +73,39 @@ async def test_a_caller_who_stays_is_not_disturbed_while_its_handler_says_nothin
         got = [message.message_type async for message in bus.stream(RAG_QUERIES, QUERY)]
     assert got == ["llm_chunk", "rag_result"]
     assert not bus.connection._listeners, "somebody still asks after a caller"
+
+
+async def test_a_caller_whose_server_went_away_and_came_back_has_not_left(telemetry: Any) -> None:
+    request = sample("llm_request", stream=True)
+    cancelled: list[bool] = []
+
+    async def slowly(message: Message) -> dict[str, Any]:
+        try:
+            await asyncio.sleep(5.0)
+        except asyncio.CancelledError:
+            cancelled.append(True)
+            raise
+        await message.emit(sample("llm_chunk", index=0))
+        return sample("llm_response")
+
+    async with (
+        Server(tenants=("acme",)) as own,
+        await own.connect("acme") as here,
+        await own.connect("acme") as there,
+        Bus(here, "acme", telemetry) as caller,
+        Bus(there, "acme", telemetry) as worker,
+        await worker.work(GATEWAY_REQUESTS, slowly),
+    ):
+        reading = asyncio.ensure_future(_types(caller.stream(GATEWAY_REQUESTS, request, timeout=20.0)))
+        await asyncio.sleep(0.5)
+        await own.halt(kill=True)
+        await own.start()
+        assert await reading == ["llm_chunk", "llm_response"]
+    assert not cancelled
+
+
+async def _types(stream: AsyncIterator[Message]) -> list[str]:
+    return [message.message_type async for message in stream]
 
 
 # --- at the gateway ---------------------------------------------------------------------------------------------
