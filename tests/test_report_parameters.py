@@ -204,6 +204,10 @@ def test_an_outcome_in_words() -> None:
     short = [{"verdicts": [{"met": False, "goal": True}]}]
     assert _outcome(comparison="same", records=short).verdict == "matches its reference; 1 goal(s) not reached"
     assert _outcome(comparison="same", records=short).good
+    row = {"met": False, "goal": False, "state": "undecided"}
+    unsure = _outcome(comparison="same", records=[{"verdicts": [row]}])
+    assert unsure.verdict == "matches its reference; 1 target(s) undecided"
+    assert unsure.good
     differs = _outcome(comparison="differs", mismatches=[Mismatch(cell=1, detail="")])
     assert differs.verdict == "1 cell(s) differ from the reference"
     assert Failure(error="E", message="m", cell=2).where == "in cell 3"

@@ -15,8 +15,8 @@ from kit.catalogue import OPERATIONS
 from kit.errors import ConfigurationError
 from kit.lab.catalogue_export import message_text, mode_text, subject_pattern
 from kit.lab.project import project_root
-from kit.lab.quantities import quantity
 from kit.lab.records import collect
+from kit.lab.targets import bound_text, measured_text, state_of
 
 
 @dataclass(frozen=True)
@@ -72,9 +72,8 @@ def measured(folder: Path | None = None) -> str:
 
 
 def _measured(row: dict[str, Any], path: Path) -> tuple[str, ...]:
-    bound = f"{'≤' if row['better'] == 'lower' else '≥'} {quantity(row['target'], row['unit'])}"
-    what, link = row["name"], f"[{path.stem[:2]}](notebooks/{path.name})"
-    return what, row["metric"], bound, quantity(row["measured"], row["unit"]), "✓" if row["met"] else "missed", link
+    state, link = state_of(row), f"[{path.stem[:2]}](notebooks/{path.name})"
+    return row["name"], row["metric"], bound_text(row), measured_text(row), "✓" if state == "met" else state, link
 
 
 CATALOGUE = Table("catalogue", "kit catalogue --markdown README.md", catalogue)

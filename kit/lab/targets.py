@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,6 +12,12 @@ from kit.lab.quantities import digits, quantity
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+State = Literal["met", "missed", "undecided"]
+"""What became of a target: undecided where the bound lies within the interval of what was measured."""
+
+SIGNS: dict[State, str] = {"met": "✓ met", "missed": "✗ missed", "undecided": "? undecided"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +34,10 @@ class Ratio:
     def plain(self) -> dict[str, float]:
         """Return it as JSON."""
         return {"value": self.value, "low": self.low, "high": self.high}
+
+    def inverse(self) -> Ratio:
+        """Return one through it: of a ratio of time, that of the rates."""
+        return Ratio(value=1 / self.value, low=1 / self.high, high=1 / self.low)
 
 
 @dataclass(frozen=True)
@@ -50,27 +61,48 @@ class Target:
     component: str = ""
     goal: bool = False
 
-    def verdict(self, measured: float, *, limit: float | None = None, ratio: Ratio | None = None) -> Verdict:
+    def verdict(
+        self,
+        measured: float,
+        *,
+        limit: float | None = None,
+        ratio: Ratio | None = None,
+        interval: Ratio | None = None,
+    ) -> Verdict:
         """Return the row that says whether a measurement meets this target.
 
         Args:
             measured: in the target's unit.
             limit: what nothing can beat here, in the same unit.
-            ratio: the measurement against its peer or its limit, from interleaved rounds.
+            ratio: of time, the measurement against its peer or its limit, from interleaved rounds.
+            interval: the measurement with its interval, in the target's unit. It decides where it is given: met when
+                all of it is within the bound, missed when all of it is beyond, else undecided.
         """
-        met = measured <= self.bound if self.better == "lower" else measured >= self.bound
-        return Verdict(target=self, measured=float(measured), limit=limit, ratio=ratio, met=bool(met))
+        ends = [measured] if interval is None else [interval.low, interval.high]
+        within = sum(end <= self.bound if self.better == "lower" else end >= self.bound for end in ends)
+        state: State = "met" if within == len(ends) else "undecided" if within else "missed"
+        return Verdict(target=self, measured=float(measured), limit=limit, ratio=ratio, interval=interval, state=state)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """A target with what was measured."""
+    """A target with what was measured.
+
+    Attributes:
+        state: an undecided target stays a target: it is shown as undecided, and stops nothing.
+    """
 
     target: Target
     measured: float
     limit: float | None
     ratio: Ratio | None
-    met: bool
+    interval: Ratio | None = None
+    state: State
+
+    @property
+    def met(self) -> bool:
+        """Return whether the target is met beyond doubt."""
+        return self.state == "met"
 
     def plain(self) -> dict[str, Any]:
         """Return it as JSON, as records carry it."""
@@ -84,22 +116,65 @@ class Verdict:
             "measured": self.measured,
             "limit": self.limit,
             "ratio": self.ratio.plain() if self.ratio else None,
+            "interval": self.interval.plain() if self.interval else None,
+            "state": self.state,
             "met": self.met,
             "goal": self.target.goal,
         }
 
     def cells(self) -> dict[str, str]:
         """Return it as the columns of a table for people."""
-        sign = "≤" if self.target.better == "lower" else "≥"
+        said = self.plain()
         return {
             "what": self.target.name,
             "metric": self.target.metric,
-            "target": f"{sign} {quantity(self.target.bound, self.target.unit)}",
-            "measured": quantity(self.measured, self.target.unit),
+            "target": bound_text(said),
+            "measured": measured_text(said),
             "limit": quantity(self.limit, self.target.unit),
-            "ratio": str(self.ratio) if self.ratio else "–",
-            "verdict": "✓ met" if self.met else "✗ missed",
+            "ratio": ratio_text(said),
+            "verdict": SIGNS[self.state],
         }
+
+
+def state_of(row: Mapping[str, Any]) -> State:
+    """Return what became of a target, from a verdict's JSON; one of before there were intervals is met or missed."""
+    found: State = row.get("state") or ("met" if row["met"] else "missed")
+    return found
+
+
+def bound_text(row: Mapping[str, Any]) -> str:
+    """Return what a verdict's JSON asks for, for people."""
+    return f"{'≤' if row['better'] == 'lower' else '≥'} {quantity(row['target'], row['unit'])}"
+
+
+def measured_text(row: Mapping[str, Any]) -> str:
+    """Return what was measured, with the interval that decides where there is one."""
+    text, interval = quantity(row["measured"], row["unit"]), row.get("interval")
+    if interval is None:
+        return text
+    return f"{text} [{quantity(interval['low'], row['unit'])}, {quantity(interval['high'], row['unit'])}]"
+
+
+def ratio_text(row: Mapping[str, Any]) -> str:
+    """Return the ratio in the direction of what is measured: it is kept as one of time, and a rate's is its inverse."""
+    if not row["ratio"]:
+        return "–"
+    ratio = Ratio(**row["ratio"])
+    return str(ratio.inverse() if row["better"] == "higher" else ratio)
+
+
+def tally(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Return how many targets and how many goals are met, apart: ``5 of 6 targets met; 1 of 2 goals reached``."""
+    found = list(rows)
+    parts = []
+    for what, goal in (("target", False), ("goal", True)):
+        states = [state_of(row) for row in found if bool(row.get("goal")) is goal]
+        if states:
+            undecided = f", {states.count('undecided')} undecided" if "undecided" in states else ""
+            plural = "s" if len(states) > 1 else ""
+            verb = "reached" if goal else "met"
+            parts.append(f"{states.count('met')} of {len(states)} {what}{plural} {verb}{undecided}")
+    return "; ".join(parts) or "no targets"
 
 
 class Verdicts(tuple[Verdict, ...]):
@@ -124,12 +199,12 @@ class Verdicts(tuple[Verdict, ...]):
         return [row.plain() for row in self]
 
     def require(self) -> None:
-        """Fail if a target is missed: to be called in a cell of its own, after the table was shown.
+        """Fail if a target is missed beyond doubt: to be called in a cell of its own, after the table was shown.
 
         Raises:
             ReportError: names every target that is missed, with its numbers.
         """
-        missed = [row.cells() for row in self if not row.met]
+        missed = [row.cells() for row in self if row.state == "missed"]
         if missed:
             lines = [f"{row['what']}: {row['measured']}, target {row['target']}" for row in missed]
             raise ReportError(f"{len(missed)} of {len(self)} targets missed: " + "; ".join(lines))

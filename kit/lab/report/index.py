@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from kit.lab.quantities import elapsed, quantity
+from kit.lab.quantities import elapsed
 from kit.lab.report.figures import inline_svg
 from kit.lab.report.outcome import Outcome
 from kit.lab.report.render import POLICY, TEMPLATES, number, sign, state, style
-from kit.lab.targets import Ratio
+from kit.lab.targets import SIGNS, State, bound_text, measured_text, ratio_text, state_of
 
 if TYPE_CHECKING:
     from kit.lab.baseline import Change
@@ -57,6 +57,8 @@ def _headline(report: Report) -> str:
     if not parts:
         compared = all(outcome.comparison == "same" for outcome in outcomes)
         parts.append("Every notebook ran, and shows what it is known to show" if compared else "Every notebook ran")
+    if undecided := sum(len(outcome.undecided()) for outcome in outcomes):
+        parts.append(f"{_several(undecided, 'target')} undecided")
     if short := sum(len(outcome.missed(goals=True)) for outcome in outcomes):
         parts.append(f"{_several(short, 'goal')} not reached")
     return "; ".join(parts) + "."
@@ -79,9 +81,9 @@ def _tiles(report: Report) -> list[dict[str, Any]]:
     if compared:
         same = sum(outcome.comparison == "same" for outcome in compared)
         tiles.append({"value": same, "of": len(compared), "label": "show their committed outputs"})
-    if verdicts:
-        met = sum(verdict["met"] for verdict in verdicts)
-        tiles.append({"value": met, "of": len(verdicts), "label": "targets met"})
+    for label, goal in (("targets met", False), ("goals reached", True)):
+        if states := [state_of(row) for row in verdicts if row["goal"] is goal]:
+            tiles.append({"value": states.count("met"), "of": len(states), "label": label})
     cells = sum(outcome.cells for outcome in outcomes)
     return [*tiles, {"value": cells, "of": None, "label": "cells executed"}]
 
@@ -94,7 +96,6 @@ def _headlines(outcomes: list[Outcome]) -> Iterator[dict[str, str]]:
 
 
 def _card(outcome: Outcome, place: int, earlier: bool) -> dict[str, Any]:
-    verdicts = outcome.verdicts
     return {
         "outcome": outcome,
         "state": state(outcome),
@@ -103,8 +104,16 @@ def _card(outcome: Outcome, place: int, earlier: bool) -> dict[str, Any]:
         "thumb": _thumb(outcome.figures, place),
         "letters": outcome.name.partition("_")[0],
         "earlier": earlier,
-        "targets": {"met": sum(row["met"] for row in verdicts), "of": len(verdicts)} if verdicts else None,
+        "chips": list(_chips(outcome.verdicts)),
     }
+
+
+def _chips(verdicts: list[dict[str, Any]]) -> Iterator[dict[str, str]]:
+    """Yield how many targets are met, and how many goals are reached."""
+    for what, goal in (("targets", False), ("goals", True)):
+        if states := [state_of(row) for row in verdicts if row["goal"] is goal]:
+            look = "good" if set(states) == {"met"} else "bad" if "missed" in states and not goal else "wait"
+            yield {"chip": look, "text": f"{states.count('met')}/{len(states)} {what}"}
 
 
 def _thumb(figures: list[str], place: int) -> str:
@@ -115,16 +124,23 @@ def _thumb(figures: list[str], place: int) -> str:
     return inline_svg(last, f"t{place}-") if last.startswith("<svg") else last
 
 
+_LOOKS: dict[State, tuple[str, str]] = {
+    "met": ("good", "var(--good)"), "missed": ("bad", "var(--bad)"), "undecided": ("wait", "var(--wait)"),
+}  # fmt: skip
+"""The class and the colour of what became of a target; its words say the same."""
+
+
 def _targets(outcomes: list[Outcome]) -> Iterator[dict[str, Any]]:
     for outcome in outcomes:
         for row in outcome.verdicts:
-            compare = "≤" if row["better"] == "lower" else "≥"
             yield {
                 **row,
                 "notebook": outcome.name,
-                "target": f"{compare} {quantity(row['target'], row['unit'])}",
-                "measured": quantity(row["measured"], row["unit"]),
-                "ratio": str(Ratio(**row["ratio"])) if row["ratio"] else "–",
+                "chip": _LOOKS[state_of(row)][0],
+                "sign": "✗ not reached" if row["goal"] and state_of(row) == "missed" else SIGNS[state_of(row)],
+                "target": bound_text(row),
+                "measured": measured_text(row),
+                "ratio": ratio_text(row),
                 "bullet": _bullet(row),
             }
 
@@ -168,7 +184,7 @@ def _bullet(row: dict[str, Any]) -> str:
     def x(value: float) -> float:
         return round(100 * max(value, 0.0) / top, 2)
 
-    fill = "var(--good)" if row["met"] else "var(--bad)"
+    fill = _LOOKS[state_of(row)][1]
     limit = row["limit"]
     dotted = (
         f'<line x1="{x(limit)}" x2="{x(limit)}" y1="1" y2="15" stroke="var(--ink)" stroke-width="1.5" '

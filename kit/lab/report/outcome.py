@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from kit.lab.targets import state_of
+
 Comparison = Literal["same", "differs", "no reference", "other parameters", "not compared"]
 
 
@@ -73,7 +75,11 @@ class Outcome:
 
     def missed(self, *, goals: bool = False) -> list[dict[str, Any]]:
         """Return the verdicts of the targets that are missed, or of the goals that are not reached."""
-        return [verdict for verdict in self.verdicts if not verdict["met"] and verdict["goal"] is goals]
+        return [row for row in self.verdicts if state_of(row) == "missed" and row["goal"] is goals]
+
+    def undecided(self) -> list[dict[str, Any]]:
+        """Return the verdicts that the noise of the measurement leaves open."""
+        return [row for row in self.verdicts if state_of(row) == "undecided"]
 
     @property
     def good(self) -> bool:
@@ -95,8 +101,9 @@ class Outcome:
             "other parameters": "run with other parameters, not compared",
             "not compared": "executed, not compared",
         }
-        missed, short = len(self.missed()), len(self.missed(goals=True))
+        missed, short, undecided = len(self.missed()), len(self.missed(goals=True)), len(self.undecided())
         parts = [words[self.comparison]]
         parts += [f"{missed} target(s) missed"] if missed else []
+        parts += [f"{undecided} target(s) undecided"] if undecided else []
         parts += [f"{short} goal(s) not reached"] if short else []
         return "; ".join(parts)

@@ -19,6 +19,7 @@ from kit.lab.records import MIME
 from kit.lab.report import notebooks
 from kit.lab.report.figures import inline_svg
 from kit.lab.report.outcome import Outcome
+from kit.lab.targets import tally
 
 TEMPLATES = Path(__file__).parent / "templates"
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; font-src data:"
@@ -45,6 +46,7 @@ def write_page(outcome: Outcome) -> None:
             "failed_anchor": failed_anchor,
             "record_mime": MIME,
             "number": number,
+            "tally": tally,
             "svg": lambda svg: inline_svg("".join(svg), f"f{next(pictures)}-"),
         },
     }
