@@ -319,7 +319,7 @@ class Bus:
     ) -> AsyncIterator[Message]:
         """Ask for an answer piece by piece: yield each ``llm_chunk`` as it comes, and the result at the end.
 
-        Leave the loop, and the handler on the other side is cancelled.
+        Leave the loop, and the handler on the other side is cancelled within two seconds, also while it emits nothing.
 
         Args:
             operation: a JOB or a REQUEST whose handler emits pieces.
