@@ -4,6 +4,10 @@ What a neighbour on the machine does to one contender it does to the other, if b
 contenders take turns, in an order shuffled anew each round; a round gives one ratio; the result is the median of
 the rounds' ratios with a bootstrap interval. Percentiles come from the raw samples, and these go to a file, from
 which every table and figure can be made again without measuring.
+
+An interval knows the noise within its run: another run's median lies outside it more often than in 5 of 100, for what
+is another then, where objects lie in memory and which neighbours there are, is the same for all rounds of one run. How
+far runs differ is what ``kit.lab.baseline`` keeps.
 """
 
 from __future__ import annotations
@@ -36,6 +40,9 @@ __all__ = [
 ]  # fmt: skip
 
 GarbageCollection = Literal["between", "on"]
+ENOUGH = 100
+"""Samples that a 99th percentile takes: of fewer, it is the largest one."""
+
 Clock = Literal["wall", "cpu"]
 Check = Callable[[Any], Any]
 
@@ -84,15 +91,22 @@ class Comparison:
         return median_interval((mine - theirs) / 1e9)
 
     def table(self) -> pd.DataFrame:
-        """Return percentiles with their units and ratios with their intervals, a row a contender."""
+        """Return percentiles with their units and ratios with their intervals, a row a contender.
+
+        Percentiles are of samples. Where a sample is the mean of several calls, as the column ``samples`` says, they
+        lie closer together than those of single calls. The 99th of fewer than ``ENOUGH`` samples is not shown.
+        """
         import pandas as pd
 
         rows = {name: self._row(name) for name in self.samples}
-        return pd.DataFrame.from_dict(rows, orient="index").rename_axis(self.name)
+        return pd.DataFrame.from_dict(rows, orient="index").rename_axis(self.name.replace("_", " "))
 
     def _row(self, contender: str) -> dict[str, str]:
-        ratio = self.ratio(contender)
-        row = {f"p{percent}": quantity(self.percentile(contender, percent), "s") for percent in (50, 95, 99)}
+        ratio, number = self.ratio(contender), self._samples(contender).size
+        row = {"samples": f"{number} of {self.inner} calls" if self.inner > 1 else str(number)}
+        known = self._percents(contender)
+        for percent in (50, 95, 99):
+            row[f"p{percent}"] = quantity(self.percentile(contender, percent) if percent in known else None, "s")
         if self.operations > 1:
             row["rate"] = quantity(self.rate(contender), "/s")
         row[f"ratio to {self.baseline}"] = str(ratio) if contender != self.baseline else "1"
@@ -112,12 +126,16 @@ class Comparison:
         """Return percentiles in seconds and ratios, as plain JSON for a record."""
         return {
             contender: {
-                **{f"p{percent}_s": self.percentile(contender, percent) for percent in (50, 95, 99)},
+                **{f"p{percent}_s": self.percentile(contender, percent) for percent in self._percents(contender)},
                 "rate_per_s": self.rate(contender),
                 "ratio": self.ratio(contender).plain(),
             }
             for contender in self.samples
         }
+
+    def _percents(self, contender: str) -> tuple[int, ...]:
+        """Which percentiles there are samples enough for."""
+        return (50, 95, 99) if self._samples(contender).size >= ENOUGH else (50, 95)
 
     def _samples(self, contender: str) -> NDArray[np.float64]:
         if contender not in self.samples:

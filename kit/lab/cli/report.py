@@ -15,7 +15,7 @@ reports/index.html is the front page. Benchmarks run alone, everything else --jo
 
   kit report                                   everything
   kit report --only 13_rag --only '3?_*'       by part of the name, or by pattern
-  kit report --only 32 -p messages=100000      with other parameters: rendered, not compared
+  kit report --only 32 -p rounds=40             with other parameters: rendered, not compared
   kit report --only 13_rag --update            write the new outputs back when they differ
   kit report --no-run                          render again what was executed last
 
