@@ -243,7 +243,7 @@ def test_gates_judge_the_last_report_and_its_baseline(tmp_path: Path, capsys: py
     assert main(["gates", "report", "--strict", *folder]) == 1
     _report(tmp_path, 1.2)
     assert main(["gates", "--update-baseline", *folder]) == 0
-    assert json.loads((tmp_path / "baseline.json").read_text())["31_x/encode"]["value"] == 1.2
+    assert json.loads((tmp_path / "baseline.json").read_text())["31_x/encode"]["runs"][0]["value"] == 1.2
     assert main(["gates", "report", "targets", "baseline", "--strict", *folder]) == 0
     _report(tmp_path, 1.9, met=False)
     capsys.readouterr()

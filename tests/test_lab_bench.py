@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import json
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 
 from kit.errors import ConfigurationError, ReportError
 from kit.lab import bench
-from kit.lab.baseline import changes, is_worse, past, write
+from kit.lab.baseline import Known, changes, is_worse, past, write
 from kit.lab.bench import Comparison, Ratio, Target, Verdicts, compare, compare_async
 from kit.lab.environment import commit, conditions, environment, versions
 from kit.lab.quantities import digits, elapsed, quantity
@@ -183,7 +184,7 @@ def test_only_a_ratio_beyond_the_noise_of_both_is_a_regression(tmp_path: Path) -
     assert {name: change.state for name, change in found.items()} == {
         "31_x/encode": "worse", "31_x/decode": "steady", "31_x/fast": "better", "31_x/new": "new",
     }  # fmt: skip
-    told = "31_x/encode: 1.90 × [1.80, 2.00], baseline 1.20 × [1.10, 1.30]: +58 %, 50 % allowed"
+    told = "31_x/encode: 1.90 × [1.80, 2.00], baseline 1.20 × [1.10, 1.30]: +58 %, 50 % allowed by 1 run"
     assert str(found["31_x/encode"]) == told
     assert str(found["31_x/new"]).endswith("baseline none")
     assert write(now, tmp_path) == 4
@@ -205,6 +206,34 @@ def test_the_trend_is_that_of_the_commits(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize(
+    ("runs", "allowed"),
+    [([1.0], 0.5), ([1.0, 1.02], 0.3), ([1.0, 1.02, 0.99], 0.15), ([1.0, 0.9, 1.2], 0.4), ([1.0, 0.5, 1.0, 1.1], 2.0)],
+)
+def test_each_ratio_has_a_margin_from_its_own_runs(runs: list[float], allowed: float) -> None:
+    known = Known(runs=tuple(Ratio(value=run, low=run, high=run) for run in runs))
+    assert known.margin("") == pytest.approx(allowed)
+
+
+def test_the_baseline_keeps_the_last_runs_of_what_is_the_same_code(tmp_path: Path) -> None:
+    for value in (1.0, 1.05, 0.95, 1.02, 0.98, 1.01):
+        write(_body(encode=(value, value, value)), tmp_path)
+    kept = json.loads((tmp_path / "baseline.json").read_text())["31_x/encode"]["runs"]
+    assert [run["value"] for run in kept] == [1.05, 0.95, 1.02, 0.98, 1.01]
+    (slower,) = changes(_body(encode=(1.2, 1.19, 1.21)), tmp_path)
+    assert (slower.state, slower.runs) == ("worse", 5)
+    (noisy,) = changes(_body(encode=(1.2, 1.04, 1.4)), tmp_path)
+    assert noisy.state == "steady"
+    write(_body(encode=(0.5, 0.5, 0.5)), tmp_path)
+    assert len(json.loads((tmp_path / "baseline.json").read_text())["31_x/encode"]["runs"]) == 1
+
+
+def test_a_baseline_of_a_single_run_is_read_as_one(tmp_path: Path) -> None:
+    (tmp_path / "baseline.json").write_text('{"31_x/encode": {"value": 1, "low": 0.9, "high": 1.1, "machine": ""}}')
+    (change,) = changes(_body(encode=(1.4, 1.3, 1.5)), tmp_path)
+    assert (change.state, change.least) == ("steady", 0.5)
+
+
+@pytest.mark.parametrize(
     ("now", "worse"),
     [((1.2, 1.19, 1.21), False), ((1.6, 1.55, 1.65), True), ((1.9, 0.95, 2.5), False), ((0.5, 0.4, 0.6), False)],
 )
@@ -212,7 +241,7 @@ def test_a_small_change_is_none_on_a_quiet_machine_nor_a_large_one_on_a_noisy_ma
     now: tuple[float, float, float], worse: bool
 ) -> None:
     value, low, high = now
-    assert is_worse(Ratio(value=value, low=low, high=high), Ratio(value=1.0, low=0.99, high=1.01)) is worse
+    assert is_worse(Ratio(value=value, low=low, high=high), Ratio(value=1.0, low=0.99, high=1.01), 0.5) is worse
 
 
 _HERE = {"cpu": "EPYC", "cores": 2, "python": "CPython 3.11.7"}

@@ -21,7 +21,7 @@ def configure(commands: Commands) -> None:
     parser.add_argument("--reports", type=Path, metavar="FOLDER", help="folder of the last report (reports/)")
     parser.add_argument("--strict", action="store_true", help="a gate that cannot run fails")
     parser.add_argument("--json", action="store_true", help="as JSON")
-    parser.add_argument("--update-baseline", action="store_true", help="make the last report's ratios the baseline")
+    parser.add_argument("--update-baseline", action="store_true", help="add the last report's ratios to the baseline")
 
 
 def _run(chosen: argparse.Namespace) -> int:
