@@ -1,49 +1,56 @@
-"""Telemetry's cost is told by two methods, from the upper end of an interval; what noise hides is never a miss."""
+"""Telemetry's cost is decided by off and on in the same rounds; what noise leaves open is undecided, never a miss."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from kit.catalogue import GATEWAY_CACHE_HITS, RAG_VECTOR_SEARCH
-from kit.lab.bench import Comparison, Ratio
-from kit.lab.benchmarks import otel, telemetry_costs, telemetry_peers
-from kit.lab.benchmarks.otel import BARE, LOGGED, METRICS, OFF, TRACED
+from kit.errors import ReportError
+from kit.lab.bench import Comparison
+from kit.lab.benchmarks import otel, telemetry_costs, telemetry_peers, telemetry_singles
+from kit.lab.benchmarks.contest import Contest
+from kit.lab.benchmarks.kept import Kept
+from kit.lab.benchmarks.otel import BARE, GATEWAY, LOGGED, METRICS, OFF, TRACED, WALL
 
 
-def _result(noise: float, tracing: float = 0.02) -> Comparison:
+def _result(noise: float, tracing: float = 0.02, wall: float = 1.0) -> Comparison:
     """Forty rounds of 10 ms, in which neighbouring settings differ by their cost, give or take up to the noise."""
     spread = np.linspace(-noise, noise, 40).reshape(-1, 1)
     whole = {OFF: 1 + 0 * spread, METRICS: 1.001 + spread, TRACED: 1.001 + tracing, LOGGED: 1.002 + tracing + spread}
-    samples = {name: np.broadcast_to(1e7 * cost, (40, 1)) for name, cost in whole.items()}
+    samples = {name: np.broadcast_to(1e7 * cost, (40, 1)) for name, cost in (whole | {WALL: wall + 0 * spread}).items()}
     return Comparison(name="made", samples=samples, baseline=OFF)
 
 
-def _counted(share: float, spread: float = 0.0) -> dict[str, Ratio]:
-    seconds = share * 10e-3
-    cost = Ratio(value=seconds, low=seconds * (1 - spread), high=seconds * (1 + spread))
-    return dict.fromkeys(otel.STEPS, cost)
-
-
 @pytest.mark.parametrize(
-    ("noise", "tracing", "counted", "spread", "method", "met", "decided"),
+    ("noise", "tracing", "wall", "state"),
     [
-        (0.001, 0.02, 0.9, 0.0, otel.PAIRED, True, True),  # a quiet machine tells by itself
-        (0.001, 0.09, 0.0, 0.0, otel.PAIRED, False, True),
-        (0.2, 0.02, 0.01, 0.1, otel.CALLS, True, True),  # a noisy one leaves it to the calls
-        (0.2, 0.02, 0.09, 0.1, otel.CALLS, False, False),  # they charge at most
-        (0.2, 0.02, 0.05, 0.5, otel.CALLS, False, False),
+        (0.001, 0.02, 1.0, "met"),
+        (0.001, 0.09, 1.0, "missed"),
+        (0.001, 0.09, 2.0, "met"),  # the share is of the time on the wall
+        (0.2, 0.04, 1.0, "undecided"),
+        (0.2, 0.06, 1.0, "undecided"),
     ],
 )
-def test_the_method_that_decides_gives_the_verdict(
-    noise: float, tracing: float, counted: float, spread: float, method: str, met: bool, decided: bool
+def test_off_and_on_decide_unless_the_target_lies_within_the_interval(
+    noise: float, tracing: float, wall: float, state: str
 ) -> None:
-    rows = list(otel.overheads(_result(noise, tracing), _counted(counted, spread), "a query", 10e-3))
-    (row,) = [row for row in rows if row.target.name == "tracing overhead: a query"]
-    assert row.target.metric.endswith(method)
-    assert (row.met, row in otel.decided(rows)) == (met, decided)
+    rows = {row.target.name: row for row in otel.overheads(_result(noise, tracing, wall), "a query")}
+    row = rows["tracing overhead: a query"]
+    assert (row.state, row.target.goal) == (state, False)
+    assert row.interval is not None
+    assert row.interval.low <= row.measured <= row.interval.high
+
+
+def test_the_noise_of_the_wall_is_in_the_interval_of_a_share() -> None:
+    steady = _result(0.0)
+    walls = np.random.default_rng(1).uniform(0.5, 1.5, (40, 1)) * 1e7
+    noisy = replace(steady, samples=steady.samples | {WALL: walls})
+    sure, unsure = (otel.share(result, "tracing overhead") for result in (steady, noisy))
+    assert sure.high - sure.low < 1e-9 < unsure.high - unsure.low
 
 
 def test_metrics_alone_count_and_time_without_a_span_or_a_header() -> None:
@@ -77,23 +84,70 @@ def test_a_switch_turns_loggers_that_were_bound_before_and_a_tally_counts() -> N
         telemetry.shutdown(1.0)
 
 
-async def test_a_bare_request_is_measured_by_both_methods_and_beside_faststream(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+async def test_an_operation_is_measured_with_both_clocks_and_kept_and_read_again(tmp_path: Path) -> None:
     place = await otel.Workplace.open(1)
     try:
-        bare = await place.compare(BARE, rounds=4, block=3)
-        assert bare.conditions["clock"] == "cpu"
-        calls = await place.calls(BARE, times=3)
-        assert calls == {"operation": 2.0, "log line": 1.0}
-        counted = (await telemetry_costs.count_all(place, {BARE: bare}, rounds=3))[BARE]
-        tracing = bare.difference(TRACED, to=METRICS)
-        assert counted["tracing overhead"].value == pytest.approx(tracing.value)
-        assert counted["metrics collection overhead"].value == pytest.approx(bare.difference(METRICS, to=OFF).value)
+        name = otel.file_name(BARE)
+        kept = Kept(folder=tmp_path)
+        bare = await kept.take(name, place.compare, BARE, rounds=4, block=3)
+        assert (bare.conditions["clock"], bare.inner) == ("cpu", 3)
+        assert {samples.shape for samples in bare.samples.values()} == {(4, 1)}
+        assert bare.percentile(WALL) > 0
+        calls = await kept.facts("otel_calls", place.calls, times=3)
+        assert calls[BARE] == {"operation": 2.0, "log line": 1.0}  # which is the benchmark's
+        assert calls[GATEWAY]["operation"] > 2
+        costs = {
+            kind: await kept.take(f"otel_one_{kind}", telemetry_costs.unit_cost, place, kind, rounds=3)
+            for kind in telemetry_costs.KINDS
+        }
+        counted = telemetry_costs.count_all(calls, costs, bare)
+        assert counted[BARE]["tracing overhead"] == bare.difference(TRACED, to=METRICS)
+        assert counted[BARE]["metrics collection overhead"].value == pytest.approx(
+            bare.difference(METRICS, to=OFF).value
+        )
+        again = await Kept(measure=False, folder=tmp_path).take(name, place.compare, BARE, rounds=4, block=3)
+        assert otel.estimates({BARE: again}, counted).equals(otel.estimates({BARE: bare}, counted))
+    finally:
+        await place.close()
+
+
+async def test_what_a_gateway_request_leaves_to_the_background_is_done_within_its_block() -> None:
+    place = await otel.Workplace.open(1)
+    try:
+        recorder = place.switch.settings[LOGGED].recorder
+        await place._block(LOGGED, GATEWAY, 1, [])
+        recorder.clear()
+        await place._block(LOGGED, GATEWAY, 1, [])
+        done = len(recorder.finished)
+        place.switch.use(OFF)
+        await place._block(OFF, GATEWAY, 1, [])
+        assert len(recorder.finished) == done > 2
+    finally:
+        await place.close()
+
+
+async def test_faststreams_middleware_stands_beside_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    place = await otel.Workplace.open(1)
+    try:
         peers = await telemetry_peers.compare_peers(place, rounds=2, block=2)
         assert "not installed" not in set(telemetry_peers.table(peers)["without"])
         monkeypatch.setattr(telemetry_peers, "installed", lambda name: None)
         alone = await telemetry_peers.compare_peers(place, rounds=2, block=2)
         assert list(telemetry_peers.table(alone)["without"])[1] == "not installed"
+    finally:
+        await place.close()
+
+
+async def test_single_calls_are_proved_by_what_was_recorded() -> None:
+    place = await otel.Workplace.open(1)
+    try:
+        made = (telemetry_singles.spans, telemetry_singles.increments, telemetry_singles.lines)
+        for contest in (make(place, 3) for make in made):
+            contest.run(rounds=2, samples=2)
+            for lost in (telemetry_singles.KIT, telemetry_singles.SDK):
+                contender = replace(contest.contenders[lost], call=lambda: None)
+                silent = Contest(name="silent", contenders={lost: contender}, inner=3)
+                with pytest.raises(ReportError, match="wrong answer"):
+                    silent.run(rounds=1, samples=1)
     finally:
         await place.close()

@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
-from statistics import median
-from time import perf_counter
+from time import perf_counter, perf_counter_ns
 from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
 
 from kit.catalogue import API_QUERIES
 from kit.codec import loads
-from kit.lab.bench import SPECIFICATION, Comparison, Ratio, Verdict, Verdicts, compare_async
+from kit.lab.bench import SPECIFICATION, Comparison, Ratio, Verdict, compare_async, median_interval
 from kit.lab.benchmarks.codec import agent_message
 from kit.lab.benchmarks.variables import telemetry_variables
 from kit.lab.project import project_root
@@ -36,7 +37,13 @@ STEPS = {
 }
 """Which two settings of the switch the specification's target is the difference of."""
 
-BARE = "bare request/reply"
+WALL = "off, by the clock on the wall"
+"""What the shares are of: how long an operation takes without telemetry, in the same rounds as its processor time."""
+
+GATEWAY, QUERY, BARE = "gateway request", "RAG query", "bare request/reply"
+RESTS = {GATEWAY: 0.025, QUERY: 0.005, BARE: 0.0}
+"""Seconds after a block until all that it left to the background is done: the gateway's log waits 20 ms for more."""
+
 PAIRED, CALLS = "off and on", "calls × cost"
 """The two ways to tell what a signal costs, as tables name them."""
 
@@ -55,6 +62,7 @@ class Switch(Telemetry):
     def __init__(self, settings: Mapping[str, Telemetry]) -> None:
         self.settings = dict(settings)
         self.loggers = {name: telemetry.logger("benchmark") for name, telemetry in settings.items()}
+        self.lines = 0  # that components wrote
         self.use(OFF)
 
     def use(self, setting: str) -> None:
@@ -143,6 +151,7 @@ class Following(Log):
     def _emit(self, level: int, message: str, args: tuple[object, ...], attributes: Mapping[str, Any]) -> None:
         log = self._logs[self._switch.setting]
         if level >= log._level:
+            self._switch.lines += 1
             log._emit(level, message, args, attributes)
 
 
@@ -188,8 +197,8 @@ class Workplace:
     def __init__(self, stack: AsyncExitStack) -> None:
         self._stack = stack
         self.operations: dict[str, Callable[[], Awaitable[Any]]] = {
-            "gateway request": self._generate,
-            "RAG query": self._query,
+            GATEWAY: self._generate,
+            QUERY: self._query,
             BARE: self._echo,
         }
 
@@ -243,8 +252,9 @@ class Workplace:
     async def compare(self, operation: str, *, rounds: int, block: int) -> Comparison:
         """Measure an operation under each setting of the switch, in turns: processor time per operation, all threads.
 
-        Everything but the NATS server runs in this process. What an operation leaves to the background, as its
-        events, is within its block or the same setting's next: each sample is the mean over a block.
+        Everything but the NATS server runs in this process. What an operation leaves to the background, as its events,
+        is done within its block, which rests until then. The contender ``WALL`` is the second clock: what ``OFF`` took
+        from asking to having the answer, by the clock on the wall, in the same blocks.
 
         Args:
             block: operations in a row under one setting.
@@ -252,37 +262,46 @@ class Workplace:
         Raises:
             ReportError: an answer is another one than without telemetry.
         """
-        expected = await self._under(OFF, operation)
-        contenders = {setting: partial(self._under, setting, operation) for setting in self.switch.settings}
-        name = f"telemetry, {operation.replace('/', ' and ')}"  # a file's, too
-        return await compare_async(
+        walls: list[int] = []
+        (expected,) = await self._block(OFF, operation, 1, walls)
+        contenders = {name: partial(self._block, name, operation, block, walls) for name in self.switch.settings}
+        result = await compare_async(
             contenders,
-            name=name,
-            check=expected.__eq__,
+            name=file_name(operation),
+            check=lambda answers: all(answer == expected for answer in answers),
             rounds=rounds,
             samples=1,
-            inner=block,
             clock="cpu",
         )
+        samples = {name: taken / block for name, taken in result.samples.items()}
+        samples[WALL] = np.reshape(walls[-rounds:], (rounds, 1)) / block
+        return replace(result, samples=samples, inner=block)
 
-    async def seconds(self, operation: str, *, times: int = 60) -> float:
-        """Return how long an operation takes without telemetry, by the clock on the wall: the median."""
-        self.switch.use(OFF)
-        taken = []
-        for _ in range(times):
-            began = perf_counter()
-            await self.operations[operation]()
-            taken.append(perf_counter() - began)
-        return median(taken)
+    async def _block(self, setting: str, operation: str, block: int, walls: list[int]) -> list[Any]:
+        began = perf_counter_ns()
+        answers = [await self._under(setting, operation) for _ in range(block)]
+        if setting == OFF:
+            walls.append(perf_counter_ns() - began)
+        if RESTS[operation]:
+            await asyncio.sleep(RESTS[operation])
+        return answers
 
-    async def calls(self, operation: str, *, times: int = 10) -> dict[str, float]:
-        """Return how often an operation calls telemetry, by kind of call: ``operation``, ``count``, ``record``, …"""
+    async def calls(self, *, times: int = 10) -> dict[str, dict[str, float]]:
+        """Return how often each operation calls telemetry, by kind of call: ``operation``, ``count``, ``log line``, …
+
+        One log line is this benchmark's own, which it writes as an application would; the components' come on top.
+        """
+        return {operation: await self._calls(operation, times) for operation in self.operations}
+
+    async def _calls(self, operation: str, times: int) -> dict[str, float]:
         with self.switch.counting(LOGGED) as tally:
+            self.switch.lines = 0
             for _ in range(times):
                 await self.operations[operation]()
-                self.switch.log.info("answered %s", operation)
             await asyncio.sleep(0.1)  # for what is told in the background
-        return {name: number / times for name, number in tally.calls.items()} | {"log line": 1.0}
+        return {name: number / times for name, number in tally.calls.items()} | {
+            "log line": 1.0 + self.switch.lines / times
+        }
 
     async def _under(self, setting: str, operation: str) -> Any:
         self.switch.use(setting)
@@ -310,32 +329,22 @@ def _settings() -> dict[str, Telemetry]:
     return found | {METRICS: MetricsAlone(found[METRICS]._core, "acme")}
 
 
-def overheads(result: Comparison, counted: Mapping[str, Ratio], operation: str, seconds: float) -> Iterator[Verdict]:
-    """Yield the processor time that each signal adds to an operation, in per cent of the operation's time without it.
+def file_name(operation: str) -> str:
+    """Return the name under which the samples of an operation are kept."""
+    return f"otel_{operation.lower().replace(' ', '_').replace('/', '_')}"
 
-    What is held against the target is the upper end of an interval, so that noise never helps: of the comparison off
-    and on; where the target lies within that interval, of the calls counted, which charges at most. Where that is too
-    much as well, this machine cannot decide: a miss is shown, and stops nothing.
 
-    Args:
-        counted: seconds that each signal adds, from ``telemetry_costs.counted``.
-        seconds: that the operation takes, from ``Workplace.seconds``.
+def overheads(result: Comparison, operation: str) -> Iterator[Verdict]:
+    """Yield the verdict on each signal: the processor time that it adds, in per cent of the operation's time.
+
+    The comparison off and on decides, by its interval: a target that lies within it is undecided.
     """
     for target in SPECIFICATION:
         if target.name in STEPS:
             on, before = STEPS[target.name]
-            unsure = False
-            method, interval = PAIRED, share(seconds, result.difference(on, to=before))
-            if interval.low <= target.bound < interval.high:
-                method, interval = CALLS, share(seconds, counted[target.name])
-                unsure = interval.high >= target.bound
-            named = replace(
-                target,
-                name=f"{target.name}: {operation}",
-                metric=f"% of operation time, upper end, {method}",
-                goal=unsure,
-            )
-            yield named.verdict(interval.high, ratio=result.ratio(on, to=before))
+            of = share(result, target.name)
+            named = replace(target, name=f"{target.name}: {operation}")
+            yield named.verdict(of.value, interval=of, ratio=result.ratio(on, to=before))
 
 
 def added(result: Comparison) -> dict[str, Ratio]:
@@ -343,39 +352,30 @@ def added(result: Comparison) -> dict[str, Ratio]:
     return {name: result.difference(on, to=before) for name, (on, before) in STEPS.items()}
 
 
-def decided(rows: Iterable[Verdict]) -> Verdicts:
-    """Return the verdicts that the noise leaves no doubt about."""
-    return Verdicts(row for row in rows if not row.target.goal)
+def share(result: Comparison, signal: str) -> Ratio:
+    """Return what a signal adds, in per cent of the operation's time on the wall without telemetry.
 
-
-def share(seconds: float, added: Ratio) -> Ratio:
-    """Return what is added in per cent of so many seconds."""
-    scale = 100 / seconds
-    return Ratio(value=scale * added.value, low=scale * added.low, high=scale * added.high)
-
-
-def estimates(
-    results: Mapping[str, Comparison], counted: Mapping[str, Mapping[str, Ratio]], times: Mapping[str, float]
-) -> pd.DataFrame:
-    """Return the processor time that each signal adds to each operation, by both methods, with the intervals.
-
-    Args:
-        times: seconds that each operation takes, which the per cents are of.
+    Both are of the same round, and each round gives one share; so the interval has the noise of both in it.
     """
+    on, before = (result.samples[name] for name in STEPS[signal])
+    return median_interval(np.ravel(100 * (on - before) / result.samples[WALL]))
+
+
+def estimates(results: Mapping[str, Comparison], counted: Mapping[str, Mapping[str, Ratio]]) -> pd.DataFrame:
+    """Return what each signal adds to each operation, by both methods, with the intervals; and the first's share."""
     import pandas as pd
 
     rows = {}
     for operation, result in results.items():
         for name, (on, before) in STEPS.items():
-            both = {PAIRED: result.difference(on, to=before), CALLS: counted[operation][name]}
+            of = share(result, name)
             rows[operation, name.removesuffix(" overhead")] = {
-                column: text for method, cost in both.items() for column, text in _cells(times[operation], method, cost)
+                PAIRED: _microseconds(result.difference(on, to=before)),
+                "share of its time": f"{of.value:.2f} % [{of.low:.2f} %, {of.high:.2f} %]",
+                CALLS: _microseconds(counted[operation][name]),
             }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis(["operation", "signal"])
 
 
-def _cells(seconds: float, method: str, cost: Ratio) -> Iterator[tuple[str, str]]:
-    ends = (f"{cost.value * 1e6:.1f}", f"{cost.low * 1e6:.1f}", f"{cost.high * 1e6:.1f}")
-    yield f"{method} (µs)", f"{ends[0]} µs [{ends[1]} µs, {ends[2]} µs]"
-    of = share(seconds, cost)
-    yield f"{method} (%)", f"{of.value:.2f} % [{of.low:.2f} %, {of.high:.2f} %]"
+def _microseconds(cost: Ratio) -> str:
+    return f"{cost.value * 1e6:.1f} µs [{cost.low * 1e6:.1f} µs, {cost.high * 1e6:.1f} µs]"

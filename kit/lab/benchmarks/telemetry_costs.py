@@ -1,59 +1,51 @@
 """What one call of telemetry costs under each setting; with the calls counted, what an operation pays for each signal.
 
-It is the second estimate, which the noise of a long operation does not touch. It knows the calls that are counted;
-what else telemetry may change in an operation, only the first estimate sees.
+It is the second estimate, which the noise of a long operation does not touch. It knows the calls that are counted, at
+what each costs in a bare request. What else telemetry changes in an operation, only the first estimate sees: larger
+headers, more for the garbage collector to keep, caches that what comes next finds colder.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
-from typing import Any
 
-from kit.catalogue import GATEWAY_CACHE_HITS, GATEWAY_TOKENS_USED, RAG_VECTOR_SEARCH
+from kit.catalogue import GATEWAY_CACHE_HITS, GATEWAY_TOKENS_USED
 from kit.lab.bench import Comparison, Ratio, compare
-from kit.lab.benchmarks.otel import BARE, LOGGED, STEPS, TRACED, Workplace
+from kit.lab.benchmarks.otel import BARE, STEPS, Workplace
 from kit.otel import Telemetry
 
-STDLIB = "stdlib, level off"
-ATTRIBUTES: dict[str, str | int] = {
-    "rag.top_k": 5,
-    "results.count": 3,
-    "rag.query.id": "q",
-    "rag.query.length": 19,
-    "rag.mode": "hybrid",
-}
-_LATER: dict[str, int] = {"cache.hit": False, "documents.used": 4}
 _PAYS = {
     "metrics collection overhead": ("operation", "count", "record"),
     "tracing overhead": ("operation",),
     "logging overhead": ("log line",),
 }  # which calls a signal makes dearer; the first one is what a bare request makes too
+_CALLS: dict[str, Callable[[Telemetry], Callable[[], object]]] = {
+    "count": lambda telemetry: lambda: telemetry.count(GATEWAY_CACHE_HITS),
+    "record": lambda telemetry: lambda: telemetry.record(GATEWAY_TOKENS_USED, 250),
+}
+KINDS = tuple(_CALLS)
+"""Kinds of calls that a bare request does not make, so that a loop has to tell what one costs."""
 
 
-def unit_costs(place: Workplace, *, rounds: int, samples: int = 5, inner: int = 50) -> dict[str, Comparison]:
-    """Return what one call takes under each setting, by the kind of call that ``Workplace.calls`` counts."""
-    settings = place.switch.settings
-    kinds = {"operation": _operation, "count": _count, "record": _record}
-    shape: dict[str, Any] = {"rounds": rounds, "samples": samples, "inner": inner}
-    found = {
-        kind: compare({name: make(one) for name, one in settings.items()}, name=f"one {kind}", check=_silent, **shape)
-        for kind, make in kinds.items()
-    }
-    loggers: dict[str, Callable[[], object]] = {
-        name: _line(log.info) for name, log in place.switch.loggers.items() if name in (TRACED, LOGGED)
-    }
-    quiet = logging.Logger("quiet", logging.CRITICAL + 1)
-    loggers[STDLIB] = lambda: quiet.info("answered %s", "a query", extra={"size": 3})
-    found["log line"] = compare(loggers, name="one log line", check=_silent, **shape)
-    return found
+async def unit_cost(place: Workplace, kind: str, *, rounds: int, samples: int = 5, inner: int = 50) -> Comparison:
+    """Return what one call of a kind takes under each setting."""
+    return compare(
+        {name: _CALLS[kind](one) for name, one in place.switch.settings.items()},
+        name=f"otel_one_{kind}", check=lambda answer: answer is None, rounds=rounds, samples=samples, inner=inner,
+    )  # fmt: skip
 
 
-async def count_all(place: Workplace, results: Mapping[str, Comparison], *, rounds: int) -> dict[str, dict[str, Ratio]]:
-    """Return the seconds that each signal adds to each operation, by its calls; a bare request has to be among them."""
-    calls = {operation: await place.calls(operation) for operation in results}
-    costs = unit_costs(place, rounds=rounds)
-    return {operation: counted(calls[operation], costs, results[BARE], calls[BARE]) for operation in results}
+def count_all(
+    calls: Mapping[str, Mapping[str, float]], costs: Mapping[str, Comparison], bare: Comparison
+) -> dict[str, dict[str, Ratio]]:
+    """Return the seconds that each signal adds to each operation, by its calls.
+
+    Args:
+        calls: as ``Workplace.calls`` counts them.
+        costs: of one call, by ``KINDS``.
+        bare: a bare request under each setting.
+    """
+    return {operation: counted(made, costs, bare, calls[BARE]) for operation, made in calls.items()}
 
 
 def counted(
@@ -61,9 +53,9 @@ def counted(
 ) -> dict[str, Ratio]:
     """Return the seconds that each signal adds to an operation: its calls, times what one call adds.
 
-    An operation and a log line are taken at what they add to a bare request, where caches are as cold and the trace's
-    context travels: several times what a loop of them shows, and more than a span that sends nothing costs. So this is
-    what an operation pays at most.
+    An operation and a log line are taken at what they add to a bare request, where the trace's context travels: several
+    times what a loop of them shows. It is no bound: a span that stays inside and sends nothing costs less, one that
+    carries more attributes or finds colder caches costs more.
 
     Args:
         calls: of the operation, by kind, as ``Workplace.calls`` counts them.
@@ -80,30 +72,3 @@ def counted(
         )
         found[signal] = Ratio(value=value, low=low, high=high)
     return found
-
-
-def _operation(telemetry: Telemetry) -> Callable[[], object]:
-    """A span with the attributes of a search, annotated and passed on; its counter and its duration."""
-
-    def call() -> None:
-        with telemetry.operation(RAG_VECTOR_SEARCH, ATTRIBUTES) as opened:
-            opened.headers()
-            telemetry.annotate(_LATER)
-
-    return call
-
-
-def _count(telemetry: Telemetry) -> Callable[[], object]:
-    return lambda: telemetry.count(GATEWAY_CACHE_HITS)
-
-
-def _record(telemetry: Telemetry) -> Callable[[], object]:
-    return lambda: telemetry.record(GATEWAY_TOKENS_USED, 250)
-
-
-def _line(info: Callable[..., None]) -> Callable[[], object]:
-    return lambda: info("answered %s", "a query", size=3)
-
-
-def _silent(answer: object) -> bool:
-    return answer is None

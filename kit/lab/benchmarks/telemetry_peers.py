@@ -21,7 +21,7 @@ BARE, BARE_TOLD = "FastStream", "FastStream, its middleware"
 ADDED = {"kit": (KIT_TOLD, KIT), "FastStream's middleware": (BARE_TOLD, BARE)}
 """By whose telemetry: which two contenders its cost is the difference of."""
 
-NAME = "telemetry of peers"
+NAME = "otel_peers"
 _SECONDS = 10.0
 _SUBJECT = "faststream.seen"
 
