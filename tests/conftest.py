@@ -1,9 +1,14 @@
-"""Fixtures: one real nats-server for each test module, and a bus in each test's own event loop."""
+"""Fixtures: one real nats-server for each test module, and a bus in each test's own event loop.
+
+``pytest --benchmark-only`` runs ``tests/benchmarks`` instead of the tests. Files and functions there are named as
+benchmarks, so that the tests' run does not find them.
+"""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +17,22 @@ from kit.nats.connection import Connection, connect
 from kit.nats.server import Server
 
 _serial = itertools.count(1)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Measure in one process, and the benchmarks only: pytest-benchmark refuses to share the machine with itself."""
+    if config.getoption("benchmark_only", default=False):
+        config.option.numprocesses, config.option.dist, config.option.tx = 0, "no", []
+        if config.args_source is not pytest.Config.ArgsSource.ARGS:
+            config.args = [str(Path(__file__).parent / "benchmarks")]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Call ``benchmark_…`` files and functions tests, where benchmarks were asked for."""
+    if config.getoption("benchmark_only", default=False):
+        config.addinivalue_line("python_files", "benchmark_*.py")
+        config.addinivalue_line("python_functions", "benchmark_*")
 
 
 @pytest.fixture(scope="module")
