@@ -103,13 +103,13 @@ class Comparison:
 
     def _row(self, contender: str) -> dict[str, str]:
         ratio, number = self.ratio(contender), self._samples(contender).size
-        row = {"samples": f"{number} of {self.inner} calls" if self.inner > 1 else str(number)}
-        known = self._percents(contender)
+        known, row = self._percents(contender), {}
         for percent in (50, 95, 99):
             row[f"p{percent}"] = quantity(self.percentile(contender, percent) if percent in known else None, "s")
         if self.operations > 1:
             row["rate"] = quantity(self.rate(contender), "/s")
         row[f"ratio to {self.baseline}"] = str(ratio) if contender != self.baseline else "1"
+        row["samples"] = f"{number} of {self.inner} calls" if self.inner > 1 else str(number)
         return row
 
     def save(self, folder: Path | None = None) -> Path:
@@ -214,6 +214,7 @@ async def compare_async(
     baseline: str | None = None,
     garbage: GarbageCollection = "between",
     clock: Clock = "wall",
+    before: Callable[[], Awaitable[None]] | None = None,
     seed: int = 0,
 ) -> Comparison:
     """Measure coroutine functions against each other in interleaved rounds, as ``compare`` does functions.
@@ -224,6 +225,7 @@ async def compare_async(
         inner: calls per sample, one after the other; the check sees the last one's answer.
         clock: ``cpu`` takes the time for which this process ran, all its threads, instead of the time that passed:
             it leaves out what waits, and most of what the neighbours do.
+        before: is awaited before each sample, outside the timed stretch.
 
     Raises:
         ReportError: an answer that its check refuses.
@@ -233,7 +235,7 @@ async def compare_async(
     with _frozen(garbage):
         for turn, contender in plan.turns(warmup, rounds):
             with _garbage(garbage):
-                plan.keep(turn, contender, await _time_async(plan, contender, samples, inner, clock))
+                plan.keep(turn, contender, await _time_async(plan, contender, samples, inner, clock, before))
     return plan.result(inner=inner, operations=operations, garbage=garbage, warmup=warmup, clock=clock)
 
 
@@ -307,11 +309,15 @@ def _time(plan: _Plan, contender: str, samples: int, inner: int) -> list[float]:
     return taken
 
 
-async def _time_async(plan: _Plan, contender: str, samples: int, inner: int, kind: Clock) -> list[float]:
+async def _time_async(
+    plan: _Plan, contender: str, samples: int, inner: int, kind: Clock, before: Callable[[], Awaitable[None]] | None
+) -> list[float]:
     function, again = plan.contenders[contender], range(inner - 1)
     clock = time.process_time_ns if kind == "cpu" else time.perf_counter_ns
     taken: list[float] = []
     for _ in range(samples):
+        if before is not None:
+            await before()
         start = clock()
         for _ in again:
             await function()

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -15,15 +16,17 @@ import numpy as np
 
 from kit.codec import decode, encode, schema, validate
 from kit.lab.bench import Comparison, Target, Verdict
-from kit.lab.benchmarks.codec_peers import checked_by_hand, readers, writers
+from kit.lab.benchmarks.codec_peers import readers, valid_by_hand, writers
 from kit.lab.benchmarks.contest import BY_HAND, KIT, Contender, Contest
 
 TYPE = "agent_message"
 SERIALIZATION, PAYLOAD, VALIDATION = "agent message serialization", "RAG payload encoding", "schema validation"
+FRESH = "kit.codec, fresh ids"
 UNCHECKED, JSON_LIST, FLOATS = "unchecked orjson", "JSON list", "copy of the floats"
 _TIME = "2026-01-05T09:30:00.000000Z"
 _SENTENCE = "The refund is paid within five working days, as § 3 says. "  # not all of it is ASCII
 _ASCII = _SENTENCE.replace("§", "section")
+_FRESH = 5_000  # messages whose ids are new, or forgotten again
 _SHORT = 50  # calls in a sample of what takes microseconds
 
 
@@ -63,7 +66,7 @@ def writing(message: dict[str, Any], orjson: ModuleType, jsonschema_rs: ModuleTy
     """Return who writes an ``agent_message``: unchecked as the limit, by hand, the kit, and the peers."""
     contract = jsonschema_rs.validator_for(dict(schema(TYPE)), validate_formats=True)
     head = {"schema_version": "1.0", "message_type": TYPE}
-    by_hand, _ = checked_by_hand(contract.validate, TYPE, message, b"", orjson)
+    by_hand, _ = valid_by_hand(contract.is_valid, TYPE, message, b"", orjson)
     found, absent = writers(message, dict(schema(TYPE)), orjson)
     calls: dict[str, tuple[Callable[[], Any], bool]] = {
         BY_HAND: (by_hand, True),
@@ -72,6 +75,11 @@ def writing(message: dict[str, Any], orjson: ModuleType, jsonschema_rs: ModuleTy
         **found,
     }
     contenders = {name: _writes(call, message, checks) for name, (call, checks) in calls.items()}
+    fresh = itertools.cycle(_with_fresh_ids(message))
+    contenders[FRESH] = Contender(
+        call=lambda: encode(TYPE, next(fresh)),
+        check=lambda text: _but_ids(json.loads(text)["data"]) == _but_ids(message),
+    )
     return Contest(name="codec_encode_message", contenders=contenders, absent=absent, inner=_SHORT)
 
 
@@ -85,7 +93,7 @@ def reading(
     """
     contract = jsonschema_rs.validator_for(dict(schema(TYPE)), validate_formats=True)
     payload = payload or encode(TYPE, message)
-    _, by_hand = checked_by_hand(contract.validate, TYPE, message, payload, orjson)
+    _, by_hand = valid_by_hand(contract.is_valid, TYPE, message, payload, orjson)
     found, absent = readers(message, payload, dict(schema(TYPE)), orjson)
     contenders = {
         BY_HAND: Contender(call=by_hand, check=message.__eq__),
@@ -95,7 +103,23 @@ def reading(
         ),
         **found,
     }
+    fresh = itertools.cycle([encode(TYPE, other) for other in _with_fresh_ids(message)])
+    contenders[FRESH] = Contender(
+        call=lambda: decode(next(fresh)), check=lambda answer: _but_ids(answer.data) == _but_ids(message)
+    )
     return Contest(name="codec_decode_message", contenders=contenders, absent=absent, inner=_SHORT)
+
+
+def _with_fresh_ids(message: dict[str, Any]) -> list[dict[str, Any]]:
+    """Messages between agents that nobody has heard of: more of them than ids are remembered."""
+    return [
+        message | {"source_agent_id": f"sender-{number}", "target_agent_id": f"receiver-{number}"}
+        for number in range(_FRESH)
+    ]
+
+
+def _but_ids(data: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in data.items() if not key.endswith("agent_id")}
 
 
 def document_writing(document: dict[str, Any], orjson: ModuleType) -> Contest:
@@ -143,7 +167,10 @@ def specification(orjson: ModuleType, jsonschema_rs: ModuleType) -> dict[str, Co
     message = agent_message()
     contract = jsonschema_rs.validator_for(dict(schema(TYPE)), validate_formats=True)
     back = Contender(call=lambda: decode(encode(TYPE, message)), check=lambda answer: bool(answer.data == message))
-    bare = Contender(call=lambda: orjson.loads(orjson.dumps(message)), check=message.__eq__, contract=False)
+    head = {"schema_version": "1.0", "message_type": TYPE}
+    bare = Contender(
+        call=lambda: orjson.loads(orjson.dumps(head | {"data": message}))["data"], check=message.__eq__, contract=False
+    )
     kit = Contender(call=lambda: validate(TYPE, message), check=_nothing)
     rust = Contender(call=lambda: contract.validate(message), check=_nothing)
     return {
