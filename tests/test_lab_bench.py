@@ -176,6 +176,13 @@ def test_a_table_says_how_many_samples_there_are_and_shows_no_percentile_that_th
     assert "p99_s" not in few.summary()["x"]
 
 
+def test_curves_have_the_intervals_of_their_points_as_bands() -> None:
+    rows = np.array([[1.0, 1.0], [2.0, 2.0], [3.0, 3.0]]) * 1e3
+    series, bands = bench.growth([bench.Comparison(name="a", samples={"x": rows}, baseline="x")], 1e6)
+    assert series == {"x": [pytest.approx(2.0)]}
+    assert [end[0] for end in bands["x"]] == [pytest.approx(1.0), pytest.approx(3.0)]
+
+
 # --- baseline ---------------------------------------------------------------------------------------------------
 
 

@@ -95,6 +95,7 @@ def test_the_gateway_is_judged_beside_the_faster_of_the_direct_ways() -> None:
     samples = {name: np.full((3, 2), 1e6 * milliseconds) for name, milliseconds in times.items()}
     verdict = document_qa.gateway_goal(Comparison(name="made", samples=samples, baseline=document_qa.DIRECT))
     assert (verdict.target.metric, verdict.measured) == (f"p50 against {document_qa.INSTALLED}", pytest.approx(1.0625))
+    assert verdict.state == "missed"
 
 
 async def test_searches_by_hand_find_what_the_kit_finds() -> None:

@@ -14,8 +14,9 @@ Ratios cancel a machine's speed, but not its kind: caches, cores and disks weigh
 ratio keeps the machine it was measured on, and on another one only a doubling counts. A run that is added to the
 baseline from another machine, or from beyond the margin (the code is another then), replaces the runs before it.
 
-Times of documents with embeddings have no ratio here: whether their memory is new pages or old ones decides more than
-the code does, and a process has the one or the other for all of its rounds.
+Documents with embeddings beside a JSON list have no ratio here: whether their memory is new pages or old ones decides
+more than the code does, and a process has the one or the other for all of its rounds. Beside the bare copy of their
+floats, whose memory is as new, they have one.
 """
 
 from __future__ import annotations

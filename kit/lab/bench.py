@@ -16,7 +16,7 @@ import gc
 import json
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SPECIFICATION", "Comparison", "Ratio", "Target", "Verdict", "Verdicts", "compare", "compare_async", "environment",
-    "load", "median_interval",
+    "growth", "load", "median_interval",
 ]  # fmt: skip
 
 GarbageCollection = Literal["between", "on"]
@@ -72,6 +72,10 @@ class Comparison:
     def percentile(self, contender: str, percent: float = 50.0) -> float:
         """Return a percentile of a contender's raw samples, in seconds per call."""
         return float(np.percentile(self.seconds(contender), percent))
+
+    def interval(self, contender: str) -> Ratio:
+        """Return the median of the rounds' medians, in seconds per call, with its 95 % bootstrap interval."""
+        return median_interval(np.median(self._samples(contender), axis=1) / 1e9)
 
     def rate(self, contender: str) -> float:
         """Return operations per second: from the median of the rounds' means, since a rate is about all of the time."""
@@ -154,6 +158,21 @@ def load(path: Path | str) -> Comparison:
         raise ReportError(f"{path} holds no samples of a comparison")
     samples = {name: np.asarray(values, dtype=np.float64) for name, values in body.pop("samples").items()}
     return Comparison(samples=samples, **body)
+
+
+def growth(
+    results: Iterable[Comparison], scale: float = 1.0
+) -> tuple[dict[str, list[float]], dict[str, tuple[list[float], list[float]]]]:
+    """Return curves over comparisons of the same contenders, as ``charts.curves`` takes them: medians and their bands.
+
+    Args:
+        scale: of the unit that is shown, e.g. 1e6 for µs.
+    """
+    steps = list(results)
+    found = {name: [step.interval(name) for step in steps] for name in steps[0].samples}
+    series = {name: [scale * each.value for each in line] for name, line in found.items()}
+    bands = {name: ([scale * e.low for e in line], [scale * e.high for e in line]) for name, line in found.items()}
+    return series, bands
 
 
 def median_interval(values: NDArray[np.float64], *, seed: int = 0, resamples: int = 2000) -> Ratio:

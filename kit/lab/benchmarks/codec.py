@@ -206,13 +206,13 @@ def goals(written: Comparison, read: Comparison, peers: tuple[str, str]) -> Iter
     for name, bound, result, other in wanted:
         ratio, limit = result.ratio(KIT, to=other), result.ratio(UNCHECKED, to=other).value
         target = Target(name, bound, unit="×", metric=f"ratio to {other}", goal=True)
-        yield target.verdict(ratio.value, limit=limit, ratio=ratio)
+        yield target.verdict(ratio.value, limit=limit, ratio=ratio, interval=ratio)
 
 
 def document_goals(written: Comparison, read: Comparison) -> Iterator[Verdict]:
     """Yield what became of the goals beyond the targets for one ``rag_document`` of 20 × 1536."""
     for way, bound, result in (("encode", 80e-6, written), ("decode", 100e-6, read)):
-        # No ratio for the baseline: whether its memory is new pages or old ones decides more than the code does.
+        # No ratio to a JSON list for the baseline: whether its memory is old or new decides more than the code does.
         yield Target(f"{way} a document", bound, metric="p50", goal=True).verdict(result.percentile(KIT))
         name = f"{way} a document, faster than a JSON list"
         faster = Target(name, 10, unit="×", metric="ratio", better="higher", goal=True)

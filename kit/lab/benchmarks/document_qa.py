@@ -253,13 +253,11 @@ def gateway_goal(result: Comparison) -> Verdict:
     """Return the verdict on the gateway, beside the faster of the two ways to ask LiteLLM directly."""
     faster = min((DIRECT, INSTALLED), key=result.percentile)
     ratio = result.ratio(GATEWAY, to=faster)
-    return Target("gateway in process", 1.05, unit="×", metric=f"p50 against {faster}", goal=True).verdict(
-        ratio.value, ratio=ratio
-    )
+    target = Target("gateway in process", 1.05, unit="×", metric=f"p50 against {faster}", goal=True)
+    return target.verdict(ratio.value, ratio=ratio, interval=ratio)
 
 
 def import_goal(result: Comparison) -> Verdict:
     """Return the verdict on ``import kit``, over an interpreter that starts and ends."""
-    return Target("import kit", 0.060, metric="over bare Python", goal=True).verdict(
-        result.difference(IMPORT, to=PYTHON).value
-    )
+    more = result.difference(IMPORT, to=PYTHON)
+    return Target("import kit", 0.060, metric="over bare Python", goal=True).verdict(more.value, interval=more)

@@ -134,7 +134,7 @@ def search_goal(result: Comparison) -> Verdict:
     """Return the verdict on the tenant's search by vectors."""
     ratio = result.ratio(VECTOR, to=LANCEDB)
     target = Target("tenant's search", 1.1, unit="×", metric=f"p50 against {LANCEDB}", goal=True)
-    return target.verdict(ratio.value, ratio=ratio)
+    return target.verdict(ratio.value, ratio=ratio, interval=ratio)
 
 
 def passages(rows: int) -> list[str]:
