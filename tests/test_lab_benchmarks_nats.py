@@ -15,18 +15,22 @@ from kit.lab.bench import Comparison
 from kit.lab.benchmarks import nats_flame, nats_goals, nats_peers
 from kit.lab.benchmarks.contest import NOT_INSTALLED
 from kit.lab.benchmarks.nats import (
+    ALONE,
     BARE,
     BARE_RESULTS,
     CODEC,
     FASTSTREAM,
     FASTSTREAM_RESULTS,
+    KIT,
     RAW,
     SAMPLED,
     STORED,
+    TOGETHER,
     Messaging,
 )
 from kit.lab.benchmarks.nats_flame import SYSTEM, Flame, shares
 from kit.lab.benchmarks.nats_growth import COMPUTES, WAITS, Growth
+from kit.lab.targets import Target, Verdicts
 
 
 @pytest.fixture
@@ -42,7 +46,7 @@ def made(**milliseconds: float) -> Comparison:
 
 async def test_every_arm_does_all_of_its_jobs(messaging: Messaging) -> None:
     result = await messaging.jobs(rounds=1, jobs=8)
-    arms = {BARE, STORED, BARE_RESULTS, CODEC, SAMPLED, FASTSTREAM, FASTSTREAM_RESULTS}
+    arms = {BARE, TOGETHER, STORED, BARE_RESULTS, ALONE, CODEC, SAMPLED, FASTSTREAM, FASTSTREAM_RESULTS}
     assert set(result.samples) == arms
     for arm in (messaging.bare, messaging.faststream):
         assert arm is not None
@@ -111,11 +115,47 @@ async def test_the_raw_socket_takes_messages_in_any_pieces() -> None:
 
 
 def test_a_rate_goal_has_the_limit_beside_it() -> None:
-    result = made(**{BARE: 20, STORED: 10, CODEC: 16, FASTSTREAM: 24})
+    result = made(**{BARE: 20, TOGETHER: 10, CODEC: 16, FASTSTREAM: 24})
     bare, peer = nats_goals.job_goals(result)
     assert (bare.measured, bare.limit, bare.met) == (pytest.approx(1.25), pytest.approx(2), True)
     assert (peer.measured, peer.limit, peer.met) == (pytest.approx(1.5), pytest.approx(2.4), False)
     assert peer.target.goal
+
+
+@pytest.mark.parametrize(
+    ("rate", "limit", "said"),
+    [(1.5, 2.4, "the raw socket reaches it, at 2.40 ×"), (1.5, 1.8, "does not reach it in this run either")],
+)
+def test_a_goal_that_is_not_reached_has_its_reason(rate: float, limit: float, said: str) -> None:
+    goal = Target("jobs", 2.0, unit="×", better="higher", goal=True)
+    assert said in nats_goals.reasons(Verdicts([goal.verdict(rate, limit=limit)]))
+    assert nats_goals.reasons(Verdicts([goal.verdict(2.1, limit=limit)])) == "every goal is reached"
+
+
+def test_a_target_is_judged_by_the_percentile_of_all_samples_and_undecided_where_the_disk_is_too_slow() -> None:
+    agents, jobs = made(**{KIT: 1, RAW: 0.5}), made(**{SAMPLED: 12, TOGETHER: 6})
+    rounds = np.full((20, 5), 1e6)
+    rounds[:3] = 9e6  # three rounds of twenty were disturbed
+    for limit, state in ((1, "missed"), (3, "undecided")):
+        samples = {KIT: rounds, RAW: np.full((20, 5), limit * 1e6)}
+        queuing = Comparison(name="made", samples=samples, baseline=KIT)
+        verdict = nats_goals.specified(agents, jobs, queuing)[2]
+        assert (verdict.measured, verdict.state, verdict.target.goal) == (pytest.approx(9e-3), state, False)
+
+
+async def test_messages_and_queued_requests_stand_beside_the_raw_socket(messaging: Messaging) -> None:
+    assert set((await messaging.agents(rounds=1, samples=2)).samples) == {KIT, RAW}
+    queuing = await messaging.queuing(rounds=1, samples=2)
+    assert set(queuing.samples) == {KIT, BARE, RAW}
+    assert queuing.conditions["gc"] == "between"
+    assert (await messaging.server_settings())["storage"] == "files, synced at each write"
+
+
+async def test_the_kit_stores_jobs_one_by_one_where_the_queue_takes_no_batches(messaging: Messaging) -> None:
+    for layer, possible in ((ALONE, False), (CODEC, True)):
+        assert await messaging.kit_jobs(layer, 32) == 32
+        lanes = messaging.senders[layer]._desk._batches._lanes
+        assert [lane.possible for lane in lanes.values()] == [possible]
 
 
 def test_what_python_takes_of_a_job_stands_beside_all_of_it() -> None:

@@ -10,18 +10,14 @@ one that answers, so that none hears another's messages.
 from __future__ import annotations
 
 import asyncio
-import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from kit import codec
 from kit.catalogue import AGENT_MESSAGE, GATEWAY_REQUESTS, RAG_INGEST, RAG_QUERIES
-from kit.errors import ReportError
 from kit.lab.bench import Clock, Comparison, compare_async
 from kit.lab.benchmarks.contest import with_absent
 from kit.lab.benchmarks.nats_peers import (
@@ -35,7 +31,7 @@ from kit.lab.benchmarks.nats_peers import (
     installed,
 )
 from kit.lab.benchmarks.variables import telemetry_variables
-from kit.lab.environment import conditions, environment
+from kit.nats import layout
 from kit.nats.bus import Bus
 from kit.nats.connection import connect
 from kit.nats.jobs import Job
@@ -49,10 +45,14 @@ if TYPE_CHECKING:
 
 CODEC, UNSAMPLED, SAMPLED = "codec only", "+ unsampled trace", "+ sampled trace"
 BARE, RAW, FASTSTREAM = "bare nats-py", "raw socket", "FastStream"
-STORED, BARE_RESULTS, FASTSTREAM_RESULTS = "only stored", f"{BARE} + results", f"{FASTSTREAM} + results"
+STORED, TOGETHER = "only stored, one by one", "only stored, as one batch"
+ALONE = "codec only, without batches"
+BARE_RESULTS, FASTSTREAM_RESULTS = f"{BARE} + results", f"{FASTSTREAM} + results"
+KIT = "kit"
 LAYERS = (CODEC, UNSAMPLED, SAMPLED)
-_TENANTS = {CODEC: "codec", UNSAMPLED: "unsampled", SAMPLED: "sampled"}
-_VARIABLES = {CODEC: {"OTEL_SDK_DISABLED": "true"}, UNSAMPLED: {"OTEL_TRACES_SAMPLER": "always_off"}, SAMPLED: {}}
+_TENANTS = {CODEC: "codec", UNSAMPLED: "unsampled", SAMPLED: "sampled", ALONE: "alone"}
+_DISABLED = {"OTEL_SDK_DISABLED": "true"}
+_VARIABLES = {CODEC: _DISABLED, UNSAMPLED: {"OTEL_TRACES_SAMPLER": "always_off"}, SAMPLED: {}, ALONE: _DISABLED}
 _PEERS = "peers"  # the account of everything that is not the kit
 
 # Both ways the same agent_message, so that all contenders carry the same bytes; subject and spans are the row's own.
@@ -127,7 +127,7 @@ class Messaging:
         async with AsyncExitStack() as stack:
             server = await stack.enter_async_context(Server(tenants=(*_TENANTS.values(), _PEERS)))
             self = cls(server, stack)
-            for layer in LAYERS:
+            for layer in _TENANTS:
                 await self._start(layer)
             who = server.credentials(_PEERS)
             self.raw = await RawSocket.open(server.url, who.user, who.password, stack)
@@ -227,13 +227,27 @@ class Messaging:
         return await arrived
 
     async def agents(self, *, rounds: int, samples: int) -> Comparison:
-        """Measure messages to an agent, one at a time."""
-        return await self.alone("nats_agent_messaging", self.agent_message, rounds=rounds, samples=samples)
+        """Measure messages to an agent, one at a time, beside the same bytes from one raw socket to another."""
+        payload = codec.encode(AGENT_MESSAGE.message_type, note(to="writer"))
+        arms: dict[str, Asks] = {KIT: self.agent_message, RAW: lambda: self.raw.tell(payload)}
+        return await compare_async(arms, name="nats_agent_messaging", check=same(100), rounds=rounds, samples=samples)
 
     async def queuing(self, *, rounds: int, samples: int) -> Comparison:
-        """Measure requests for a model that are queued, one at a time, with the floor beside them."""
-        once = self.queued_request
-        return await self.alone("nats_gateway_queuing", once, rounds=rounds, samples=samples, floor=True)
+        """Measure requests for a model that are queued, one at a time, each after the one before it is done.
+
+        Beside them a job of bare nats-py, and a message that a raw socket stores: what the disk and the machine take by
+        themselves.
+        """
+        await self._once("bare jobs", lambda: self.bare.work(self._stack))
+        arms: dict[str, Asks] = {
+            KIT: self.queued_request,
+            BARE: lambda: self.bare.jobs(_PAYLOAD, _ids(1)),
+            RAW: lambda: self.raw.store(_PAYLOAD, 1),
+        }
+        checks = dict.fromkeys(arms, lambda done: done == 1) | {KIT: lambda got: "messages" in got}
+        return await compare_async(
+            arms, name="nats_gateway_queuing", check=checks, rounds=rounds, samples=samples, before=self.settle
+        )
 
     async def settle(self) -> None:
         """Wait until what was queued last is done, so that the next does not wait behind it."""
@@ -241,30 +255,16 @@ class Messaging:
             await self._job.result(SECONDS)
             self._job = None
 
-    async def alone(self, name: str, once: Asks, *, rounds: int, samples: int, floor: bool = False) -> Comparison:
-        """Measure one thing in rounds, each after what went before it is done.
-
-        Args:
-            floor: measure a job by bare JetStream in the same rounds: what the disk and the machine take by themselves.
-        """
-        clock, taken, bare = time.perf_counter_ns, np.zeros((rounds, samples)), np.zeros((rounds, samples))
-        if floor:
-            await self._once("bare jobs", lambda: self.bare.work(self._stack))
-        for turn in range(-1, rounds):  # the first warms up
-            for sample in range(samples):
-                await self.settle()
-                begun = clock()
-                answer = await once()
-                taken[max(turn, 0), sample] = clock() - begun
-                if not (answer.get("content") == note()["content"] or "messages" in answer):
-                    raise ReportError(f"{name}: something else arrived: {answer!r:.200}")
-            for sample in range(samples if floor else 0):
-                begun = clock()
-                await self.bare.jobs(_PAYLOAD, _ids(1))
-                bare[max(turn, 0), sample] = clock() - begun
-        both = {"kit": taken, BARE: bare} if floor else {"kit": taken}
-        stated = {**conditions(), "rounds": rounds, "samples": samples}
-        return Comparison(name=name, samples=both, baseline="kit", conditions=stated, environment=environment())
+    async def server_settings(self) -> dict[str, str]:
+        """Return what the server says of itself, as far as it weighs on a timing."""
+        said = (await self.server.monitor()).raw["varz"]
+        storage = said["jetstream"]["config"]
+        return {
+            "server": f"nats-server {said['version']}, {'a cluster' if said.get('cluster') else 'one node'}",
+            "processors": str(said["gomaxprocs"]),
+            "largest payload": f"{said['max_payload']} bytes",
+            "storage": f"files, {'synced at each write' if storage['sync_always'] else 'synced now and then'}",
+        }
 
     async def rag_queue(self, jobs: int = 64) -> int:
         """Queue documents, and return how many were handled and acknowledged."""
@@ -318,8 +318,10 @@ class Messaging:
         bare, peer = self.bare, self.faststream
         arms: dict[str, Asks] = {
             BARE: lambda: bare.jobs(payload, _ids(jobs)),
+            TOGETHER: lambda: self.raw.store_together(payload, jobs),
             STORED: lambda: self.raw.store(payload, jobs),
             BARE_RESULTS: lambda: bare.jobs(payload, _ids(jobs), ANSWERED),
+            ALONE: lambda: self.kit_jobs(ALONE, jobs),
             CODEC: lambda: self.kit_jobs(CODEC, jobs),
             SAMPLED: lambda: self.kit_jobs(SAMPLED, jobs),
         }
@@ -336,6 +338,8 @@ class Messaging:
     async def kit_jobs(self, layer: str, jobs: int) -> int:
         """Enqueue jobs, all at once, and return how many were acknowledged and have told the caller their result."""
         if layer not in self._counts:
+            if layer == ALONE:
+                await self._refuse_batches(layer)
             self._counts[layer] = await self._work(layer)
         (count, worker), bus = self._counts[layer], self.senders[layer]
         count.expect(jobs)
@@ -348,6 +352,12 @@ class Messaging:
         results = [await job.result(SECONDS) for job in waiting]
         told = sum(result.data["document_id"] == data["document_id"] for result in results)
         return told if worker.handled == goal else worker.handled - goal
+
+    async def _refuse_batches(self, layer: str) -> None:
+        """Set the queue up before the kit does, as an operator may, without batches: each job is stored by itself."""
+        config = layout.job_config(RAG_INGEST)
+        config.allow_atomic = None
+        await self.senders[layer].connection.client.jetstream().add_stream(config)
 
     async def _work(self, layer: str) -> tuple[Count, Worker]:
         bus, count = self.workers[layer], Count()

@@ -19,6 +19,7 @@ SUBJECT = "peer.echo"
 JOBS, ANSWERED, RESULTS, STORE = "peer.jobs", "peer.answered", "peer.results", "peer.store"
 _ANSWER = b"y" * 150  # what a job's result takes, in bytes
 _LEAST = {"max_msgs": 10_000}  # of streams that nobody takes from
+_BATCHES = {"allow_atomic": True}  # of a stream that takes atomic batches, as the kit's queues do
 SECONDS = 10.0  # for anything that does not come
 
 Connect = Callable[..., Awaitable[Any]]
@@ -50,13 +51,14 @@ class Count:
 
 
 class _Wire(asyncio.Protocol):
-    """Speaks as much of the NATS client protocol as a request needs: INFO, CONNECT, PING, SUB, PUB, MSG.
+    """Speaks as much of the NATS client protocol as a request needs: INFO, CONNECT, PING, SUB, PUB, HPUB, MSG.
 
     Source: https://docs.nats.io/reference/reference-protocols/nats-protocol
     """
 
     def __init__(self, user: str, password: str) -> None:
-        self._login = json.dumps({"verbose": False, "user": user, "pass": password, "lang": "raw", "version": "0"})
+        told = {"verbose": False, "headers": True, "user": user, "pass": password, "lang": "raw", "version": "0"}
+        self._login = json.dumps(told)
         self._buffer = bytearray()
         self._needed = 0  # bytes, before it is worth to look at the buffer again
         self._unsent: list[bytes] = []
@@ -114,6 +116,7 @@ class RawSocket:
     def __init__(self, asking: _Wire, answering: _Wire) -> None:
         self._asking, self._answering = asking, answering
         self._waiting: dict[bytes, asyncio.Future[bytes]] = {}
+        self._told: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self._serial = 0
 
     @classmethod
@@ -130,30 +133,61 @@ class RawSocket:
         peer = cls(*wires)
         wires[0].deliver, wires[1].deliver = peer._answered, peer._echo
         wires[0].transport.write(b"SUB raw.inbox.* 1\r\n")
-        wires[1].transport.write(b"SUB raw.echo 1\r\n")
+        wires[1].transport.write(b"SUB raw.echo 1\r\nSUB raw.told 2\r\n")
         await wires[0].barrier()
         await wires[1].barrier()
         return peer
 
     def _echo(self, subject: bytes, reply: bytes, payload: bytes) -> None:
+        if not reply:
+            self._told.set_result(payload)
+            return
         self._answering.send(b"PUB %b %d\r\n%b\r\n" % (reply, len(payload), payload))
 
     def _answered(self, subject: bytes, reply: bytes, payload: bytes) -> None:
         self._waiting.pop(subject).set_result(payload)
 
+    def tell(self, payload: bytes) -> asyncio.Future[bytes]:
+        """Send a message and return what will have arrived at the other socket; one at a time."""
+        self._told = asyncio.get_running_loop().create_future()
+        self._asking.send(b"PUB raw.told %d\r\n%b\r\n" % (len(payload), payload))
+        return self._told
+
     def ask(self, payload: bytes, subject: bytes = b"raw.echo") -> asyncio.Future[bytes]:
         """Send a request and return what will be the answer."""
-        self._serial += 1
-        inbox = b"raw.inbox.%d" % self._serial
-        answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        self._waiting[inbox] = answer
+        inbox, answer = self._expect()
         self._asking.send(b"PUB %b %b %d\r\n%b\r\n" % (subject, inbox, len(payload), payload))
         return answer
 
+    def _expect(self) -> tuple[bytes, asyncio.Future[bytes]]:
+        self._serial += 1
+        inbox = b"raw.inbox.%d" % self._serial
+        answer = self._waiting[inbox] = asyncio.get_running_loop().create_future()
+        return inbox, answer
+
     async def store(self, payload: bytes, number: int) -> int:
-        """Store messages in a stream that nobody takes from, and return how many are on the disk: the limit of jobs."""
+        """Store messages in a stream that nobody takes from, one by one, and return how many are on the disk."""
         acks = await asyncio.gather(*(self.ask(payload, STORE.encode()) for _ in range(number)))
         return sum("seq" in json.loads(ack) for ack in acks)
+
+    async def store_together(self, payload: bytes, number: int) -> int:
+        """Store messages as one atomic batch, and return how many are on the disk: the limit of jobs enqueued at once.
+
+        Source: NATS ADR-50, atomic batch publish.
+        """
+        subject, batch = STORE.encode(), f"raw-{self._serial}".encode()
+        for place in range(1, number):
+            self._asking.send(_stored(subject, b"", batch, place, payload))
+        inbox, answer = self._expect()
+        self._asking.send(_stored(subject, inbox, batch, number, payload, b"Nats-Batch-Commit: 1\r\n"))
+        return int(json.loads(await answer).get("count", 0))
+
+
+def _stored(subject: bytes, reply: bytes, batch: bytes, place: int, payload: bytes, commit: bytes = b"") -> bytes:
+    """Return the frame of one message of a batch."""
+    head = b"NATS/1.0\r\nNats-Batch-Id: %b\r\nNats-Batch-Sequence: %d\r\n%b\r\n" % (batch, place, commit)
+    where = b"%b %b" % (subject, reply) if reply else subject
+    return b"HPUB %b %d %d\r\n%b%b\r\n" % (where, len(head), len(head) + len(payload), head, payload)
 
 
 class BareNats:
@@ -187,7 +221,7 @@ class BareNats:
     async def work(self, stack: AsyncExitStack) -> None:
         """Make the queues and begin to pull them, 64 at a time: one that tells no result, and one that does."""
         jetstream = self._answering.jetstream()
-        await jetstream.add_stream(name="PEER_STORE", subjects=[STORE], **_LEAST)
+        await jetstream.add_stream(name="PEER_STORE", subjects=[STORE], **_LEAST, **_BATCHES)
         await jetstream.add_stream(name="PEER_RESULTS", subjects=[RESULTS], **_LEAST)
         for name, subject in (("PEER_JOBS", JOBS), ("PEER_ANSWERED", ANSWERED)):
             await jetstream.add_stream(name=name, subjects=[subject], retention="workqueue")
