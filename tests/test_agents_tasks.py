@@ -86,6 +86,14 @@ async def test_a_tool_is_served_with_its_schema_and_its_results_can_be_watched(t
         assert model.requests[0]["tools"][0]["function"]["parameters"]["required"] == ["text"]
 
 
+def test_what_is_wrong_with_arguments_is_told_in_words_of_the_schema_alone() -> None:
+    counts = {"type": "object", "additionalProperties": {"type": "integer"}}
+    deep = {"type": "object", "properties": {"rows": {"type": "array", "items": counts}}}
+    record = ToolRecord(name="count", description="", parameters=deep, timeout=1.0)
+    with pytest.raises(ArgumentsRefused, match=r"\$\.rows\[1\] breaks the rule 'type'$"):
+        record.check({"rows": [{}, {"canary-4711": "sings"}]})
+
+
 async def test_a_tool_that_fails_hangs_or_is_called_wrongly_is_a_typed_error_in_time(
     tenant_bus: Bus, telemetry: Any
 ) -> None:

@@ -63,6 +63,11 @@ class Echoing(MisbehavingProvider):
         return await self._error(writer, 401)
 
 
+def count(counts: dict[str, int]) -> int:
+    """A tool whose arguments have keys that its schema does not name."""
+    return len(counts)
+
+
 def leak(text: str) -> str:
     """A tool that quotes its arguments as it fails."""
     raise ValueError(f"cannot do {text!r}, nor {text.upper()}")
@@ -127,6 +132,8 @@ async def _agents(bus: Bus, folder: Path, kept: Kept) -> None:
             await ada.call_tool("calculate", expression=SENTENCE)
         with kept.failing():
             await ada.call_tool("calculate", **{"Quagga7531": SENTENCE})
+        with kept.failing():
+            await ada.call_tool("count", counts={"Quagga7531": SENTENCE})
 
 
 async def _logged(bus: Bus, kept: Kept) -> None:
@@ -233,7 +240,7 @@ async def _served(bus: Bus, provider: Echoing, folder: Path) -> list[Service]:
         await gateway.serve(bus, models=models, retries=0), await rag.serve(bus, uri=folder / "rag"),
         await prompts.serve(bus), await document_qa.serve(bus),
         await llmops.serve(bus, uri=folder / "llmops", thresholds=1.0),
-        await agents.serve(bus, uri=folder / "agents", tools=[leak, agents.toolbox.calculate]),
+        await agents.serve(bus, uri=folder / "agents", tools=[leak, count, agents.toolbox.calculate]),
     ]  # fmt: skip
 
 

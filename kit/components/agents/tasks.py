@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 class TaskWorker:
     """Does tasks.
 
-    A task done again after a crash repeats nothing that was done: its run is found in its session, its calls of models
-    and of tools over the bus carry ids of their own and are answered from memory.
+    A task done again after a crash does nothing again that was finished over the bus: its run is found in its session,
+    its calls of models and of tools over the bus carry ids of their own and are answered from memory. What runs in this
+    process, a local tool or an agent's own function, runs again.
 
     Args:
         agents: of this process. A task that names one of them comes here alone, and waits in the queue while no worker

@@ -15,6 +15,7 @@ import hashlib
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise, takewhile
 from typing import TYPE_CHECKING, Any
 
 from kit import codec
@@ -61,7 +62,15 @@ class ToolRecord:
         validator = jsonschema.Draft202012Validator(dict(self.parameters), registry=Registry())
         faults = sorted(validator.iter_errors(dict(arguments)), key=lambda fault: str(fault.json_path))
         if faults:
-            raise ArgumentsRefused(self.name, f"{faults[0].json_path} breaks the rule '{faults[0].validator}'")
+            raise ArgumentsRefused(self.name, f"{_declared_path(faults[0])} breaks the rule '{faults[0].validator}'")
+
+
+def _declared_path(fault: Any) -> str:
+    """Return the JSON path of a fault, up to the first key that its schema does not name: such keys are content."""
+    steps = list(fault.absolute_schema_path)
+    declared = {name for rule, name in pairwise(steps) if rule == "properties"}
+    known = takewhile(lambda key: isinstance(key, int) or key in declared, fault.absolute_path)
+    return "$" + "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in known)
 
 
 async def find_tool(bus: Bus, name: str) -> ToolRecord:
