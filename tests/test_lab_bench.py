@@ -5,7 +5,9 @@ from __future__ import annotations
 import gc
 import itertools
 import json
+import os
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from kit.lab import bench
 from kit.lab.baseline import Known, changes, is_worse, past, write
 from kit.lab.bench import Comparison, Ratio, Target, Verdicts, compare, compare_async
 from kit.lab.environment import commit, conditions, environment, versions
+from kit.lab.project import project_root
 from kit.lab.quantities import digits, elapsed, quantity
 
 
@@ -181,6 +184,16 @@ def test_curves_have_the_intervals_of_their_points_as_bands() -> None:
     series, bands = bench.growth([bench.Comparison(name="a", samples={"x": rows}, baseline="x")], 1e6)
     assert series == {"x": [pytest.approx(2.0)]}
     assert [end[0] for end in bands["x"]] == [pytest.approx(1.0), pytest.approx(3.0)]
+
+
+def test_pytest_benchmark_only_finds_every_benchmark_and_no_test() -> None:
+    around = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "COV_"))}
+    command = [sys.executable, "-m", "pytest", "--benchmark-only", "--collect-only", "-p", "no:cacheprovider"]
+    done = subprocess.run(command, cwd=project_root(), env=around, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = {line.partition("::")[0] for line in done.stdout.splitlines() if "::" in line}
+    files = (project_root() / "tests" / "benchmarks").glob("benchmark_*.py")
+    assert found == {path.relative_to(project_root()).as_posix() for path in files}
 
 
 # --- baseline ---------------------------------------------------------------------------------------------------
