@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 from collections.abc import Awaitable, Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ import numpy as np
 
 from kit.components import database_uri, rag
 from kit.components.rag.index import Mode
-from kit.components.rag.rows import COLUMNS, Entry
+from kit.components.rag.rows import COLUMNS, Entry, table_of
 from kit.lab.bench import Comparison, Target, Verdict, compare_async
 
 if TYPE_CHECKING:
@@ -153,18 +154,18 @@ def passages(rows: int) -> list[str]:
 
 
 async def _make(folder: Path, rows: int) -> Index:
-    """Write all passages in one commit, which brings them into the indices too."""
+    """Add the kit's rows to the kit's table by hand, and have the kit make the indices once, over all of them."""
     import lancedb
 
     vectors = np.random.default_rng(0).standard_normal((rows, DIMENSION), dtype=np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     database = await rag.Database.open(_TENANT, folder)
     collection = await database.create("documents", model="random", dimension=DIMENSION)
-    await collection.upsert([_entry(row, text, vectors[row : row + 1]) for row, text in enumerate(passages(rows))])
-    if await collection.unindexed():
-        await collection.cover()
-    connection = await lancedb.connect_async(database_uri(_TENANT, folder))
-    return Index(database, collection, await connection.open_table("documents"), vectors)
+    connection = await lancedb.connect_async(database_uri(_TENANT, folder), read_consistency_interval=timedelta(0))
+    table = await connection.open_table("documents")
+    await table.add(table_of([_entry(row, text, vectors[row : row + 1]) for row, text in enumerate(passages(rows))]))
+    await collection.cover()
+    return Index(database, collection, table, vectors)
 
 
 def _entry(row: int, text: str, vector: NDArray[np.float32]) -> Entry:
