@@ -208,6 +208,8 @@ def test_an_outcome_in_words() -> None:
     unsure = _outcome(comparison="same", records=[{"verdicts": [row]}])
     assert unsure.verdict == "matches its reference; 1 target(s) undecided"
     assert unsure.good
+    row = {"met": False, "goal": True, "state": "undecided"}
+    assert _outcome(comparison="same", records=[{"verdicts": [row]}]).verdict.endswith("; 1 goal(s) undecided")
     differs = _outcome(comparison="differs", mismatches=[Mismatch(cell=1, detail="")])
     assert differs.verdict == "1 cell(s) differ from the reference"
     assert Failure(error="E", message="m", cell=2).where == "in cell 3"

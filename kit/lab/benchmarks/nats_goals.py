@@ -45,6 +45,8 @@ def reasons(verdicts: Iterable[Verdict]) -> str:
 def _reason(row: Verdict) -> str:
     said = row.cells()
     text = f"{row.target.name}: {said['measured']}, goal {said['target']}: "
+    if row.state == "undecided":
+        return f"{text}undecided, since it lies within the interval"
     if row.limit is None:
         return f"{text}no limit is known"
     within = row.limit <= row.target.bound if row.target.better == "lower" else row.limit >= row.target.bound
@@ -59,7 +61,7 @@ def latency_goals(result: Comparison) -> Verdicts:
     floor = result.ratio(RAW).value
     return Verdicts(
         _goal(f"request/reply, {layer}", bound, "p50 against bare nats-py").verdict(
-            result.ratio(layer).value, limit=floor, ratio=result.ratio(layer)
+            result.ratio(layer).value, limit=floor, ratio=result.ratio(layer), interval=result.ratio(layer)
         )
         for layer, bound in goals.items()
     )
@@ -107,4 +109,5 @@ def _goal(name: str, bound: float, metric: str) -> Target:
 def _rate(result: Comparison, name: str, mine: str, theirs: str, bound: float, limit: str = RAW) -> Verdict:
     ratio = result.ratio(mine, to=theirs)  # of time: what the baseline compares
     goal = replace(_goal(name, bound, f"rate against {theirs}"), better="higher")
-    return goal.verdict(1 / ratio.value, limit=1 / result.ratio(limit, to=theirs).value, ratio=ratio)
+    peak = 1 / result.ratio(limit, to=theirs).value
+    return goal.verdict(1 / ratio.value, limit=peak, ratio=ratio, interval=ratio.inverse())

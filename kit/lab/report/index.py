@@ -61,6 +61,8 @@ def _headline(report: Report) -> str:
         parts.append(f"{_several(undecided, 'target')} undecided")
     if short := sum(len(outcome.missed(goals=True)) for outcome in outcomes):
         parts.append(f"{_several(short, 'goal')} not reached")
+    if unsure := sum(len(outcome.undecided(goals=True)) for outcome in outcomes):
+        parts.append(f"{_several(unsure, 'goal')} undecided")
     return "; ".join(parts) + "."
 
 

@@ -77,9 +77,9 @@ class Outcome:
         """Return the verdicts of the targets that are missed, or of the goals that are not reached."""
         return [row for row in self.verdicts if state_of(row) == "missed" and row["goal"] is goals]
 
-    def undecided(self) -> list[dict[str, Any]]:
-        """Return the verdicts that the noise of the measurement leaves open."""
-        return [row for row in self.verdicts if state_of(row) == "undecided"]
+    def undecided(self, *, goals: bool = False) -> list[dict[str, Any]]:
+        """Return the verdicts on targets, or on goals, that the noise of the measurement leaves open."""
+        return [row for row in self.verdicts if state_of(row) == "undecided" and row["goal"] is goals]
 
     @property
     def good(self) -> bool:
@@ -101,9 +101,11 @@ class Outcome:
             "other parameters": "run with other parameters, not compared",
             "not compared": "executed, not compared",
         }
-        missed, short, undecided = len(self.missed()), len(self.missed(goals=True)), len(self.undecided())
+        missed, short = len(self.missed()), len(self.missed(goals=True))
+        undecided, unsure = len(self.undecided()), len(self.undecided(goals=True))
         parts = [words[self.comparison]]
         parts += [f"{missed} target(s) missed"] if missed else []
         parts += [f"{undecided} target(s) undecided"] if undecided else []
         parts += [f"{short} goal(s) not reached"] if short else []
+        parts += [f"{unsure} goal(s) undecided"] if unsure else []
         return "; ".join(parts)
