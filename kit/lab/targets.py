@@ -22,7 +22,7 @@ SIGNS: dict[State, str] = {"met": "✓ met", "missed": "✗ missed", "undecided"
 
 @dataclass(frozen=True, kw_only=True)
 class Ratio:
-    """A value with its 95 % interval, from the rounds of one run: another run may differ by more (``kit.lab.bench``)."""
+    """A value with its 95 % interval within one run: another run may differ by more (``kit.lab.bench``)."""
 
     value: float
     low: float
