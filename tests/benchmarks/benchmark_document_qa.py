@@ -55,7 +55,7 @@ CONTENDERS: dict[Callable[[], Awaitable[Comparison]], tuple[str, ...]] = {
     _search: (document_search.VECTOR, document_search.LANCEDB, document_search.NUMPY),
     _hybrid: (document_search.HYBRID, document_search.LANCEDB_HYBRID),
     _gateway: (
-        document_qa.GATEWAY, document_qa.RECORDED, document_qa.DIRECT, document_qa.INSTALLED, document_qa.OPENAI,
+        document_qa.GATEWAY, document_qa.RECORDED, document_qa.DIRECT, document_qa.OPENAI,
     ),
 }  # fmt: skip
 

@@ -46,8 +46,9 @@ _OFFLINE_PRICES = {
 def load_litellm() -> Any:
     """Import LiteLLM and set it up; it takes seconds, so call it on another thread (``litellm_module``).
 
-    It fetches no price list, reads no ``.env`` file, reports nothing to anyone and opens no session that would have to
-    be closed; the offline models ``kit/extractive`` and ``kit/static-256`` are registered with it.
+    It fetches no price list, reads no ``.env`` file and reports nothing to anyone. The offline models
+    ``kit/extractive`` and ``kit/static-256`` are registered with it. Sessions that it opens it closes as the process
+    ends.
     """
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
     os.environ.setdefault("LITELLM_MODE", "PRODUCTION")
@@ -58,7 +59,6 @@ def load_litellm() -> Any:
 
     litellm.telemetry = False
     litellm.suppress_debug_info = True
-    litellm.disable_aiohttp_transport = True
     for name in ("LiteLLM", "LiteLLM Router"):  # what they log of a failure may quote a prompt
         logging.getLogger(name).setLevel(logging.CRITICAL)
     litellm.custom_provider_map = [

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from kit.lab.session import Lab
     from kit.nats.bus import Bus
 
-DIRECT, INSTALLED, OPENAI = "litellm.acompletion", "litellm.acompletion, as installed", "openai client"
+DIRECT, OPENAI = "litellm.acompletion", "openai client"
 GATEWAY, RECORDED = "gateway in process", "gateway, with LiteLLM's record"
 IMPORT, PYTHON = "import kit", "bare Python"
 HEAVY = ("nats", "opentelemetry.sdk", "litellm", "lancedb", "pandas")
@@ -147,8 +147,7 @@ def _section(document: int, part: int) -> str:
 async def gateway_cost(bus: Bus, url: str, *, rounds: int, samples: int) -> Comparison:
     """Measure one provider, asked through the gateway in process, by LiteLLM itself and by the openai client; no cache.
 
-    LiteLLM is asked directly in two ways: set up as the kit sets it up, and with the transport that it comes with. The
-    gateway works in two ways: as it is, and with somebody's callback, for which LiteLLM records each success.
+    The gateway works in two ways: as it is, and with somebody's callback, for which LiteLLM records each success.
 
     Args:
         url: of a provider that speaks OpenAI's protocol, as ``kit.lab.benchmarks.provider`` does.
@@ -159,13 +158,9 @@ async def gateway_cost(bus: Bus, url: str, *, rounds: int, samples: int) -> Comp
     deployment = {"model": "openai/answer", "api_base": url, "api_key": "none"}
     client = import_module("openai").AsyncOpenAI(base_url=url, api_key="none")  # LiteLLM comes with it
 
-    async def direct(api_key: str = "none") -> str:
-        answer = await litellm.acompletion(messages=messages, **(deployment | {"api_key": api_key}))
+    async def direct() -> str:
+        answer = await litellm.acompletion(messages=messages, **deployment)
         return str(answer.choices[0].message.content)
-
-    async def as_installed() -> str:
-        with _own_transport(litellm):
-            return await direct("own-transport")  # LiteLLM keeps a client for each key
 
     async def by_openai() -> str:
         answer = await client.chat.completions.create(model="answer", messages=messages)
@@ -183,19 +178,9 @@ async def gateway_cost(bus: Bus, url: str, *, rounds: int, samples: int) -> Comp
                 return await through()
 
         return await compare_async(
-            {DIRECT: direct, INSTALLED: as_installed, GATEWAY: through, RECORDED: recorded, OPENAI: by_openai},
+            {DIRECT: direct, GATEWAY: through, RECORDED: recorded, OPENAI: by_openai},
             name="gateway_in_process", check=ANSWER.__eq__, rounds=rounds, samples=samples,
         )  # fmt: skip
-
-
-@contextmanager
-def _own_transport(litellm: Any) -> Iterator[None]:
-    """Let LiteLLM make a client with the transport that it comes with, which is aiohttp's."""
-    before, litellm.disable_aiohttp_transport = litellm.disable_aiohttp_transport, False
-    try:
-        yield
-    finally:
-        litellm.disable_aiohttp_transport = before
 
 
 @contextmanager
@@ -250,10 +235,9 @@ def importing() -> Contest:
 
 
 def gateway_goal(result: Comparison) -> Verdict:
-    """Return the verdict on the gateway, beside the faster of the two ways to ask LiteLLM directly."""
-    faster = min((DIRECT, INSTALLED), key=result.percentile)
-    ratio = result.ratio(GATEWAY, to=faster)
-    target = Target("gateway in process", 1.05, unit="×", metric=f"p50 against {faster}", goal=True)
+    """Return the verdict on the gateway, beside LiteLLM that is asked directly."""
+    ratio = result.ratio(GATEWAY, to=DIRECT)
+    target = Target("gateway in process", 1.05, unit="×", metric=f"p50 against {DIRECT}", goal=True)
     return target.verdict(ratio.value, ratio=ratio, interval=ratio)
 
 
