@@ -34,7 +34,7 @@ WINES = [
     {"alcohol": 14.2, "flavanoids": 3.1, "hue": 1.04},
     {"alcohol": 12.4, "flavanoids": 0.6, "hue": 0.59},
 ]
-TIMEOUT = 60.0  # s; the worker and its training process load scikit-learn
+TIMEOUT = 120.0  # s; the worker and its training process load scikit-learn, and the machine may be busy
 
 
 @dataclass
@@ -113,7 +113,7 @@ async def _operate(bus: Bus, seen: Seen) -> None:
             seen.totals = (await llmops.report(bus, ["model"])).totals
             return bool(seen.totals["operations"] == 3 and seen.alerts)
 
-        await eventually(logged, 20.0)
+        await eventually(logged, TIMEOUT)
 
 
 async def _model(bus: Bus, url: str, seen: Seen) -> None:
@@ -126,7 +126,7 @@ async def _model(bus: Bus, url: str, seen: Seen) -> None:
             return bool(answer["version"] == version)
 
         count = len(seen.predicted)
-        await eventually(followed, 20.0)
+        await eventually(followed, TIMEOUT)
         seen.aliases.append(await _champion(url))
 
     for regularisation in (1.0, 0.5):
