@@ -691,6 +691,8 @@ async def test_a_flight_of_a_dead_worker_is_taken_over_and_one_of_a_living_worke
         assert await flights.share("dead", fly, landed, 5.0) == Landed(answer={"response": "flown"}, shared=False)
         await store.put("alive", b"two")
         assert await flights.share("alive", fly, landed, 5.0) == Landed(answer={"response": "landed"}, shared=True)
+        with pytest.raises(gateway.ProviderFailed, match=r"408 \(Timeout\)"):  # it waits no longer than it said
+            await asyncio.wait_for(flights.share("alive", fly, not_landed, 0.3), 5.0)
         assert await store.keys() == ["alive"]
         await two.leave()
         await until(lambda: one.alone)

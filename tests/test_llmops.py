@@ -28,7 +28,7 @@ from kit.catalogue import (
 from kit.components import llmops
 from kit.components.llmops import CostTracker, OperationLog, Threshold
 from kit.components.llmops.costs import BUCKET
-from kit.errors import RemoteError
+from kit.errors import BusError, RemoteError
 
 
 def operation(number: int | str, bus: Any = None, **fields: Any) -> dict[str, Any]:
@@ -304,6 +304,29 @@ async def test_an_alert_that_a_worker_died_over_is_told_by_the_next(tenant_bus: 
     ):
         await until(heard)
     assert alerts.heard[0]["alert_id"] == "one"
+
+
+async def test_an_alert_whose_publication_failed_once_is_told_by_the_next_sweep(
+    tenant_bus: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    account, alerts = Account(tenant_bus, Threshold(limit=1.0)), Alerts()
+    failures, real = [BusError("the server is away")], tenant_bus.publish
+
+    async def failing(*args: Any, **options: Any) -> Any:
+        if failures:
+            raise failures.pop()
+        return await real(*args, **options)
+
+    async with await tenant_bus.subscribe(LLMOPS_COST_ALERTS, alerts.hear):
+        await account.open(tmp_path)
+        monkeypatch.setattr(tenant_bus, "publish", failing)
+        with pytest.raises(BusError):
+            await account.spend(2.0)
+        await account.later(0)
+        assert await account.spend(2.0) == 0
+        await account.later(0)
+        await alerts.settled(1)
+    assert alerts.reasons == ["threshold_crossed"]
 
 
 async def test_each_model_has_its_own_threshold(tenant_bus: Any, tmp_path: Path) -> None:

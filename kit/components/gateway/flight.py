@@ -82,7 +82,8 @@ class Flights:
 
     The lock costs a round trip, so it is taken only while other workers are alive. It is taken over from a worker that
     has died, and expires with the call's timeout in any case. Pieces of a streamed answer go to all who ride along in
-    the worker that flies; in other workers they wait for the whole of it.
+    the worker that flies; in other workers they wait for the whole of it. What is not stored, as a fallback's answer,
+    reaches nobody in other workers: each of them then flies once itself.
     """
 
     def __init__(self, store: Store, peers: Peers) -> None:
@@ -110,8 +111,8 @@ class Flights:
             key: cache key of the request.
             fly: asks the provider and stores the answer; it may tell pieces of it before.
             landed: looks for the answer that another worker has stored.
-            timeout: seconds for which this one rides along, and after which another worker's flight is taken for lost;
-                who begins a flight bounds ``fly`` itself.
+            timeout: seconds for which this one rides along, on another worker's flight too; who begins a flight bounds
+                ``fly`` itself.
             ride: gets each piece, and whether somebody else had asked for it.
 
         Raises:
@@ -175,9 +176,12 @@ class Flights:
         """Return the answer, and whether another worker had asked for it."""
         if self._peers.alone:
             return await fly(), False
-        look = _FIRST_LOOK
+        look, loop = _FIRST_LOOK, asyncio.get_running_loop()
+        deadline = loop.time() + timeout
         while not await self._locked(key, timeout):
-            await asyncio.sleep(look)
+            if loop.time() >= deadline:
+                raise ProviderFailed("", kind="Timeout", status_code=408, retryable=False)
+            await asyncio.sleep(min(look, max(deadline - loop.time(), 0.0)))
             look = min(look * 1.5, _LONGEST_LOOK)
             answer = await landed()
             if answer is not None:

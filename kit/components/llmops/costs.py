@@ -113,6 +113,7 @@ class CostTracker:
         self._thresholds = tuple(thresholds)
         self._spend: dict[tuple[Threshold, str], _Spend] = {}
         self._raised: set[str] = set()
+        self._untold: set[str] = set()  # notes of alerts whose publication has failed
         self.counting = asyncio.Lock()
         self._judging = asyncio.Lock()
         self._store: Store
@@ -205,6 +206,9 @@ class CostTracker:
         key, before, after = threshold.key(who), *_STEPS[reason]
         entry = await self._store.get(key)
         known = {"state": ARMED} if entry is None or entry.value is None else codec.loads(entry.value)
+        if entry is not None and known["state"] == after and known["due"] and key in self._untold:
+            await self._tell(key, known, entry.revision)
+            return True
         if known["state"] != before:
             return False  # another worker told it
         noted = {"state": after, "due": True, "alert": self._alert(threshold, who, reason, spent, operations)}
@@ -221,7 +225,9 @@ class CostTracker:
 
     async def _tell(self, key: str, noted: dict[str, Any], revision: int) -> None:
         alert = noted["alert"]
+        self._untold.add(key)  # until it is: who cannot publish tells it when it judges again, under the same id
         await self._bus.publish(LLMOPS_COST_ALERTS, alert | {"timestamp": codec.now()}, message_id=alert["alert_id"])
+        self._untold.discard(key)
         with contextlib.suppress(Conflict):  # a later step of the same threshold is noted already
             await self._store.update(key, codec.dumps(noted | {"due": False}), revision)
 
