@@ -29,7 +29,7 @@ class PromptError(ComponentError):
     """A prompt could not be stored, found, rendered or built."""
 
     retryable = False
-    content_free = True  # messages are made of names, types and sizes only
+    content_free = True  # names, types, sizes, and words of a template's code; never of its text or of a value
 
 
 class UnknownTemplate(PromptError):
