@@ -118,19 +118,21 @@ class Flights:
         Raises:
             ProviderFailed: as ``fly`` does, or the time is up.
         """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
         while True:
-            flight, mine, sent = self._flying.get(key), False, list[Piece]()
+            flight, mine, sent, left = self._flying.get(key), False, list[Piece](), deadline - loop.time()
             if flight is None:
-                flight, mine = self._begin(key, fly, landed, timeout), True
+                flight, mine = self._begin(key, fly, landed, left), True
             try:
-                async with asyncio.timeout(None if mine else timeout):
+                async with asyncio.timeout(None if mine else left):
                     answer, elsewhere = await self._ride(key, flight, ride, sent, shared=not mine)
             except TimeoutError:
                 if mine:
                     raise
                 raise ProviderFailed("", kind="Timeout", status_code=408, retryable=False) from None
             except ProviderFailed as error:
-                if mine or sent or error.kind != "Timeout":
+                if mine or sent or error.kind != "Timeout" or loop.time() >= deadline:
                     raise
                 continue  # the time of who began it was up, not ours
             return Landed(answer=answer, shared=elsewhere or not mine, sent=len(sent))
