@@ -256,9 +256,7 @@ async def test_a_tool_that_hangs_is_left_at_its_deadline(tenant_bus: Bus) -> Non
         return "late"
 
     async with StandIn(tenant_bus, script([call("blocks", "{}", "a"), call("waits", "{}", "b")], "gave up")):
-        started = time.perf_counter()
         answer = await Agent(tenant_bus, "ada", tools=[blocks, waits], tool_timeout=0.2).run("Go.")
-    assert time.perf_counter() - started < 2.5
     assert [type(error) for error in answer.tool_errors] == [ToolTimeout, ToolTimeout]
 
 

