@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -34,9 +34,10 @@ class Envelope(msgspec.Struct, frozen=True, gc=False):
     data: dict[str, Any]
 
 
-def now() -> str:
-    """Return the present time as ``timestamp`` fields carry it: UTC, RFC 3339, microseconds."""
-    return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+def now(after: float = 0.0) -> str:
+    """Return the time in so many seconds as ``timestamp`` fields carry it: UTC, RFC 3339, microseconds."""
+    moment = datetime.now(UTC) + timedelta(seconds=after) if after else datetime.now(UTC)
+    return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def encode(message_type: str, data: dict[str, Any], version: str | None = None) -> bytes:

@@ -293,7 +293,7 @@ class _Checks:
         node = _resolve({} if node is True else node, self.root)
         kinds = _kinds(node)
         if not kinds:
-            return [f"if type({name}) not in plain and not keeps({name}): return None"] if self.exactly else []
+            return _anything(name) if self.exactly else []
         if "enum" in node:
             return []
         lines: list[str] = []
@@ -332,8 +332,6 @@ class _Checks:
         self.count += 1
         item = f"v{self.count}"
         inner = self.node(child, item)
-        if inner and not _kinds(_resolve({} if child is True else child, self.root)):
-            inner = _anything(item)
         return [f"for {item} in {values}:", *_indented(inner)] if inner else []
 
     def _object(self, node: dict[str, Any], name: str) -> list[str]:
@@ -365,7 +363,7 @@ class _Checks:
 
 
 def _anything(name: str) -> list[str]:
-    """Return the lines that check one of many values of which the schema says nothing.
+    """Return the lines that check a value of which the schema says nothing.
 
     They look through a list of plain values themselves, which a call would take twice as long for.
     """

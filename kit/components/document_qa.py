@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import time
 import uuid
-from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from kit import codec
@@ -198,7 +197,7 @@ class Desk:
         seconds = _left(deadline) * _SHARE
         task: dict[str, Any] = {
             "task_id": uuid.uuid4().hex, "task_type": "document_qa", "parameters": parameters,
-            "timestamp": codec.now(), "timeout": seconds * _SHARE, "expires_at": _in(seconds),
+            "timestamp": codec.now(), "timeout": seconds * _SHARE, "expires_at": codec.now(seconds),
         }  # fmt: skip
         task |= {key: data[key] for key in (*_WHO, "model") if key in data}
         if self._agent is not None:
@@ -255,7 +254,3 @@ class Desk:
 
 def _left(deadline: float) -> float:
     return max(deadline - time.monotonic(), 0.1)
-
-
-def _in(seconds: float) -> str:
-    return (datetime.now(UTC) + timedelta(seconds=seconds)).isoformat().replace("+00:00", "Z")

@@ -14,12 +14,13 @@ from collections.abc import AsyncIterator, Coroutine, Sequence
 from functools import partial
 from typing import Any, Self
 
+from kit import codec
 from kit.catalogue import ERROR, Mode, Operation, check_id
 from kit.errors import BusError, ConfigurationError, ForeignLoopError
 from kit.nats.connection import Connection
 from kit.nats.dead import DeadLetter, Graveyard
 from kit.nats.faults import remote_error
-from kit.nats.ids import EXPIRES, MESSAGE_ID, Serial, checked_id, expiry
+from kit.nats.ids import EXPIRES, MESSAGE_ID, Serial, checked_id
 from kit.nats.jobs import Desk, Job
 from kit.nats.layout import NORMAL, Level, level_of, levels
 from kit.nats.message import Handler, Message
@@ -224,7 +225,7 @@ class Bus:
             ConfigurationError: the row is no JOB or has no single receiver, or the id cannot be one.
         """
         route = self._route(operation, "enqueue", Mode.JOB, to=to)
-        more = None if expires is None else {EXPIRES: expiry(expires)}
+        more = None if expires is None else {EXPIRES: codec.now(expires)}
         level = NORMAL if priority == _USUAL else level_of(operation, priority)
         with self.telemetry.operation(operation.send_span, route.send_attributes, kind="producer") as recorded:
             payload = route.encode(data)

@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import re
 import secrets
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import NamedTuple
 
 from kit.catalogue import Operation
@@ -36,11 +36,6 @@ def checked_id(message_id: str) -> str:
             f"message_id {message_id!r} is refused: 1 to 150 printable characters, no blank, no '~'"
         )
     return message_id
-
-
-def expiry(seconds: float) -> str:
-    """Return the time in so many seconds, as a header says it."""
-    return (datetime.now(UTC) + timedelta(seconds=seconds)).isoformat().replace("+00:00", "Z")
 
 
 def is_inbox(subject: str) -> bool:

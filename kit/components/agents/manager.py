@@ -6,7 +6,7 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Self
 
 from kit import codec
@@ -185,7 +185,7 @@ class AgentManager:
         told = {
             "prompt": prompt, "agent_id": agent_id, "session_id": session_id, "user_id": user_id, "model": model,
             "tools": None if tools is None else list(tools), "capabilities": list(capabilities) or None,
-            "timeout": timeout, "expires_at": None if expires is None else _later(expires),
+            "timeout": timeout, "expires_at": None if expires is None else codec.now(expires),
         }  # fmt: skip
         name = task_id or uuid.uuid4().hex
         data: dict[str, Any] = {
@@ -266,7 +266,3 @@ class AgentManager:
         known = self._words.get(key)
         if known is None or datetime.fromisoformat(known["timestamp"]) <= datetime.fromisoformat(said["timestamp"]):
             self._words[key] = said
-
-
-def _later(seconds: float) -> str:
-    return (datetime.fromisoformat(codec.now()) + timedelta(seconds=seconds)).isoformat().replace("+00:00", "Z")

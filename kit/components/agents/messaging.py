@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from kit import codec
@@ -158,7 +158,7 @@ class Mailbox:
         await self.open()
         expected = dict.fromkeys(to)
         message_id, came = uuid.uuid4().hex, asyncio.Queue[AgentMessage]()
-        until = (datetime.now(UTC) + timedelta(seconds=timeout)).isoformat().replace("+00:00", "Z")
+        until = codec.now(timeout)
         more = {"kind": QUESTION, "expects_reply": True, "expires_at": until, **more}
         answers: dict[str, AgentMessage] = {}
         failures: dict[str, str] = {}
