@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import ctypes
 import inspect
 import threading
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from kit import codec
 from kit.catalogue import AGENT_TOOL_RESULTS
+from kit.components import on_own_thread, start_thread
 from kit.components.agents.engine import Agno, agno_classes
 from kit.components.agents.errors import ToolElsewhere, ToolError, ToolFailed, ToolTimeout
 from kit.components.agents.tools import ToolRecord, find_tool, register_tool
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from kit.nats.message import Message
 
 TIMEOUT = 30.0  # s; for one call
+_THREAD = "kit-tool"
 _ON_THE_WAY = 0.2  # s; a failure shall reach its caller before the caller stops waiting
 _T = TypeVar("_T")
 
@@ -147,19 +148,7 @@ async def within(seconds: float, function: Callable[..., _T | Awaitable[_T]], ar
     async with asyncio.timeout(seconds):
         if inspect.iscoroutinefunction(function):
             return await function(**arguments)  # type: ignore[no-any-return]
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Any] = loop.create_future()
-
-        def done(result: Any, error: BaseException | None) -> None:
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(_settle, future, result, error)
-
-        thread = _start(lambda: function(**arguments), done)
-        try:
-            outcome: _T = await future
-        except asyncio.CancelledError:
-            _stop(thread)
-            raise
+        outcome = await on_own_thread(lambda: function(**arguments), name=_THREAD, given_up=_stop)
         return await outcome if inspect.isawaitable(outcome) else outcome
 
 
@@ -176,7 +165,7 @@ def on_thread(call: Callable[[], _T], seconds: float) -> _T:
         outcome.append((result, error))
         ended.set()
 
-    thread = _start(call, done)
+    thread = start_thread(call, done, name=_THREAD)
     if not ended.wait(seconds):
         _stop(thread)
         raise TimeoutError
@@ -190,23 +179,6 @@ class _Stopped(SystemExit):
     """Ends the thread of a tool whose time is over."""
 
 
-def _start(call: Callable[[], Any], done: Callable[[Any, BaseException | None], None]) -> threading.Thread:
-    """Run a call on a new thread: a pool would be used up by calls that hang, and would keep the process alive."""
-
-    def run() -> None:
-        result, failed = None, None
-        try:
-            result = call()
-        except BaseException as error:  # noqa: BLE001 - handed to whoever waits
-            failed = RuntimeError("StopIteration") if isinstance(error, StopIteration) else error
-        done(result, failed)
-
-    context = contextvars.copy_context()
-    thread = threading.Thread(target=lambda: context.run(run), name="kit-tool", daemon=True)
-    thread.start()
-    return thread
-
-
 def _stop(thread: threading.Thread) -> None:
     """Have a thread end at its next step in Python.
 
@@ -216,15 +188,6 @@ def _stop(thread: threading.Thread) -> None:
     """
     if thread.ident is not None and thread.is_alive():
         ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(_Stopped))
-
-
-def _settle(future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
-    if future.done():
-        return
-    if error is None:
-        future.set_result(result)
-    else:
-        future.set_exception(error)
 
 
 def _record(function: Any, timeout: float) -> ToolRecord:

@@ -7,15 +7,15 @@ import functools
 import logging
 import operator
 import os
-import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
+from kit.components import on_own_thread
 from kit.errors import KitError
 
 from .errors import ProviderFailed, RequestRefused
@@ -124,33 +124,7 @@ async def litellm_module() -> Any:
     """Return LiteLLM, imported on a thread of its own the first time."""
     if load_litellm.cache_info().currsize:
         return load_litellm()
-    return await _on_own_thread(load_litellm)
-
-
-async def _on_own_thread(work: Callable[[], Any]) -> Any:
-    """Return what work that takes seconds returns; unlike those of a pool, its thread keeps no program from ending."""
-    loop = asyncio.get_running_loop()
-    ended: asyncio.Future[Any] = loop.create_future()
-
-    def tell(result: Any, error: BaseException | None) -> None:
-        if ended.done():
-            return
-        if error is None:
-            ended.set_result(result)
-        else:
-            ended.set_exception(error)
-
-    def run() -> None:
-        result, failure = None, None
-        try:
-            result = work()
-        except BaseException as error:  # noqa: BLE001 - raised where it is waited for
-            failure = error
-        with suppress(RuntimeError):  # the loop is closed: nobody waits
-            loop.call_soon_threadsafe(tell, result, failure)
-
-    threading.Thread(target=run, name="kit-litellm", daemon=True).start()
-    return await ended
+    return await on_own_thread(load_litellm, name="kit-litellm")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -309,7 +283,7 @@ class Providers:
                 self.litellm.Router,
                 model_list=[], disable_cooldowns=True, retry_after=0, timeout=timeout, num_retries=0,
             )  # fmt: skip
-            made = await _on_own_thread(make)
+            made = await on_own_thread(make, name="kit-litellm")
             made.make_call = functools.partial(self._metered, made.make_call)
             self._router = self._router or made
 
