@@ -120,6 +120,11 @@ class ProviderFailed(GatewayError):
         super().__init__(f"the provider failed{status} ({kind}){hint}")
 
 
+def timed_out(model: str = "") -> ProviderFailed:
+    """Return the failure of a provider that did not answer in time."""
+    return ProviderFailed(model, kind="Timeout", status_code=408, retryable=False)
+
+
 class ResponseInvalid(GatewayError):
     """A response broke the check that the request asked for, in every attempt."""
 

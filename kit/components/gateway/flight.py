@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from kit.errors import BusError, Conflict
 
-from .errors import ProviderFailed
+from .errors import ProviderFailed, timed_out
 
 if TYPE_CHECKING:
     from kit.nats.bus import Bus
@@ -130,7 +130,7 @@ class Flights:
             except TimeoutError:
                 if mine:
                     raise
-                raise ProviderFailed("", kind="Timeout", status_code=408, retryable=False) from None
+                raise timed_out() from None
             except ProviderFailed as error:
                 if mine or sent or error.kind != "Timeout" or loop.time() >= deadline:
                     raise
@@ -182,7 +182,7 @@ class Flights:
         deadline = loop.time() + timeout
         while not await self._locked(key, timeout):
             if loop.time() >= deadline:
-                raise ProviderFailed("", kind="Timeout", status_code=408, retryable=False)
+                raise timed_out()
             await asyncio.sleep(min(look, max(deadline - loop.time(), 0.0)))
             look = min(look * 1.5, _LONGEST_LOOK)
             answer = await landed()

@@ -16,7 +16,7 @@ from kit.errors import KitError
 from kit.otel import semconv
 
 from .budget import Purse
-from .errors import BudgetExceeded, PriceUnknown, ProviderFailed, RateLimited
+from .errors import BudgetExceeded, PriceUnknown, ProviderFailed, RateLimited, timed_out
 from .events import Events
 from .limits import Limiter
 from .prices import CURRENCY, Price, Prices
@@ -121,7 +121,7 @@ class Meter:
             async with asyncio.timeout(seconds):
                 return await call
         except TimeoutError:
-            raise ProviderFailed(model, kind="Timeout", status_code=408, retryable=False) from None
+            raise timed_out(model) from None
 
     def can_wait(self, seconds: float) -> bool:
         """Say whether somebody will still wait for the answer then."""
