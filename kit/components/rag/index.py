@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
@@ -264,7 +264,7 @@ class Collection:
         """Make the indices that are missing: words, letter runs, ids, and vectors where there are many rows."""
         from lancedb.index import FTS, BTree, IvfFlat
 
-        held = await self._indexed()
+        held = _columns(await self._table.list_indices())
         stop_words = self._analysis.stop_words
         wanted: dict[str, Any] = {
             "text": FTS(
@@ -288,9 +288,6 @@ class Collection:
         for column in wanted.keys() - held:
             await self._committed(partial(self._table.create_index, column, config=wanted[column]))
         self._complete = True
-
-    async def _indexed(self) -> set[str]:
-        return {column for index in await self._table.list_indices() for column in index.columns}
 
     async def resume(self) -> None:
         """Have the rows covered that another worker wrote and did not live to cover."""
@@ -332,9 +329,10 @@ class Collection:
 
     async def unindexed(self) -> int:
         """Return how many rows some index does not cover yet; all of them where one is missing."""
-        if not await self._indexed() >= _ALWAYS:
+        indices = await self._table.list_indices()
+        if not _columns(indices) >= _ALWAYS:
             return int(await self._table.count_rows())
-        stats = [await self._table.index_stats(index.name) for index in await self._table.list_indices()]
+        stats = [await self._table.index_stats(index.name) for index in indices]
         return max((entry.num_unindexed_rows for entry in stats if entry is not None), default=0)
 
     # --- reading ------------------------------------------------------------------------------------------------
@@ -454,6 +452,10 @@ def nearest(table: Any, vector: Vector, limit: int) -> Any:
     """Return LanceDB's query for the passages nearest to a vector, float32 (dim,), by cosine."""
     query = table.query().nearest_to(vector).column("vector").distance_type("cosine")
     return query.nprobes(_PARTITIONS).limit(limit)
+
+
+def _columns(indices: Iterable[Any]) -> set[str]:
+    return {column for index in indices for column in index.columns}
 
 
 def _is_news(entry: Entry, state: State | None) -> bool:
