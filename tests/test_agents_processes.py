@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
-import sys
 import time
-from asyncio.subprocess import PIPE, STDOUT, Process
+from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,6 +12,7 @@ from pathlib import Path
 import pytest
 from samples import eventually
 from tool_worker import QUICK_TOOLS, gate
+from worker_processes import STARTED, Workers, access, scripts
 
 from kit.components import gateway
 from kit.components.agents import Agent, AgentManager, ToolTimeout
@@ -23,31 +21,19 @@ from kit.nats.bus import Bus
 from kit.nats.server import Server
 
 TOOLS = ["kit.components.agents.toolbox:calculate", "tool_worker:gate"]
-STARTED = 90.0  # s; a process imports Agno, and the machine may be busy
 
 
 @asynccontextmanager
 async def executors(server: Server, tenant_id: str, count: int) -> AsyncIterator[dict[int, Process]]:
     """Tool executors, each in a process of its own, by the number of the process."""
     who = server.credentials(tenant_id)
-    script = str(Path(__file__).with_name("tool_worker.py"))
-    started = [
-        await asyncio.create_subprocess_exec(
-            sys.executable, script, server.url, who.user, who.password, tenant_id, stdout=PIPE
-        )
-        for _ in range(count)
-    ]
-    try:
+    arguments = [(server.url, who.user, who.password, tenant_id)] * count
+    async with scripts("tool_worker.py", *arguments, stdout=PIPE) as started:
         async with asyncio.timeout(STARTED):
             for process in started:
                 assert process.stdout is not None
                 assert await process.stdout.readline() == b"ready\n"
         yield {process.pid: process for process in started}
-    finally:
-        for process in started:
-            if process.returncode is None:
-                process.kill()
-            await process.wait()
 
 
 async def test_a_call_whose_executor_is_killed_is_done_by_another_or_ends_in_time(
@@ -88,27 +74,16 @@ async def test_a_call_whose_executor_is_killed_is_done_by_another_or_ends_in_tim
 
 
 @asynccontextmanager
-async def kit_worker(server: Server, tenant_id: str, folder: Path) -> AsyncIterator[Process]:
+async def kit_worker(server: Server, tenant_id: str, folder: Path) -> AsyncIterator[Workers]:
     """``kit worker agents``, serving."""
-    who = server.credentials(tenant_id)
-    access = {
-        "NATS_URL": server.url, "NATS_USER": who.user, "NATS_PASSWORD": who.password, "KIT_LANCEDB_URI": str(folder),
-        "PYTHONPATH": str(Path(__file__).parent),
-    }  # fmt: skip
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "kit", "worker", "agents", "--tenant", tenant_id, "--setting", f"tools={TOOLS}",
-        stdout=PIPE, stderr=STDOUT, cwd=folder, env={**os.environ, **access},
-    )  # fmt: skip
-    assert process.stdout is not None
+    path = {"PYTHONPATH": str(Path(__file__).parent)}
+    workers = Workers(access(server, folder, tenant_id) | path, folder, tenant_id)
     try:
-        async with asyncio.timeout(STARTED):
-            while b"Ctrl-C drains" not in (line := await process.stdout.readline()):
-                assert line, "the worker ended before it served"
-        yield process
+        workers.start("agents", f"tools={TOOLS}")
+        await workers.ready()
+        yield workers
     finally:
-        if process.returncode is None:
-            process.kill()
-        await process.communicate()
+        workers.kill()
 
 
 async def test_kit_worker_agents_does_tasks_tool_calls_and_memories_for_other_processes(
@@ -117,11 +92,11 @@ async def test_kit_worker_agents_does_tasks_tool_calls_and_memories_for_other_pr
     async with (
         await gateway.serve(tenant_bus),
         AgentManager(tenant_bus) as manager,
-        kit_worker(server, tenant_bus.tenant_id, tmp_path) as process,
+        kit_worker(server, tenant_bus.tenant_id, tmp_path) as workers,
     ):
         assert await eventually(manager.alive, 20) == ["worker"]
-        assert {worker.split("-")[0] for _, worker in manager._words} == {str(process.pid)}
-        ada = Agent(tenant_bus, "ada", uri=tmp_path, memories=1, min_relevance=0.1)
+        assert {worker.split("-")[0] for _, worker in manager._words} == {str(workers.processes["agents"].pid)}
+        ada = Agent(tenant_bus, "ada", uri=tmp_path / "lancedb", memories=1, min_relevance=0.1)
         assert await ada.call_tool("calculate", expression="6 * 7") == 42
         task = await manager.submit_task("Calculate 6 * 7.", session_id="s")
         result = await task.result(STARTED)
@@ -131,9 +106,8 @@ async def test_kit_worker_agents_does_tasks_tool_calls_and_memories_for_other_pr
         assert (str(answer), answer.memories) == ("The red bicycle stands in the cellar.", (memory_id,))
         with pytest.raises(ToolTimeout):  # the gate stays closed: a thread that would wait for ever
             await ada.call_tool("gate", folder=str(tmp_path), timeout=1)
-        process.send_signal(signal.SIGTERM)
-        assert process.stdout is not None
-        said = (await asyncio.wait_for(process.stdout.read(), STARTED)).decode()
+        workers.tell_to_end("agents")
+        code, said = await workers.end("agents")
         assert said.endswith("stopped\n"), said
-        assert await process.wait() == 0
+        assert code == 0
         assert (await manager.agents())["status"].tolist() == ["stopped"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -16,6 +15,7 @@ import pytest
 from job_worker import QUICK
 from nats.js import api
 from samples import eventually, sample
+from worker_processes import scripts
 
 from kit import codec
 from kit.catalogue import (
@@ -619,27 +619,16 @@ async def workers(
 ) -> AsyncIterator[tuple[list[asyncio.subprocess.Process], Callable[[str], list[str]]]]:
     """Run workers in processes of their own; yield them, and how to read what they noted."""
     who = server.credentials(bus.tenant_id)
-    script = str(Path(__file__).with_name("job_worker.py"))
 
     def noted(what: str) -> list[str]:
         lines = ledger.read_text().splitlines() if ledger.exists() else []
         return [line.split()[1] for line in lines if line.startswith(what + " ")]
 
     ready = len(noted("ready"))
-    processes = [
-        await asyncio.create_subprocess_exec(
-            sys.executable, script, server.url, who.user, who.password, bus.tenant_id, str(ledger), behaviour
-        )
-        for behaviour in behaviours
-    ]
-    try:
+    arguments = [(server.url, who.user, who.password, bus.tenant_id, str(ledger), each) for each in behaviours]
+    async with scripts("job_worker.py", *arguments) as processes:
         await eventually(lambda: len(noted("ready")) == ready + len(behaviours), 20)
         yield processes, noted
-    finally:
-        for process in processes:
-            if process.returncode is None:
-                process.kill()
-            await process.wait()
 
 
 async def test_a_worker_killed_in_the_middle_loses_no_job_and_repeats_no_effect(

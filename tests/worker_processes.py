@@ -1,4 +1,4 @@
-"""``kit worker`` in processes of their own, for tests."""
+"""Processes for tests: ``kit worker``, and scripts; none is left behind."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ import os
 import signal
 import subprocess
 import sys
+from asyncio.subprocess import Process
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 from samples import eventually
 
@@ -16,19 +20,33 @@ from kit.nats.server import Server
 STARTED = 90.0  # s; a gateway imports LiteLLM, and the machine may be busy
 
 
-class Workers:
-    """``kit worker`` processes, each serving one component."""
+@asynccontextmanager
+async def scripts(name: str, *arguments: Sequence[str], **options: Any) -> AsyncIterator[list[Process]]:
+    """Run a script that lies beside the tests, once with each of these arguments; whoever runs at the end is killed."""
+    script = str(Path(__file__).with_name(name))
+    started = [await asyncio.create_subprocess_exec(sys.executable, script, *each, **options) for each in arguments]
+    try:
+        yield started
+    finally:
+        for process in started:
+            if process.returncode is None:
+                process.kill()
+            await process.wait()
 
-    def __init__(self, environment: dict[str, str], folder: Path) -> None:
-        self._environment, self._folder = environment, folder
+
+class Workers:
+    """``kit worker`` processes of a tenant, each serving one component."""
+
+    def __init__(self, environment: dict[str, str], folder: Path, tenant_id: str = "acme") -> None:
+        self._environment, self._folder, self._tenant_id = environment, folder, tenant_id
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self, name: str, *settings: str, beside: tuple[str, ...] = ()) -> None:
         """Start a worker, with other components beside its own; it is not ready yet."""
-        options = [*beside, *(part for setting in settings for part in ("--setting", setting))]
+        chosen = [part for setting in settings for part in ("--setting", setting)]
         with self._said(name).open("wb") as output:
             self.processes[name] = subprocess.Popen(
-                [sys.executable, "-m", "kit", "worker", name, *options],
+                [sys.executable, "-m", "kit", "worker", name, *beside, "--tenant", self._tenant_id, *chosen],
                 stdout=output, stderr=subprocess.STDOUT, cwd=self._folder, env={**os.environ, **self._environment},
             )  # fmt: skip
 
@@ -65,9 +83,9 @@ class Workers:
         return self._folder / f"{name}.log"
 
 
-def access(server: Server, folder: Path) -> dict[str, str]:
+def access(server: Server, folder: Path, tenant_id: str = "acme") -> dict[str, str]:
     """The environment of whoever works or asks at a server."""
-    who = server.credentials("acme")
+    who = server.credentials(tenant_id)
     return {
         "NATS_URL": server.url, "NATS_USER": who.user, "NATS_PASSWORD": who.password,
         "KIT_LANCEDB_URI": str(folder / "lancedb"),
