@@ -18,61 +18,48 @@ from kit.lab.benchmarks import document_qa, document_search
 ROWS = 10_000
 
 
-async def _questions() -> Comparison:
-    place = document_qa.Workplace()
-    try:
-        return await place.questions(20)
-    finally:
-        await place.close()
+Place = document_qa.Workplace | document_search.Tables
+Measure = Callable[[Any], Awaitable[Comparison]]
 
-
-async def _search() -> Comparison:
-    tables = document_search.Tables()
-    try:
-        return await tables.by_vector(ROWS, rounds=10, samples=5)
-    finally:
-        await tables.close()
-
-
-async def _hybrid() -> Comparison:
-    tables = document_search.Tables()
-    try:
-        return await tables.hybrid(ROWS, rounds=10, samples=3)
-    finally:
-        await tables.close()
-
-
-async def _gateway() -> Comparison:
-    place = document_qa.Workplace()
-    try:
-        return await place.gateway(rounds=10, samples=10)
-    finally:
-        await place.close()
-
-
-CONTENDERS: dict[Callable[[], Awaitable[Comparison]], tuple[str, ...]] = {
-    _questions: ("kit",),
-    _search: (document_search.VECTOR, document_search.LANCEDB, document_search.NUMPY),
-    _hybrid: (document_search.HYBRID, document_search.LANCEDB_HYBRID),
-    _gateway: (
-        document_qa.GATEWAY, document_qa.RECORDED, document_qa.DIRECT, document_qa.OPENAI,
+CONTENDERS: tuple[tuple[type[Place], Measure, tuple[str, ...]], ...] = (
+    (document_qa.Workplace, lambda place: place.questions(20), ("kit",)),
+    (
+        document_search.Tables,
+        lambda tables: tables.by_vector(ROWS, rounds=10, samples=5),
+        (document_search.VECTOR, document_search.LANCEDB, document_search.NUMPY),
     ),
-}  # fmt: skip
+    (
+        document_search.Tables,
+        lambda tables: tables.hybrid(ROWS, rounds=10, samples=3),
+        (document_search.HYBRID, document_search.LANCEDB_HYBRID),
+    ),
+    (
+        document_qa.Workplace,
+        lambda place: place.gateway(rounds=10, samples=10),
+        (document_qa.GATEWAY, document_qa.RECORDED, document_qa.DIRECT, document_qa.OPENAI),
+    ),
+)
 
 
 @cache
-def _measured(measure: Callable[[], Any]) -> Comparison:
-    result: Comparison = asyncio.run(measure())
-    return result
+def _measured(make: type[Place], measure: Measure) -> Comparison:
+    async def run() -> Comparison:
+        place = make()
+        try:
+            return await measure(place)
+        finally:
+            await place.close()
+
+    return asyncio.run(run())
 
 
 @pytest.mark.parametrize(
-    ("measure", "name"),
-    [pytest.param(measure, name, id=name) for measure, names in CONTENDERS.items() for name in names],
+    ("make", "measure", "name"),
+    [pytest.param(make, measure, name, id=name) for make, measure, names in CONTENDERS for name in names],
 )
-def benchmark_contender(benchmark: Any, measure: Callable[[], Any], name: str) -> None:
+def benchmark_contender(benchmark: Any, make: type[Place], measure: Measure, name: str) -> None:
     """One contender's samples; its ratio to the first of its group goes with the saved file."""
-    result = _measured(measure)
+    result = _measured(make, measure)
     benchmark.group = result.name
     benchmark.pedantic(lambda: None, rounds=1)
     benchmark.stats.stats.data[:] = result.seconds(name).tolist()
