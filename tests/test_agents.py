@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import time
 from typing import Any
 
@@ -245,9 +246,11 @@ async def test_a_tool_that_fails_is_told_to_the_model_or_ends_the_run(
 
 
 async def test_a_tool_that_hangs_is_left_at_its_deadline(tenant_bus: Bus) -> None:
+    over = threading.Event()
+
     def blocks() -> str:
         """Block."""
-        time.sleep(3)
+        over.wait(60)
         return "late"
 
     async def waits() -> str:
@@ -256,7 +259,11 @@ async def test_a_tool_that_hangs_is_left_at_its_deadline(tenant_bus: Bus) -> Non
         return "late"
 
     async with StandIn(tenant_bus, script([call("blocks", "{}", "a"), call("waits", "{}", "b")], "gave up")):
+        started = time.perf_counter()
         answer = await Agent(tenant_bus, "ada", tools=[blocks, waits], tool_timeout=0.2).run("Go.")
+        taken = time.perf_counter() - started
+    over.set()
+    assert taken < 20  # and not the 60 s or 30 s for which they hang
     assert [type(error) for error in answer.tool_errors] == [ToolTimeout, ToolTimeout]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -105,9 +106,11 @@ async def test_a_tool_that_fails_hangs_or_is_called_wrongly_is_a_typed_error_in_
         """Hang."""
         await asyncio.sleep(60)
 
+    over = threading.Event()
+
     def blocks() -> None:
         """Block."""
-        time.sleep(2)
+        over.wait(60)
 
     await executor(tenant_bus, fails, hangs, blocks, calculate, timeout=0.5)
     seen = await watched(tenant_bus, AGENT_TOOL_RESULTS)
@@ -130,6 +133,7 @@ async def test_a_tool_that_fails_hangs_or_is_called_wrongly_is_a_typed_error_in_
         await agent.call_tool("teleport")
     with pytest.raises(ToolFailed, match="ValueError"):
         await agent.call_tool("calculate", expression="__import__('os')")
+    over.set()
     await eventually(lambda: len(seen) == 8)
     assert [one["status"] for one in seen].count("timeout") == 3
     assert "canary" not in str(seen)
