@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
 import sys
 import threading
 import time
@@ -140,7 +141,34 @@ async def test_a_tool_that_fails_hangs_or_is_called_wrongly_is_a_typed_error_in_
     assert "canary" not in str(telemetry.recorder.spans().to_dict("records"))
 
 
-async def test_a_tool_that_never_ends_is_stopped_at_its_deadline(tenant_bus: Bus) -> None:
+_TRACED = """
+import asyncio, sys, threading, time
+from kit.components.agents.executor import within
+over = threading.Event()
+async def main():
+    begun = time.perf_counter()
+    try:
+        await within(0.1, over.wait, {"timeout": 60.0})
+    except TimeoutError:
+        await asyncio.sleep(0.1)
+        over.set()
+        print(time.perf_counter() - begun < 30)
+tracer = lambda *_: tracer
+threading.settrace(tracer)
+sys.settrace(tracer)
+asyncio.run(main())
+"""
+
+
+async def test_a_tool_that_blocks_does_not_block_a_process_that_is_traced() -> None:
+    done = await asyncio.to_thread(subprocess.run, [sys.executable, "-c", _TRACED], capture_output=True, text=True)
+    assert (done.stdout, done.returncode) == ("True\n", 0), done.stderr
+
+
+async def test_a_tool_that_never_ends_is_stopped_at_its_deadline(
+    tenant_bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kit.components.agents.executor._is_traced", lambda: False)  # by coverage, here
     turns = {"served": 0, "local": 0}
 
     def for_ever(name: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import inspect
+import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -140,7 +141,7 @@ def functions_of(agno: Agno, tool: Any) -> list[Any]:
 async def within(seconds: float, function: Callable[..., _T | Awaitable[_T]], arguments: Mapping[str, Any]) -> _T:
     """Run a function for at most some seconds; one that blocks has a thread of its own, which nobody waits for.
 
-    What is not done by then is stopped, on a thread at its next step in Python.
+    What is not done by then is stopped, on a thread at its next step in Python, unless this process is traced.
 
     Raises:
         TimeoutError: it was not done.
@@ -184,10 +185,17 @@ def _stop(thread: threading.Thread) -> None:
 
     One that went on for ever would take time from all others, and abort the process when that ends: a daemon thread
     that wakes up then is thrown out through the frames of pydantic, which cannot be unwound.
+
+    Where a debugger or coverage traces, it is left alone: while the exception waits for a thread that blocks outside of
+    Python, traced threads of CPython 3.11 go round in the entry of the next function that they call, all of them.
     Source: CPython's C API, PyThreadState_SetAsyncExc; https://github.com/python/cpython/issues/87135
     """
-    if thread.ident is not None and thread.is_alive():
+    if thread.ident is not None and thread.is_alive() and not _is_traced():
         ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(_Stopped))
+
+
+def _is_traced() -> bool:
+    return sys.gettrace() is not None or threading.gettrace() is not None
 
 
 def _record(function: Any, timeout: float) -> ToolRecord:

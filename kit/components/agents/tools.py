@@ -114,7 +114,7 @@ async def call_tool(
 
     Args:
         agent_id: who calls.
-        timeout: seconds until the answer is here; the tool is stopped by then.
+        timeout: seconds until the answer is here; nobody waits for the tool any more then.
         message_id: called again under the same id, it is the same call and the tool runs once.
         ids: ``session_id``, ``task_id``, ``user_id`` and ``tool_call_id`` that the request should carry.
 
