@@ -13,7 +13,7 @@ import pytest
 from kit.catalogue import RAG_QUERY
 from kit.errors import ConfigurationError
 from kit.otel import Telemetry, start_telemetry
-from kit.otel.logs import Handler
+from kit.otel.logs import Handler, readable_log
 
 
 @pytest.fixture
@@ -134,4 +134,18 @@ def test_a_warning_is_still_printed_where_nobody_configured_logging() -> None:
 def test_what_a_record_keeps_alive_is_small(telemetry: Telemetry) -> None:
     with telemetry.operation(RAG_QUERY):
         telemetry.logger("x").info("y")
-    assert telemetry.recorder._logs[0].log_record.context == {}
+    (record,) = telemetry.recorder._logs
+    assert readable_log(record).log_record.context == {}
+
+
+def test_a_record_is_of_the_moment_it_was_made_in_however_late_it_is_read(telemetry: Telemetry) -> None:
+    parts, log = ["a"], telemetry.logger("x")
+    log.info("outside")
+    with telemetry.operation(RAG_QUERY) as operation:
+        log.info("%s", parts, parts=parts, nothing=object())
+    parts.append("b")
+    with telemetry.operation(RAG_QUERY):
+        logs, (_, inside) = telemetry.recorder.logs(), _rows(telemetry)
+    assert logs[["trace_id", "span_id"]].isna().all(axis=1).tolist() == [True, False]
+    assert (inside["trace_id"], inside["body"]) == (operation.trace_id, "['a']")
+    assert inside["attributes"]["parts"] == ("a",)

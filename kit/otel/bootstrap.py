@@ -18,7 +18,7 @@ from opentelemetry.trace import get_current_span
 from kit.catalogue import TELEMETRY_DROPPED, Span
 from kit.otel import semconv
 from kit.otel.exporters import SIGNALS, Target
-from kit.otel.logs import Handler, Log, level_number
+from kit.otel.logs import Handler, LiveLog, Log, level_number
 from kit.otel.metrics import Counter, Idle, Label, Reading, Series, Store
 from kit.otel.operation import Kind, Operation, Plan, Untold, Value
 from kit.otel.pipeline import Pipeline
@@ -28,7 +28,6 @@ from kit.otel.span import Tracing
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
-    from opentelemetry.sdk._logs import ReadableLogRecord
 
     from kit.catalogue import Metric
 
@@ -224,7 +223,7 @@ class Core:
                 reading.counters[Series(TELEMETRY_DROPPED, (("signal", signal),))] = dropped[signal]
         return reading
 
-    def log(self, record: ReadableLogRecord) -> None:
+    def log(self, record: LiveLog) -> None:
         """Pass a log record on; this neither waits nor raises."""
         for take in self.pipeline.log_takers:
             take(record)

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from opentelemetry import context as context_api
 from opentelemetry import trace as trace_api
 from opentelemetry._logs import LogRecord, SeverityNumber
 from opentelemetry.attributes import BoundedAttributes
@@ -21,9 +20,7 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from kit.errors import ConfigurationError
 from kit.otel import semconv
-from kit.otel.span import LiveSpan, Tracing, exception_attributes
-
-Sink = Callable[[ReadableLogRecord], None]
+from kit.otel.span import PLAIN, LiveSpan, Tracing, exception_attributes
 
 _NO_CONTEXT = Context()
 _OWN = ("opentelemetry.", "kit.otel", "grpc.", "urllib3.")  # what the exporters themselves log
@@ -38,21 +35,90 @@ _SEVERITIES: dict[int, tuple[str, SeverityNumber]] = {
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
+class LiveLog:
+    """A log record that costs the work as little as it can, and turns into the SDK's form when someone reads it."""
+
+    __slots__ = ("_attributes", "_body", "_observed", "_readable", "_severity", "_source", "_span", "_time")
+
+    def __init__(
+        self,
+        source: Source,
+        severity: tuple[str, SeverityNumber],
+        body: str,
+        attributes: dict[str, Any],
+        time_ns: int | None = None,
+    ) -> None:
+        self._source = source
+        self._severity = severity
+        self._body = body
+        self._attributes: Mapping[str, Any] = attributes
+        for value in attributes.values():
+            if value.__class__ not in PLAIN:  # its owner may change it later
+                self._attributes = source.bounded(attributes)
+                break
+        self._span = trace_api.get_current_span().get_span_context()
+        self._observed = time.time_ns()
+        self._time = self._observed if time_ns is None else time_ns
+        self._readable: ReadableLogRecord | None = None
+
+    def readable(self) -> ReadableLogRecord:
+        """Return the record in the SDK's form, within the limits of the OTEL_* variables."""
+        if self._readable is None:
+            source, found = self._source, self._attributes
+            record = LogRecord(
+                timestamp=self._time,
+                observed_timestamp=self._observed,
+                severity_text=self._severity[0],
+                severity_number=self._severity[1],
+                body=self._body,
+                attributes=source.bounded(found) if type(found) is dict else found,
+            )
+            # The constructor would take these from where the record is read.
+            record.context = _NO_CONTEXT
+            record.trace_id = self._span.trace_id
+            record.span_id = self._span.span_id
+            record.trace_flags = self._span.trace_flags
+            self._readable = ReadableLogRecord(record, source.resource, source.scope)
+        return self._readable
+
+
+def readable_log(record: LiveLog | ReadableLogRecord) -> ReadableLogRecord:
+    """Return a log record in the SDK's form."""
+    return record.readable() if isinstance(record, LiveLog) else record
+
+
+Sink = Callable[[LiveLog], None]
+
+
+class Source:
+    """Where log records come from, and what bounds them."""
+
+    __slots__ = ("_limits", "resource", "scope")
+
+    def __init__(self, name: str, resource: Resource) -> None:
+        self.resource = resource
+        self.scope = InstrumentationScope(name)
+        self._limits = LogRecordLimits()
+
+    def bounded(self, attributes: Mapping[str, Any]) -> BoundedAttributes:
+        """Return a copy of attributes, within the limits of the OTEL_* variables and without what is no value."""
+        most, longest = self._limits.max_log_record_attributes, self._limits.max_log_record_attribute_length
+        return BoundedAttributes(most, attributes, True, longest)
+
+
 class Log:
     """A logger of one Telemetry: ``log.info("indexed %d chunks", n, document="faq")``.
 
     Arguments are merged into the message only when the level is enabled; keywords become attributes.
     """
 
-    __slots__ = ("_level", "_limits", "_resource", "_scope", "_sink", "name")
+    __slots__ = ("_level", "_sink", "_source", "name")
 
     def __init__(self, name: str, resource: Resource, sink: Sink, level: int) -> None:
         self.name = name
-        self._scope = InstrumentationScope(name)
-        self._resource = resource
+        self._source = Source(name, resource)
         self._sink = sink
         self._level = level
-        self._limits = LogRecordLimits()
 
     def set_level(self, level: int | str) -> None:
         """Record from this level on: a number or a name of the standard library's ``logging``."""
@@ -80,20 +146,8 @@ class Log:
                 logging.ERROR, message, args, attributes if error is None else attributes | exception_attributes(error)
             )
 
-    def _emit(self, level: int, message: str, args: tuple[object, ...], attributes: Mapping[str, Any]) -> None:
-        text, severity = _SEVERITIES[level]
-        now = time.time_ns()
-        record = LogRecord(
-            timestamp=now,
-            observed_timestamp=now,
-            context=context_api.get_current(),
-            severity_text=text,
-            severity_number=severity,
-            body=_merged(message, args),
-            attributes=_bounded(attributes, self._limits),
-        )
-        record.context = _NO_CONTEXT  # the ids are taken; the rest would be kept alive by whoever keeps the record
-        self._sink(ReadableLogRecord(record, self._resource, self._scope))
+    def _emit(self, level: int, message: str, args: tuple[object, ...], attributes: dict[str, Any]) -> None:
+        self._sink(LiveLog(self._source, _SEVERITIES[level], _merged(message, args), attributes))
 
 
 class Handler(logging.Handler):
@@ -107,8 +161,7 @@ class Handler(logging.Handler):
         self._tracing = tracing
         self._resource = resource
         self._sink = sink
-        self._limits = LogRecordLimits()
-        self._scopes: dict[str, InstrumentationScope] = {}
+        self._sources: dict[str, Source] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
         """Translate a record and pass it on."""
@@ -122,19 +175,12 @@ class Handler(logging.Handler):
         return isinstance(span, LiveSpan) and span.tracing is not self._tracing
 
     def _translate(self, record: logging.LogRecord) -> None:
-        scope = self._scopes.setdefault(record.name, InstrumentationScope(record.name))
-        text, severity = severity_of(record.levelno)
-        translated = LogRecord(
-            timestamp=int(record.created * 1e9),
-            observed_timestamp=time.time_ns(),
-            context=context_api.get_current(),
-            severity_text=text,
-            severity_number=severity,
-            body=_merged(record.msg, record.args) if isinstance(record.msg, str) else str(record.msg),
-            attributes=_bounded(_attributes(record), self._limits),
-        )
-        translated.context = _NO_CONTEXT
-        self._sink(ReadableLogRecord(translated, self._resource, scope))
+        source = self._sources.get(record.name)
+        if source is None:
+            source = self._sources[record.name] = Source(record.name, self._resource)
+        body = _merged(record.msg, record.args) if isinstance(record.msg, str) else str(record.msg)
+        made = int(record.created * 1e9)
+        self._sink(LiveLog(source, severity_of(record.levelno), body, _attributes(record), made))
 
     def _last_resort(self, record: logging.LogRecord) -> None:
         """Print what ``logging`` would print if no handler were configured: ours must not silence a warning."""
@@ -150,10 +196,6 @@ def _merged(message: str, args: Any) -> str:
         return message % args if args else message
     except (TypeError, ValueError, KeyError):
         return f"{message} {args!r}"
-
-
-def _bounded(attributes: Mapping[str, Any], limits: LogRecordLimits) -> BoundedAttributes:
-    return BoundedAttributes(limits.max_log_record_attributes, attributes, True, limits.max_log_record_attribute_length)
 
 
 def _attributes(record: logging.LogRecord) -> dict[str, Any]:

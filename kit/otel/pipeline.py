@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from kit.otel import exporters
 from kit.otel.export import Queue, Ticker, Worker
+from kit.otel.logs import readable_log
 from kit.otel.span import LiveSpan, readable
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
     from kit.otel.exporters import Target
+    from kit.otel.logs import LiveLog
     from kit.otel.metrics import Reading
     from kit.otel.points import Reader
     from kit.otel.recorder import Recorder
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 QUEUE_SIZE = 16_384
 
 SpanTaker: TypeAlias = "Callable[[LiveSpan | ReadableSpan], None]"
-LogTaker: TypeAlias = "Callable[[ReadableLogRecord], None]"
+LogTaker: TypeAlias = "Callable[[LiveLog | ReadableLogRecord], None]"
 
 
 class Pipeline:
@@ -111,9 +113,9 @@ def _span_queue(exporter: SpanExporter) -> Queue[LiveSpan | ReadableSpan]:
     )
 
 
-def _log_queue(exporter: LogRecordExporter) -> Queue[ReadableLogRecord]:
-    def export(batch: Sequence[ReadableLogRecord]) -> bool:
-        return exporter.export(batch).name == "SUCCESS"
+def _log_queue(exporter: LogRecordExporter) -> Queue[LiveLog | ReadableLogRecord]:
+    def export(batch: Sequence[LiveLog | ReadableLogRecord]) -> bool:
+        return exporter.export([readable_log(record) for record in batch]).name == "SUCCESS"
 
     return Queue(
         "logs",

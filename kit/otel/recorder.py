@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from kit.otel import semconv
+from kit.otel.logs import readable_log
 from kit.otel.span import readable
 from kit.otel.trace import Trace
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk._logs import ReadableLogRecord
     from opentelemetry.sdk.trace import ReadableSpan
 
+    from kit.otel.logs import LiveLog
     from kit.otel.metrics import HistogramCell, Reading, Series
     from kit.otel.span import LiveSpan
     from kit.otel.waterfall import Waterfall
@@ -46,7 +48,7 @@ class Recorder:
     def __init__(self, read: Callable[[], Reading], *, spans: int = MOST_SPANS, logs: int = MOST_LOGS) -> None:
         self._read = read
         self._spans: deque[LiveSpan | ReadableSpan] = deque(maxlen=spans)
-        self._logs: deque[ReadableLogRecord] = deque(maxlen=logs)
+        self._logs: deque[LiveLog | ReadableLogRecord] = deque(maxlen=logs)
         self._spans_seen = 0
         self._logs_seen = 0
         self._lock = threading.Lock()
@@ -57,7 +59,7 @@ class Recorder:
             self._spans.append(span)
             self._spans_seen += 1
 
-    def keep_log(self, record: ReadableLogRecord) -> None:
+    def keep_log(self, record: LiveLog | ReadableLogRecord) -> None:
         """Keep a log record."""
         with self._lock:
             self._logs.append(record)
@@ -100,7 +102,7 @@ class Recorder:
 
     def logs(self) -> pd.DataFrame:
         """Return the log records, one a row, in the order in which they were made."""
-        return _frame((_log_row(record) for record in list(self._logs)), _LOG_COLUMNS, "time")
+        return _frame((_log_row(readable_log(record)) for record in list(self._logs)), _LOG_COLUMNS, "time")
 
     def total(self, name: str, **labels: Any) -> int | float:
         """Return the sum of a counter, or the count of a histogram, over the series that have these labels."""

@@ -35,7 +35,7 @@ Words: TypeAlias = Callable[[BaseException], str]
 
 _WORDS: ContextVar[Words | None] = ContextVar("words", default=None)
 _UNSET = Status(StatusCode.UNSET)
-_PLAIN = frozenset((str, bool, int, float))
+PLAIN = frozenset((str, bool, int, float))
 _FLAGS = tuple(TraceFlags(flags) for flags in range(4))
 
 
@@ -109,7 +109,7 @@ class LiveSpan(trace_api.Span):
     def set_attribute(self, key: str, value: Any) -> None:
         """Set an attribute; of no effect when the span has ended."""
         if self._ended is None and value is not None:
-            self._attributes[key] = value if value.__class__ in _PLAIN else _frozen(value)
+            self._attributes[key] = value if value.__class__ in PLAIN else _frozen(value)
 
     def set_attributes(self, attributes: Mapping[str, Any]) -> None:
         """Set several attributes."""
@@ -242,7 +242,7 @@ class Tracing:
             return NonRecordingSpan(own)
         merged = {**common, **attributes} if attributes else dict(common)
         for value in merged.values():
-            if value.__class__ not in _PLAIN:
+            if value.__class__ not in PLAIN:
                 merged = {key: _frozen(value) for key, value in merged.items() if value is not None}
                 break
         return LiveSpan(self, name, own, parent, kind, merged, links)

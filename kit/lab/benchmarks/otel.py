@@ -148,7 +148,7 @@ class Following(Log):
         self._switch, self._logs = switch, logs
         self._level = logging.DEBUG  # the present logger has a level of its own
 
-    def _emit(self, level: int, message: str, args: tuple[object, ...], attributes: Mapping[str, Any]) -> None:
+    def _emit(self, level: int, message: str, args: tuple[object, ...], attributes: dict[str, Any]) -> None:
         log = self._logs[self._switch.setting]
         if level >= log._level:
             self._switch.lines += 1
