@@ -77,6 +77,18 @@ def test_the_garbage_collector_is_out_of_the_timed_stretch_and_back_afterwards()
     assert all(states)
 
 
+def test_garbage_may_be_collected_once_a_round() -> None:
+    found: list[tuple[bool, int]] = []
+
+    def look() -> None:
+        found.append((gc.isenabled(), gc.get_stats()[2]["collections"]))
+
+    compare({"a": look, "b": look}, name="gc", rounds=2, samples=1, warmup=0, check=lambda _: None, garbage="rounds")
+    assert not any(enabled for enabled, _ in found)
+    assert [collections - found[0][1] for _, collections in found] == [0, 0, 1, 1]
+    assert gc.isenabled()
+
+
 def test_inner_calls_are_averaged() -> None:
     calls = itertools.count()
     compare({"a": lambda: next(calls)}, name="inner", rounds=2, samples=3, inner=10, warmup=0, check=lambda _: None)

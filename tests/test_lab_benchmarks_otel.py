@@ -38,7 +38,8 @@ def _result(noise: float, tracing: float = 0.02, wall: float = 1.0) -> Compariso
 def test_off_and_on_decide_unless_the_target_lies_within_the_interval(
     noise: float, tracing: float, wall: float, state: str
 ) -> None:
-    rows = {row.target.name: row for row in otel.overheads(_result(noise, tracing, wall), "a query")}
+    result = _result(noise, tracing, wall)
+    rows = {row.target.name: row for row in otel.overheads(otel.deciding(result, result), "a query")}
     row = rows["tracing overhead: a query"]
     assert (row.state, row.target.goal) == (state, False)
     assert row.interval is not None
@@ -89,8 +90,8 @@ async def test_an_operation_is_measured_with_both_clocks_and_kept_and_read_again
     try:
         name = otel.file_name(BARE)
         kept = Kept(folder=tmp_path)
-        bare = await kept.take(name, place.compare, BARE, rounds=4, block=3)
-        assert (bare.conditions["clock"], bare.inner) == ("cpu", 3)
+        bare = await kept.take(name, place.compare, BARE, rounds=4)
+        assert (bare.conditions["clock"], bare.conditions["gc"]) == ("cpu", "rounds")
         assert {samples.shape for samples in bare.samples.values()} == {(4, 1)}
         assert bare.percentile(WALL) > 0
         calls = await kept.facts("otel_calls", place.calls, times=3)
@@ -105,22 +106,28 @@ async def test_an_operation_is_measured_with_both_clocks_and_kept_and_read_again
         assert counted[BARE]["metrics collection overhead"].value == pytest.approx(
             bare.difference(METRICS, to=OFF).value
         )
-        again = await Kept(measure=False, folder=tmp_path).take(name, place.compare, BARE, rounds=4, block=3)
-        assert otel.estimates({BARE: again}, counted).equals(otel.estimates({BARE: bare}, counted))
+        again = await Kept(measure=False, folder=tmp_path).take(name, place.compare, BARE, rounds=4)
+        line = await kept.take(f"{name}_line", place.compare, BARE, rounds=3, settings=otel.LINE)
+        assert set(line.samples) == {*otel.LINE, WALL}
+        assert {signal: which is line for signal, which in otel.deciding(bare, line).items()} == {
+            "metrics collection overhead": False, "tracing overhead": False, "logging overhead": True,
+        }  # fmt: skip
+        first, second = ({BARE: otel.deciding(whole, line)} for whole in (bare, again))
+        assert otel.estimates(first, counted).equals(otel.estimates(second, counted))
     finally:
         await place.close()
 
 
-async def test_what_a_gateway_request_leaves_to_the_background_is_done_within_its_block() -> None:
+async def test_what_a_gateway_request_leaves_to_the_background_is_done_within_its_turn() -> None:
     place = await otel.Workplace.open(1)
     try:
         recorder = place.switch.settings[LOGGED].recorder
-        await place._block(LOGGED, GATEWAY, 1, [])
+        await place._turn(LOGGED, GATEWAY, [])
         recorder.clear()
-        await place._block(LOGGED, GATEWAY, 1, [])
+        await place._turn(LOGGED, GATEWAY, [])
         done = len(recorder.finished)
         place.switch.use(OFF)
-        await place._block(OFF, GATEWAY, 1, [])
+        await place._turn(OFF, GATEWAY, [])
         assert len(recorder.finished) == done > 2
     finally:
         await place.close()

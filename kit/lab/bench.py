@@ -39,7 +39,7 @@ __all__ = [
     "growth", "load", "median_interval",
 ]  # fmt: skip
 
-GarbageCollection = Literal["between", "on"]
+GarbageCollection = Literal["between", "rounds", "on"]
 ENOUGH = 100
 """Samples that a 99th percentile takes: of fewer, it is the largest one."""
 
@@ -206,7 +206,8 @@ def compare(
         inner: calls per sample; more than one where a call takes less than the clock can tell (5 µs).
         warmup: rounds that are run and thrown away.
         baseline: what the others are compared with; the first by default.
-        garbage: ``between``: collected before each contender's turn and switched off during it; ``on``: left alone.
+        garbage: ``between``: collected before each contender's turn and switched off during it; ``rounds``: collected
+            before each round, and switched off during it; ``on``: left alone.
 
     Raises:
         ReportError: an answer that its check refuses.
@@ -214,9 +215,11 @@ def compare(
     """
     plan = _Plan(contenders, name=name, check=check, baseline=baseline, seed=seed, shape=(rounds, samples))
     with _frozen(garbage):
-        for turn, contender in plan.turns(warmup, rounds):
-            with _garbage(garbage):
-                plan.keep(turn, contender, _time(plan, contender, samples, inner))
+        for turn, order in plan.turns(warmup, rounds):
+            with _collected(garbage == "rounds"):
+                for contender in order:
+                    with _collected(garbage == "between"):
+                        plan.keep(turn, contender, _time(plan, contender, samples, inner))
     return plan.result(inner=inner, operations=operations, garbage=garbage, warmup=warmup)
 
 
@@ -252,9 +255,11 @@ async def compare_async(
     """
     plan = _Plan(contenders, name=name, check=check, baseline=baseline, seed=seed, shape=(rounds, samples))
     with _frozen(garbage):
-        for turn, contender in plan.turns(warmup, rounds):
-            with _garbage(garbage):
-                plan.keep(turn, contender, await _time_async(plan, contender, samples, inner, clock, before))
+        for turn, order in plan.turns(warmup, rounds):
+            with _collected(garbage == "rounds"):
+                for contender in order:
+                    with _collected(garbage == "between"):
+                        plan.keep(turn, contender, await _time_async(plan, contender, samples, inner, clock, before))
     return plan.result(inner=inner, operations=operations, garbage=garbage, warmup=warmup, clock=clock)
 
 
@@ -283,12 +288,12 @@ class _Plan:
         self._order = random.Random(seed)
         self._taken = {contender: np.zeros(shape, dtype=np.float64) for contender in contenders}
 
-    def turns(self, warmup: int, rounds: int) -> Iterator[tuple[int, str]]:
-        """Yield (round, contender); the rounds of the warm-up are negative."""
+    def turns(self, warmup: int, rounds: int) -> Iterator[tuple[int, list[str]]]:
+        """Yield each round's number and the order of its contenders; the rounds of the warm-up are negative."""
         for turn in range(-warmup, rounds):
             names = list(self.contenders)
             self._order.shuffle(names)
-            yield from ((turn, contender) for contender in names)
+            yield turn, names
 
     def verify(self, contender: str, answer: Any) -> None:
         if self._checks[contender](answer) is False:
@@ -362,12 +367,13 @@ def _frozen(policy: GarbageCollection) -> Iterator[None]:
 
 
 @contextmanager
-def _garbage(policy: GarbageCollection) -> Iterator[None]:
-    """Collect before a turn and keep the collector out of it, unless it is to be left alone."""
-    if policy == "on" or not gc.isenabled():
+def _collected(wanted: bool) -> Iterator[None]:
+    """Collect garbage before the block, and keep the collector out of it."""
+    if not wanted or not gc.isenabled():
         yield
         return
     gc.collect()
+    gc.freeze()  # what is kept from round to round, as a recorder's spans, is looked through once
     gc.disable()
     try:
         yield

@@ -10,10 +10,7 @@ import pytest
 from kit.lab.bench import Verdict, Verdicts
 from kit.lab.benchmarks import otel
 
-OPERATIONS = {otel.GATEWAY: 4, otel.QUERY: 1}
-"""How many of each are in a block."""
-
-ROUNDS = 60
+ROUNDS = {otel.GATEWAY: 400, otel.QUERY: 150}
 
 
 @pytest.fixture(scope="module")
@@ -22,9 +19,13 @@ def rows() -> list[Verdict]:
 
     async def measure() -> list[Verdict]:
         place = await otel.Workplace.open()
-        results = {name: await place.compare(name, rounds=ROUNDS, block=block) for name, block in OPERATIONS.items()}
+        rows: list[Verdict] = []
+        for name, rounds in ROUNDS.items():
+            whole = await place.compare(name, rounds=rounds)
+            line = await place.compare(name, rounds=2 * rounds, settings=otel.LINE)
+            rows += otel.overheads(otel.deciding(whole, line), name)
         await place.close()
-        return [row for name, result in results.items() for row in otel.overheads(result, name)]
+        return rows
 
     return asyncio.run(measure())
 

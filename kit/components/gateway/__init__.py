@@ -100,6 +100,7 @@ async def serve(
     budget: Budget | Mapping[str, Any] | None = None,
     concurrency: int = 32,
     health_interval: float = 30.0,
+    log_interval: float = 0.02,
 ) -> Service:
     """Start a gateway worker for the bus's tenant; any number may work at once, in any number of processes.
 
@@ -117,6 +118,7 @@ async def serve(
         budget: of this tenant; a ``Budget`` or its fields. Models without a known price are refused then.
         concurrency: requests worked on at once.
         health_interval: seconds between two reports of a provider's health while it is used.
+        log_interval: seconds for which a call of a provider waits for others, to be told to the log with them.
 
     Raises:
         ConfigurationError: a setting that cannot work.
@@ -125,7 +127,7 @@ async def serve(
         model=model, embedding_model=embedding_model, models=models or {}, fallbacks=fallbacks or {}, timeout=timeout,
         retries=retries, cooldown=cooldown, cache_ttl=cache_ttl, budget=budget_of(budget),
         rate_limits={name: rate_limit_of(limit) for name, limit in (rate_limits or {}).items()},
-        concurrency=concurrency, health_interval=health_interval,
+        concurrency=concurrency, health_interval=health_interval, log_interval=log_interval,
     )  # fmt: skip
     parts = await _assemble(bus, settings)
     gateway, embedder = Gateway(parts), Embedder(parts, bus)
@@ -177,7 +179,7 @@ async def _assemble(bus: Bus, settings: Settings) -> Parts:
     worker_id = f"gateway-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     litellm, _ = await asyncio.gather(litellm_module(), asyncio.to_thread(static_embeddings))
     peers, limiter = await asyncio.gather(Peers.join(bus, worker_id), Limiter.open(bus))
-    prices, events = Prices(settings, litellm), Events(bus, worker_id)
+    prices, events = Prices(settings, litellm), Events(bus, worker_id, settings.log_interval)
     till = Till(
         telemetry=bus.telemetry, prices=prices, limiter=limiter, events=events, worker_id=worker_id,
         purse=await Purse.open(bus, settings.budget) if settings.budget is not None else None,

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 _AFTER = 0.001  # s; the answer goes first
 _GATHER = 0.25  # s; violations of one limit within it are told by one event
-_LINES = 0.02  # s; lines of the log within it are sent together: each write to a socket costs a tenth of a short call
 _HEALTH_KEPT = 3600.0
 
 logger = logging.getLogger(__name__)
@@ -43,8 +42,8 @@ class Events:
     An event that cannot be sent is logged and lost, except an operation of the log: that one is tried again.
     """
 
-    def __init__(self, bus: Bus, worker_id: str) -> None:
-        self._bus, self._worker_id = bus, worker_id
+    def __init__(self, bus: Bus, worker_id: str, log_interval: float) -> None:
+        self._bus, self._worker_id, self._log_interval = bus, worker_id, log_interval
         self._tasks: set[asyncio.Task[None]] = set()
         self._due = 0
         self._violations: dict[str, int] = {}
@@ -71,7 +70,7 @@ class Events:
         """Hand a call of a provider to the log, in the call's trace; ``made`` writes its line when there is time."""
         self._lines.append((copy_context(), made))
         if len(self._lines) == 1:
-            self._later(self._log, _LINES)
+            self._later(self._log, self._log_interval)
 
     def health(self, data: dict[str, Any]) -> None:
         """Tell how a provider is doing, and keep it for the table."""

@@ -109,6 +109,8 @@ class Settings:
         budget: of this tenant, or None.
         concurrency: requests worked on at once.
         health_interval: seconds between two reports of a provider's health while it is used.
+        log_interval: seconds for which a call of a provider waits for others, to be told to the log with them: each
+            write to a socket costs a tenth of a short call.
     """
 
     model: str = DEFAULT_MODEL
@@ -123,10 +125,13 @@ class Settings:
     budget: Budget | None = None
     concurrency: int = 32
     health_interval: float = 30.0
+    log_interval: float = 0.02
 
     def __post_init__(self) -> None:
-        if self.timeout <= 0 or self.retries < 0 or self.cache_ttl < 0 or self.concurrency < 1:
-            raise ConfigurationError("timeout and concurrency must be above 0, retries and cache_ttl not below")
+        if self.timeout <= 0 or self.concurrency < 1 or min(self.retries, self.cache_ttl, self.log_interval) < 0:
+            raise ConfigurationError(
+                "timeout and concurrency must be above 0; retries, cache_ttl and log_interval not below"
+            )
         for name, deployment in self.models.items():
             if not isinstance(deployment.get("model"), str):
                 raise ConfigurationError(f"models[{name!r}] needs a 'model': its LiteLLM name, e.g. openai/gpt-4o-mini")

@@ -16,6 +16,10 @@ KIT, BY_HAND = "kit.codec", "by hand"
 """The kit's own contender, and what one would write without it, by their names in tables."""
 
 NOT_INSTALLED = "not installed"
+_COLLECTED = {
+    "between": "collected before each turn, off within it", "rounds": "collected before each round, off within it",
+    "on": "on",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,9 +89,8 @@ def with_absent(table: pd.DataFrame, absent: Sequence[str]) -> pd.DataFrame:
 def stated(result: Comparison) -> dict[str, str]:
     """Return what disturbs a timing from inside, and what was done about it, in words."""
     said = result.conditions
-    kept_out = "collected before each turn, off within it" if said["gc"] == "between" else "on"
     return {
-        "garbage collector": kept_out if said["gc_enabled"] else "off",
+        "garbage collector": _COLLECTED[said["gc"]] if said["gc_enabled"] else "off",
         "logging": f"level {said['logging_level']}",
         "profiler, debugger": "on" if said["tracing"] else "none",
         "assertions": "off" if said["optimised"] else "on",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -37,12 +37,15 @@ STEPS = {
 }
 """Which two settings of the switch the specification's target is the difference of."""
 
-WALL = "off, by the clock on the wall"
-"""What the shares are of: how long an operation takes without telemetry, in the same rounds as its processor time."""
+WALL = "the first, by the clock on the wall"
+"""What the shares are of: how long an operation takes under the first setting, in the same rounds."""
+
+LINE = (TRACED, LOGGED)
+"""The settings that tell what a log line costs, which is the least and takes the most rounds."""
 
 GATEWAY, QUERY, BARE = "gateway request", "RAG query", "bare request/reply"
-RESTS = {GATEWAY: 0.025, QUERY: 0.005, BARE: 0.0}
-"""Seconds after a block until all that it left to the background is done: the gateway's log waits 20 ms for more."""
+RESTS = {GATEWAY: 0.003, QUERY: 0.003, BARE: 0.0}
+"""Seconds after an operation until all that it left to the background, as its events, is done."""
 
 PAIRED, CALLS = "off and on", "calls × cost"
 """The two ways to tell what a signal costs, as tables name them."""
@@ -227,7 +230,7 @@ class Workplace:
         connection = await connect(self.server.url, tenant_id="acme", credentials=login)
         self._stack.push_async_callback(connection.close)
         self.bus = await self._stack.enter_async_context(Bus(connection, "acme", self.switch))
-        await self._stack.enter_async_context(await gateway.serve(self.bus))
+        await self._stack.enter_async_context(await gateway.serve(self.bus, log_interval=0.0))
         store = self.server.store / "lancedb"
         await self._stack.enter_async_context(await rag.serve(self.bus, uri=store))
         lines = (project_root() / "data" / "python_faq.jsonl").read_text().splitlines()[:documents]
@@ -249,42 +252,37 @@ class Workplace:
     async def _echo(self) -> Any:
         return (await self.bus.request(ECHO, agent_message())).data
 
-    async def compare(self, operation: str, *, rounds: int, block: int) -> Comparison:
-        """Measure an operation under each setting of the switch, in turns: processor time per operation, all threads.
+    async def compare(self, operation: str, *, rounds: int, settings: Sequence[str] = ()) -> Comparison:
+        """Measure an operation under each setting of the switch, in turns: processor time of one, all threads.
 
         Everything but the NATS server runs in this process. What an operation leaves to the background, as its events,
-        is done within its block, which rests until then. The contender ``WALL`` is the second clock: what ``OFF`` took
-        from asking to having the answer, by the clock on the wall, in the same blocks.
+        is done within its turn, which rests until then. The settings change with each operation, since what else moves
+        on a machine moves slowly: neighbours in time are alike. The contender ``WALL`` is the second clock: what the
+        first setting took from asking to having the answer, by the clock on the wall, in the same rounds.
 
         Args:
-            block: operations in a row under one setting.
+            settings: of the switch; all by default.
 
         Raises:
             ReportError: an answer is another one than without telemetry.
         """
-        walls: list[int] = []
-        (expected,) = await self._block(OFF, operation, 1, walls)
-        contenders = {name: partial(self._block, name, operation, block, walls) for name in self.switch.settings}
+        first, *_ = names = tuple(settings or self.switch.settings)
+        walls: dict[str, list[int]] = {name: [] for name in names}
+        expected = await self._turn(OFF, operation, [])
         result = await compare_async(
-            contenders,
-            name=file_name(operation),
-            check=lambda answers: all(answer == expected for answer in answers),
-            rounds=rounds,
-            samples=1,
-            clock="cpu",
-        )
-        samples = {name: taken / block for name, taken in result.samples.items()}
-        samples[WALL] = np.reshape(walls[-rounds:], (rounds, 1)) / block
-        return replace(result, samples=samples, inner=block)
+            {name: partial(self._turn, name, operation, walls[name]) for name in names},
+            name=file_name(operation, settings), check=expected.__eq__, rounds=rounds, samples=1, clock="cpu",
+            garbage="rounds",
+        )  # fmt: skip
+        return replace(result, samples=result.samples | {WALL: np.reshape(walls[first][-rounds:], (rounds, 1))})
 
-    async def _block(self, setting: str, operation: str, block: int, walls: list[int]) -> list[Any]:
+    async def _turn(self, setting: str, operation: str, walls: list[int]) -> Any:
         began = perf_counter_ns()
-        answers = [await self._under(setting, operation) for _ in range(block)]
-        if setting == OFF:
-            walls.append(perf_counter_ns() - began)
+        answer = await self._under(setting, operation)
+        walls.append(perf_counter_ns() - began)
         if RESTS[operation]:
             await asyncio.sleep(RESTS[operation])
-        return answers
+        return answer
 
     async def calls(self, *, times: int = 10) -> dict[str, dict[str, float]]:
         """Return how often each operation calls telemetry, by kind of call: ``operation``, ``count``, ``log line``, …
@@ -329,19 +327,29 @@ def _settings() -> dict[str, Telemetry]:
     return found | {METRICS: MetricsAlone(found[METRICS]._core, "acme")}
 
 
-def file_name(operation: str) -> str:
-    """Return the name under which the samples of an operation are kept."""
-    return f"otel_{operation.lower().replace(' ', '_').replace('/', '_')}"
+def file_name(operation: str, settings: Sequence[str] = ()) -> str:
+    """Return the name under which the samples of an operation are kept, under all settings or under these."""
+    name = f"otel_{operation.lower().replace(' ', '_').replace('/', '_')}"
+    return f"{name}_line" if settings else name
 
 
-def overheads(result: Comparison, operation: str) -> Iterator[Verdict]:
+def deciding(whole: Comparison, line: Comparison) -> dict[str, Comparison]:
+    """Return which comparison decides on each signal: that of all settings, and that of ``LINE`` for logging."""
+    return {signal: line if (before, on) == LINE else whole for signal, (on, before) in STEPS.items()}
+
+
+def overheads(results: Mapping[str, Comparison], operation: str) -> Iterator[Verdict]:
     """Yield the verdict on each signal: the processor time that it adds, in per cent of the operation's time.
 
     The comparison off and on decides, by its interval: a target that lies within it is undecided.
+
+    Args:
+        results: the comparison that decides, by signal.
     """
     for target in SPECIFICATION:
         if target.name in STEPS:
             on, before = STEPS[target.name]
+            result = results[target.name]
             of = share(result, target.name)
             named = replace(target, name=f"{target.name}: {operation}")
             yield named.verdict(of.value, interval=of, ratio=result.ratio(on, to=before))
@@ -353,7 +361,7 @@ def added(result: Comparison) -> dict[str, Ratio]:
 
 
 def share(result: Comparison, signal: str) -> Ratio:
-    """Return what a signal adds, in per cent of the operation's time on the wall without telemetry.
+    """Return what a signal adds, in per cent of the operation's time on the wall under the first setting.
 
     Both are of the same round, and each round gives one share; so the interval has the noise of both in it.
     """
@@ -361,13 +369,21 @@ def share(result: Comparison, signal: str) -> Ratio:
     return median_interval(np.ravel(100 * (on - before) / result.samples[WALL]))
 
 
-def estimates(results: Mapping[str, Comparison], counted: Mapping[str, Mapping[str, Ratio]]) -> pd.DataFrame:
-    """Return what each signal adds to each operation, by both methods, with the intervals; and the first's share."""
+def estimates(
+    results: Mapping[str, Mapping[str, Comparison]], counted: Mapping[str, Mapping[str, Ratio]]
+) -> pd.DataFrame:
+    """Return what each signal adds to each operation, by both methods, with the intervals; and the first's share.
+
+    Args:
+        results: the comparison that decides, by operation and signal.
+        counted: seconds, likewise.
+    """
     import pandas as pd
 
     rows = {}
-    for operation, result in results.items():
-        for name, (on, before) in STEPS.items():
+    for operation, decided in results.items():
+        for name, result in decided.items():
+            on, before = STEPS[name]
             of = share(result, name)
             rows[operation, name.removesuffix(" overhead")] = {
                 PAIRED: _microseconds(result.difference(on, to=before)),
