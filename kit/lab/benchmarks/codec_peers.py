@@ -13,7 +13,9 @@ from kit.lab.benchmarks.contest import Contender, installed
 
 Writer = tuple[Callable[[], Any], bool]
 Both = tuple[Callable[[], Any], Contender]
-_WRITES_UNCHECKED = frozenset({"msgspec, a Struct"})  # a Struct that was made in Python is written as it is
+_STRUCT, _TIMED = "msgspec, a Struct", "msgspec, a Struct, times as datetime"
+_WRITES_UNCHECKED = frozenset({_STRUCT})  # a Struct that was made in Python is written as it is
+_READS_ONLY = frozenset({_TIMED})  # it would write a time without its zeros
 _TOKEN = "^[a-z0-9][a-z0-9_-]{0,62}$"
 _UTC = r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|\+00:00)$"
 
@@ -24,7 +26,8 @@ def writers(
     """Return who else writes the envelope of a message, and who is not installed."""
     found, absent = _peers(message, b"", contract, orjson)
     checks = {name: reader.contract and name not in _WRITES_UNCHECKED for name, (_, reader) in found.items()}
-    return {name: (write, checks[name]) for name, (write, _) in found.items()}, absent
+    written = {name: (write, checks[name]) for name, (write, _) in found.items() if name not in _READS_ONLY}
+    return written, tuple(name for name in absent if name not in _READS_ONLY)
 
 
 def readers(
@@ -49,7 +52,8 @@ def _peers(
 
 
 def _makers() -> Iterator[tuple[str, str, Callable[..., Both]]]:
-    yield "msgspec, a Struct", "msgspec", _msgspec
+    yield _STRUCT, "msgspec", _msgspec
+    yield _TIMED, "msgspec", _msgspec_timed
     yield "pydantic", "pydantic", _pydantic
     yield "fastjsonschema + orjson", "fastjsonschema", _fastjsonschema
     yield "jsonschema + orjson", "jsonschema", _jsonschema
@@ -60,9 +64,23 @@ def _msgspec(message: dict[str, Any], payload: bytes, contract: dict[str, Any], 
     """Struct instances instead of dicts; reading checks types, patterns and lengths, writing checks nothing."""
     from typing import Annotated
 
+    return _struct_both(message, payload, Annotated[str, installed("msgspec").Meta(pattern=_UTC)])
+
+
+def _msgspec_timed(message: dict[str, Any], payload: bytes, contract: dict[str, Any], orjson: ModuleType) -> Both:
+    """The same with times read, which a pattern takes longer to look at; any offset passes then, not only UTC."""
+    from datetime import datetime
+    from typing import Annotated
+
+    message = message | {"timestamp": datetime.fromisoformat(message["timestamp"])}
+    return _struct_both(message, payload, Annotated[datetime, installed("msgspec").Meta(tz=True)])
+
+
+def _struct_both(message: dict[str, Any], payload: bytes, time: Any) -> Both:
+    from typing import Annotated
+
     msgspec = installed("msgspec")
-    token = Annotated[str, msgspec.Meta(pattern=_TOKEN)]
-    envelope, data = _structs(token, Annotated[str, msgspec.Meta(pattern=_UTC)])
+    envelope, data = _structs(Annotated[str, msgspec.Meta(pattern=_TOKEN)], time)
     written = envelope(schema_version="1.0", message_type="agent_message", data=data(**message))
     encoder, decoder = msgspec.json.Encoder(), msgspec.json.Decoder(envelope)
     reader = Contender(call=lambda: decoder.decode(payload), check=lambda answer: bool(answer == written))
