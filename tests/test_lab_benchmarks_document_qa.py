@@ -99,8 +99,8 @@ def test_the_gateway_is_judged_beside_litellm_asked_directly() -> None:
 
 async def test_searches_by_hand_find_what_the_kit_finds() -> None:
     tables = document_search.Tables()
-    found = await tables.by_vector(600, rounds=1, samples=1)
-    mixed = await tables.hybrid(600, rounds=1, samples=1)
+    found = await tables.by_vector(600, rounds=1)
+    mixed = await tables.hybrid(600, rounds=1)
     await tables.close()
     assert list(found.samples) == [document_search.LANCEDB, document_search.NUMPY, document_search.VECTOR]
     assert list(mixed.samples) == [document_search.LANCEDB_HYBRID, document_search.HYBRID]

@@ -25,12 +25,12 @@ CONTENDERS: tuple[tuple[type[Place], Measure, tuple[str, ...]], ...] = (
     (document_qa.Workplace, lambda place: place.questions(20), ("kit",)),
     (
         document_search.Tables,
-        lambda tables: tables.by_vector(ROWS, rounds=10, samples=5),
+        lambda tables: tables.by_vector(ROWS, rounds=50),
         (document_search.VECTOR, document_search.LANCEDB, document_search.NUMPY),
     ),
     (
         document_search.Tables,
-        lambda tables: tables.hybrid(ROWS, rounds=10, samples=3),
+        lambda tables: tables.hybrid(ROWS, rounds=30),
         (document_search.HYBRID, document_search.LANCEDB_HYBRID),
     ),
     (

@@ -147,7 +147,8 @@ def _section(document: int, part: int) -> str:
 async def gateway_cost(bus: Bus, url: str, *, rounds: int, samples: int) -> Comparison:
     """Measure one provider, asked through the gateway in process, by LiteLLM itself and by the openai client; no cache.
 
-    The gateway works in two ways: as it is, and with somebody's callback, for which LiteLLM records each success.
+    The gateway works in two ways: as it is, and with somebody's callback, for which LiteLLM records each success. Calls
+    of one contender stand in a row, since what LiteLLM leaves to the background falls on the call after it.
 
     Args:
         url: of a provider that speaks OpenAI's protocol, as ``kit.lab.benchmarks.provider`` does.
