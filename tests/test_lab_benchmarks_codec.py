@@ -68,6 +68,15 @@ def test_each_step_of_a_reading_gives_the_message() -> None:
     assert list(result.samples)[-1] == KIT
 
 
+def test_ways_to_prove_are_measured_where_their_library_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = codec_inside.proofs(orjson).run(rounds=1, samples=1)
+    assert list(result.samples)[-1] == codec_inside.JITER_CATCHES
+    monkeypatch.setattr(codec_inside, "installed", lambda name: None)
+    alone = codec_inside.proofs(orjson)
+    assert alone.absent == (codec_inside.JITER, codec_inside.JITER_CATCHES)
+    assert NOT_INSTALLED in set(alone.table(alone.run(rounds=1, samples=1))["p50"])
+
+
 def test_the_kit_refuses_every_faulty_payload_and_nothing_else() -> None:
     table = codec_inside.refusals(orjson, jsonschema_rs)
     broken, inexact = table.columns[1:]

@@ -7,6 +7,7 @@ Parts and schemas stand on the compile functions of ``kit.codec.shapes``, which 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from kit.codec.shapes import UTC_PATTERN, compile_reader, compile_writer
 from kit.lab.bench import Comparison, median_interval
 from kit.lab.benchmarks.codec import FRESH, TYPE, UNCHECKED, agent_message, reading
 from kit.lab.benchmarks.codec_peers import closed_struct, valid_by_hand
-from kit.lab.benchmarks.contest import BY_HAND, KIT, Contender, Contest, with_absent
+from kit.lab.benchmarks.contest import BY_HAND, KIT, Contender, Contest, installed, with_absent
 from kit.lab.project import project_root
 from kit.lab.quantities import quantity
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 PROVED, NO_PATTERNS, COMPILED = "orjson, then the proof", "shape without patterns", "compiled reader"
+COUNTED, JITER, JITER_CATCHES = "orjson, and its quotes counted", "jiter", "jiter, which refuses doubled keys"
 STRUCT, COMPILED_WRITER = "closed Struct, no proof, no patterns", "compiled writer"
 _INNER = 50  # calls in a sample of what takes microseconds
 _ID = "^[a-z0-9][a-z0-9_-]{0,62}$"
@@ -50,21 +52,61 @@ def parts(orjson: ModuleType) -> Contest:
     prefix = payload[: payload.index(b'"data":') + len(b'"data":')]
     plain, compiled = compile_reader(_without_patterns(contract), prefix), compile_reader(contract, prefix)
 
-    def proved() -> Any:
-        data = orjson.loads(payload)["data"]
-        return data if payload == b"".join((prefix, orjson.dumps(data), b"}")) else None
-
     contenders = {
-        UNCHECKED: Contender(
-            call=lambda: orjson.loads(payload), check=lambda answer: bool(answer["data"] == message), contract=False
-        ),
-        PROVED: Contender(call=proved, check=message.__eq__, contract=False),
+        UNCHECKED: _unchecked(message, payload, orjson),
+        PROVED: _proved(message, payload, orjson),
         NO_PATTERNS: Contender(call=lambda: plain(payload), check=message.__eq__, contract=False),
         COMPILED: Contender(call=lambda: compiled(payload), check=message.__eq__),
         STRUCT: closed_struct(message, payload),
         KIT: Contender(call=lambda: decode(payload), check=lambda answer: bool(answer.data == message)),
     }
     return Contest(name="codec_decode_parts", contenders=contenders, inner=_INNER)
+
+
+def proofs(orjson: ModuleType) -> Contest:
+    """Return ways to see a key that stands twice, and what each stands on: only the first one sees all that is lost.
+
+    Counting quotes is not even enough by itself: what to expect has to be worked out of the data.
+    """
+    message = agent_message()
+    payload = encode(TYPE, message)
+
+    def count() -> Any:
+        return orjson.loads(payload), payload.count(b'"')
+
+    contenders = {
+        UNCHECKED: _unchecked(message, payload, orjson),
+        PROVED: _proved(message, payload, orjson),
+        COUNTED: Contender(
+            call=count, check=lambda answer: bool(answer[0]["data"] == message and answer[1] > 0), contract=False
+        ),
+    }
+    jiter = installed("jiter")  # comes with the openai client
+    if jiter is not None:
+        for name, catch in ((JITER, False), (JITER_CATCHES, True)):
+            contenders[name] = Contender(
+                call=partial(jiter.from_json, payload, catch_duplicate_keys=catch),
+                check=lambda answer: bool(answer["data"] == message),
+                contract=False,
+            )
+    absent = () if jiter is not None else (JITER, JITER_CATCHES)
+    return Contest(name="codec_decode_proofs", contenders=contenders, absent=absent, inner=_INNER)
+
+
+def _unchecked(message: dict[str, Any], payload: bytes, orjson: ModuleType) -> Contender:
+    return Contender(
+        call=lambda: orjson.loads(payload), check=lambda answer: bool(answer["data"] == message), contract=False
+    )
+
+
+def _proved(message: dict[str, Any], payload: bytes, orjson: ModuleType) -> Contender:
+    prefix = payload[: payload.index(b'"data":') + len(b'"data":')]
+
+    def call() -> Any:
+        data = orjson.loads(payload)["data"]
+        return data if payload == b"".join((prefix, orjson.dumps(data), b"}")) else None
+
+    return Contender(call=call, check=message.__eq__, contract=False)
 
 
 def parts_table(result: Comparison) -> pd.DataFrame:
