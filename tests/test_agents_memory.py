@@ -202,3 +202,15 @@ async def test_vectors_are_replaced_filtered_and_written_by_many_at_once(tmp_pat
     assert sorted(one.memory_id for one in left) == list("012345")
     first.close()
     second.close()
+
+
+async def test_a_table_that_another_worker_is_just_making_is_as_good_as_none(tmp_path: Path) -> None:
+    vectors = await Vectors.open("acme", tmp_path)
+    (tmp_path / "acme" / "agent_memories_4.lance" / "data").mkdir(parents=True)  # listed, and not yet whole
+    side = np.eye(4, dtype=np.float32)[1]
+    assert await vectors.search(side, agent_id="ada") == []
+    assert await vectors.count() == 0
+    await vectors.remove("ada", ["a"])
+    await vectors.put([Point(memory_id="a", agent_id="ada", user_id="", memory_type="fact", at=1.0, vector=side)])
+    assert await vectors.keys() == [("ada", "a")]
+    vectors.close()

@@ -87,21 +87,20 @@ class Vectors:
     async def remove(self, agent_id: str, memory_ids: Iterable[str]) -> None:
         """Take memories out."""
         keys = ", ".join(_quoted(_key(agent_id, memory_id)) for memory_id in memory_ids)
-        for name in await self._names():
-            table = await self._opened(name)
+        for table in await self._every():
             await self._write(table, partial(table.delete, f"key IN ({keys})"))
 
     async def count(self, agent_id: str | None = None) -> int:
         """Return how many memories there are, of one agent or of all."""
         condition = None if agent_id is None else f"agent_id = {_quoted(agent_id)}"
-        return sum([await (await self._opened(name)).count_rows(condition) for name in await self._names()])
+        return sum([await table.count_rows(condition) for table in await self._every()])
 
     async def keys(self) -> list[tuple[str, str]]:
         """Return agent and memory of each vector."""
         found: list[tuple[str, str]] = []
-        for name in await self._names():
-            table = await (await self._opened(name)).query().select(["agent_id", "memory_id"]).to_arrow()
-            found += zip(table["agent_id"].to_pylist(), table["memory_id"].to_pylist(), strict=True)
+        for table in await self._every():
+            rows = await table.query().select(["agent_id", "memory_id"]).to_arrow()
+            found += zip(rows["agent_id"].to_pylist(), rows["memory_id"].to_pylist(), strict=True)
         return found
 
     async def search(
@@ -136,20 +135,26 @@ class Vectors:
 
     async def _table(self, dimension: int, *, make: bool) -> Any:
         name = f"{TABLE}_{dimension}"
-        if name not in self._tables and name not in await self._names():
-            if not make:
-                return None
-            self._tables[name] = await self._connection.create_table(name, schema=_schema(dimension), exist_ok=True)
-        return await self._opened(name)
+        table = await self._opened(name)
+        if table is None and make:
+            table = await self._connection.create_table(name, schema=_schema(dimension), exist_ok=True)
+            self._tables[name] = table
+        return table
 
-    async def _opened(self, name: str) -> Any:
-        if name not in self._tables:
-            self._tables[name] = await self._connection.open_table(name)
-        return self._tables[name]
-
-    async def _names(self) -> list[str]:
+    async def _every(self) -> list[Any]:
         names = (await self._connection.list_tables()).tables
-        return [name for name in names if name.startswith(f"{TABLE}_")]
+        opened = [await self._opened(name) for name in names if name.startswith(f"{TABLE}_")]
+        return [table for table in opened if table is not None]
+
+    async def _opened(self, name: str) -> Any | None:
+        """Return a table, or None where there is none: one that another worker is just making is listed already."""
+        if name not in self._tables:
+            try:
+                self._tables[name] = await self._connection.open_table(name)
+            except ValueError as error:
+                if "not found" not in str(error):
+                    raise
+        return self._tables.get(name)
 
     async def _write(self, table: Any, write: Callable[[], Awaitable[Any]]) -> None:
         """Write, and again when another worker's commit came first: LanceDB refuses one of two that overlap."""
