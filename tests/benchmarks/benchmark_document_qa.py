@@ -11,6 +11,7 @@ from functools import cache
 from typing import Any
 
 import pytest
+from rows import show
 
 from kit.lab.bench import Comparison
 from kit.lab.benchmarks import document_qa, document_search
@@ -58,9 +59,5 @@ def _measured(make: type[Place], measure: Measure) -> Comparison:
     [pytest.param(make, measure, name, id=name) for make, measure, names in CONTENDERS for name in names],
 )
 def benchmark_contender(benchmark: Any, make: type[Place], measure: Measure, name: str) -> None:
-    """One contender's samples; its ratio to the first of its group goes with the saved file."""
-    result = _measured(make, measure)
-    benchmark.group = result.name
-    benchmark.pedantic(lambda: None, rounds=1)
-    benchmark.stats.stats.data[:] = result.seconds(name).tolist()
-    benchmark.extra_info["ratio"] = f"{result.ratio(name)} to {result.baseline}"
+    """One contender's samples."""
+    show(benchmark, _measured(make, measure), name)
