@@ -130,6 +130,24 @@ def test_nan_and_infinity_are_refused_on_both_sides(value: float) -> None:
             decode(wire(document(described(0, [2])), array.tobytes()))
 
 
+def test_a_wrong_number_is_told_before_what_else_is_wrong() -> None:
+    data = document(np.array([1.0, np.nan], np.float32)) | {"tenant_id": "Not A Token", "metadata": {"n": 10**30}}
+    for _ in range(2):  # the first message of a type goes the long way
+        with pytest.raises(ContractViolation, match="NaN") as caught:
+            encode("rag_document", data)
+        assert caught.value.path == "/data"
+
+
+@pytest.mark.parametrize("letters", range(4))
+def test_floats_are_looked_at_wherever_they_begin(letters: int) -> None:
+    right, wrong = floats(3), np.array([0.0, 1.0, np.inf], np.float32)
+    data = document(right, right) | {"document_id": "d" * (letters + 1)}
+    assert encode("rag_document", data).endswith(b"\0" + right.tobytes() * 2)
+    data["chunks"][1]["embedding"] = wrong
+    with pytest.raises(ContractViolation, match="infinity"):
+        encode("rag_document", data)
+
+
 def test_the_largest_floats_pass() -> None:
     array = np.full(100, np.finfo(np.float32).max, np.float32)
     np.testing.assert_array_equal(decode(encode("rag_document", document(array))).data["chunks"][0]["embedding"], array)
@@ -196,7 +214,7 @@ def test_an_array_of_tensors_beside_another_keeps_both_in_order() -> None:
     for path, rank in paths.items():
         text = detacher.detach(text, path, rank)
     assert text == {"one": described(0, [2]), "many": [described(8, [3]), described(20, [1])]}
-    attacher = tensors.Attacher("thing", detacher.tail(), strict=True)
+    attacher = tensors.Attacher("thing", detacher.behind(b"{}")[3:], strict=True)
     for path in paths:
         attacher.attach(text, path)
     attacher.finish(has_tail=True)

@@ -68,9 +68,8 @@ def _encode(message_type: str, data: Any, version: str | None) -> bytes:
     key = message_type if version is None else (message_type, version)
     if key not in _WRITERS:
         _WRITERS[key] = _writer(contract)
-    tail = None
-    if contract.tensors:
-        data, tail = _detach(contract, data)
+    data, detacher = _detach(contract, data)
+    tail = detacher.behind(b"")  # a wrong number in a tensor is told first
     try:
         # Written before it is looked at: orjson bounds the depth, and the validator would recurse.
         text = exact.render(data, None, exact.OPTIONS)
@@ -79,8 +78,7 @@ def _encode(message_type: str, data: Any, version: str | None) -> bytes:
     contract.check(data)
     if exact.fault(data) is not None:
         raise _inexact(contract, data)
-    text = b"".join((contract.prefix, text, b"}"))
-    return text if tail is None else b"".join((text, b"\0", tail))
+    return b"".join((contract.prefix, text, b"}", tail))
 
 
 def _writer(contract: Contract) -> Write:
@@ -90,19 +88,19 @@ def _writer(contract: Contract) -> Write:
         return compiled
 
     def write(data: Any) -> bytes | None:
-        described, tail = _detach(contract, data)
+        described, detacher = _detach(contract, data)
         text = compiled(described)
-        return text if tail is None or text is None else b"".join((text, b"\0", tail))
+        return None if text is None else detacher.behind(text)
 
     return write
 
 
-def _detach(contract: Contract, data: Any) -> tuple[Any, bytes | None]:
-    """Return the data with tensors described, and the tail: None when there is no tensor."""
+def _detach(contract: Contract, data: Any) -> tuple[Any, Detacher]:
+    """Return the data with tensors described, and what holds the tensors."""
     detacher = Detacher(contract.message_type)
     for path, rank in contract.tensors.items():
         data = detacher.detach(data, path, rank)
-    return data, detacher.tail() if detacher.parts else None
+    return data, detacher
 
 
 def _inexact(contract: Contract, data: Any) -> ContractViolation:

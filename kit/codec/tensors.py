@@ -59,7 +59,7 @@ class _NotATensor(Exception):
 
 
 class Detacher:
-    """Takes the tensors out of data: leaves the data untouched, and collects the bytes of the tail."""
+    """Takes the tensors out of data: leaves the data untouched, and puts them behind the JSON."""
 
     def __init__(self, message_type: str) -> None:
         self.message_type = message_type
@@ -75,7 +75,7 @@ class Detacher:
             raise _NotATensor
         begin = self.size
         self.parts.append(value)
-        self.size += value.nbytes
+        self.size = begin + value.nbytes
         return {"offset": begin, "shape": list(value.shape)}
 
     def detach(self, data: Any, path: Path, rank: int) -> Any:
@@ -105,7 +105,7 @@ class Detacher:
         if type(node) is not dict or name not in node:
             return node  # The validator says what is wrong with it, if anything.
         copied = node.copy()
-        copied[name] = self._copy(node[name], rest)
+        copied[name] = self._copy(node[name], rest) if rest else self.describe(node[name])
         return copied
 
     def _wrong(self, node: Any, path: Path, at: tuple[str | int, ...]) -> Iterator[tuple[tuple[str | int, ...], Any]]:
@@ -121,24 +121,29 @@ class Detacher:
         elif type(node) is dict and path[0] in node:
             yield from self._wrong(node[path[0]], path[1:], (*at, path[0]))
 
-    def tail(self) -> bytes:
-        """Return the bytes after the NUL.
+    def behind(self, text: bytes) -> bytes:
+        """Return the text, and behind it a NUL and the tensors: the text alone where there are none.
+
+        They are copied once, to where they travel, and looked at there, where they may begin at any byte: with a second
+        copy of a few hundred kilobytes, the system is asked for new pages message after message.
 
         Raises:
             ContractViolation: a number is NaN or infinite.
         """
+        if not self.parts:
+            return text
         try:
-            tail = b"".join(self.parts)
+            payload = b"".join((text, b"\0", *self.parts))
         except TypeError:  # an array that is not contiguous has no buffer
-            tail = b"".join([np.ascontiguousarray(part).data for part in self.parts])
-        if not finite(np.frombuffer(tail, _DTYPE)):
+            payload = b"".join((text, b"\0", *[np.ascontiguousarray(part).data for part in self.parts]))
+        if not finite(np.frombuffer(payload, _DTYPE, offset=len(text) + 1)):
             raise ContractViolation("a tensor holds NaN or infinity", message_type=self.message_type, path="/data")
-        return tail
+        return payload
 
 
 def finite(numbers: np.ndarray[Any, Any]) -> bool:
     """Whether all numbers are finite."""
-    return bool(np.isfinite(numbers).all())
+    return bool(np.logical_and.reduce(np.isfinite(numbers), axis=None))
 
 
 class Attacher:
