@@ -14,6 +14,7 @@ import pytest
 from kit.lab.bench import Comparison
 from kit.lab.benchmarks import nats_flame, nats_goals, nats_peers
 from kit.lab.benchmarks.contest import NOT_INSTALLED
+from kit.lab.benchmarks.kept import Kept
 from kit.lab.benchmarks.nats import (
     ALONE,
     BARE,
@@ -29,7 +30,7 @@ from kit.lab.benchmarks.nats import (
     Messaging,
 )
 from kit.lab.benchmarks.nats_flame import SYSTEM, Flame, shares
-from kit.lab.benchmarks.nats_growth import COMPUTES, WAITS, Growth
+from kit.lab.benchmarks.nats_growth import COMPUTES, WAITS, Growth, rates
 from kit.lab.targets import Target, Verdicts
 
 
@@ -64,15 +65,59 @@ async def test_a_peer_that_is_not_installed_has_a_row_that_says_so(monkeypatch: 
     async with Messaging.open(nats.connect) as messaging:
         table = messaging.table(await messaging.request_reply(rounds=1, samples=1))
     assert table.loc[FASTSTREAM, "p50"] == NOT_INSTALLED
+    result = made(**{BARE: 20, RAW: 5, TOGETHER: 10, CODEC: 16, SAMPLED: 18, ALONE: 24})
+    verdicts = [*nats_goals.throughput_goals(result), *nats_goals.job_goals(result)]
+    assert [row.target.name for row in verdicts] == ["64 in flight, codec only", "jobs end to end"]
+    assert nats_goals.reasons(verdicts, messaging.missing).splitlines() == [
+        f"{goal}: not measured, FastStream is not installed"
+        for goal in ("64 in flight, codec and sampled trace", "jobs end to end, against FastStream")
+    ]
+    assert set(nats_goals.job_rates(result)["rate over FastStream"]) == {NOT_INSTALLED}
 
 
-async def test_where_a_request_goes_adds_up(messaging: Messaging, tmp_path: Path) -> None:
-    flame = await nats_flame.measure(messaging, 20)
+def test_the_goals_against_a_peer_are_those_that_are_told_as_not_measured_without_it() -> None:
+    result = made(**{BARE: 20, RAW: 5, TOGETHER: 10, CODEC: 16, SAMPLED: 18, FASTSTREAM: 40})
+    verdicts = [*nats_goals.throughput_goals(result), *nats_goals.job_goals(result)]
+    against = tuple(row.target.name for row in verdicts if FASTSTREAM in row.target.metric)
+    assert against == nats_goals.AGAINST[FASTSTREAM]
+
+
+def test_rates_stand_beside_each_other_as_rates_with_and_without_batches_and_results() -> None:
+    result = made(**{BARE: 20, CODEC: 16, SAMPLED: 20, ALONE: 32, FASTSTREAM: 40, FASTSTREAM_RESULTS: 48})
+    table = nats_goals.job_rates(result)
+    assert [text.split()[0] for text in table["rate over FastStream"]] == ["2.50", "2.00", "1.25"]
+    assert table["rate over FastStream + results"].iloc[2] == "1.50 × [1.50, 1.50]"
+    lines, bands = rates([result])
+    assert (lines[CODEC], bands[CODEC][0]) == (pytest.approx([4000]), pytest.approx([4000]))
+
+
+async def test_a_table_has_ratios_of_rates_where_it_has_rates(messaging: Messaging) -> None:
+    table = messaging.table(made(**{BARE: 20, CODEC: 16}))
+    assert table["rate over bare nats-py"].tolist() == ["1", "1.25 × [1.25, 1.25]"]
+    assert "ratio to bare nats-py" not in table.columns
+
+
+async def test_where_a_request_goes_adds_up_and_is_kept_like_every_measurement(
+    messaging: Messaging, tmp_path: Path
+) -> None:
+    flame = Flame.read(await Kept(folder=tmp_path).facts("flame", nats_flame.facts, messaging, 20))
     assert 0 < flame.work <= flame.wall * 1.05
     assert sum(flame.rooms.values()) == pytest.approx(1)
     assert {"kit.codec", "kit.nats", "kit.otel", "asyncio", "nats-py", SYSTEM} <= set(flame.rooms)
-    flame.save(tmp_path)
-    assert Flame.load(tmp_path) == flame
+    assert sum(flame.owners.values()) == pytest.approx(max(flame.wall, flame.work))
+    assert (
+        Flame.read(await Kept(measure=False, folder=tmp_path).facts("flame", nats_flame.facts, messaging, 0)) == flame
+    )
+
+
+def test_the_picture_of_a_request_shows_no_more_rooms_than_it_has_colours() -> None:
+    rooms = {f"kit.{number}": 0.1 for number in range(9)} | {"asyncio": 0.1}
+    flame = Flame(wall=3e-4, work=2e-4, spans={}, rooms=rooms, functions={})
+    drawn = flame.draw("One request")
+    pieces = [bar.get_width() for bar in drawn.axes[0].patches]
+    assert pieces == pytest.approx([20, 20, 20, 20, 20, 100, 100])
+    assert drawn.legends[0].get_texts()[5].get_text() == "other rooms"
+    assert list(flame.owners.values()) == pytest.approx([1.8e-4, 2e-5, 1e-4])
 
 
 def test_functions_in_c_count_for_who_calls_them_and_waiting_for_nobody() -> None:
@@ -140,6 +185,8 @@ def test_a_target_is_judged_by_the_percentile_of_all_samples_and_undecided_where
         samples = {KIT: rounds, RAW: np.full((20, 5), limit * 1e6)}
         queuing = Comparison(name="made", samples=samples, baseline=KIT)
         verdict = nats_goals.specified(agents, jobs, queuing)[2]
+        assert verdict.ratio is not None
+        assert verdict.ratio.value == pytest.approx(1 / limit)
         assert (verdict.measured, verdict.state, verdict.target.goal) == (pytest.approx(9e-3), state, False)
 
 
@@ -162,4 +209,5 @@ def test_what_python_takes_of_a_job_stands_beside_all_of_it() -> None:
     table = nats_goals.per_job(made(**{BARE: 64, CODEC: 64}), made(**{BARE: 12.8, CODEC: 6.4}))
     assert table.loc[BARE, "time a job"] == "1.00 ms"
     assert table.loc[BARE, "of it Python's"] == "200 µs"
+    assert table["share"].tolist() == ["20 %", "10 %"]
     assert table["Python's, beside the kit's"].tolist() == ["2.00 × [2.00, 2.00]", "1"]

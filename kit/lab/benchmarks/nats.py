@@ -176,9 +176,17 @@ class Messaging:
         return asks
 
     def table(self, result: Comparison) -> pd.DataFrame:
-        """Return a measurement, with a row for each peer that is not installed."""
-        absent = [name for name in self.missing if name not in result.samples]
-        return with_absent(result.table(), absent)
+        """Return a measurement, with a row for each peer that is not installed.
+
+        Where it has rates, their ratios are shown, as the goals have them, instead of those of time.
+        """
+        absent, table = [name for name in self.missing if name not in result.samples], result.table()
+        if result.operations > 1:
+            place = table.columns.get_loc(of_time := f"ratio to {result.baseline}")
+            rates = [str(result.ratio(name).inverse()) if name != result.baseline else "1" for name in table.index]
+            table = table.drop(columns=of_time)
+            table.insert(place, f"rate over {result.baseline}", rates)
+        return with_absent(table, absent)
 
     async def request_reply(self, *, rounds: int, samples: int) -> Comparison:
         """Measure one request at a time."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import cProfile
-import json
 import pstats
 import time
 from collections import defaultdict
@@ -16,7 +15,6 @@ import kit
 from kit.lab import charts
 from kit.lab.benchmarks.nats import ECHO, SAMPLED, Messaging, note
 from kit.lab.benchmarks.nats_peers import SECONDS
-from kit.lab.project import reports_folder
 from kit.lab.quantities import quantity
 
 if TYPE_CHECKING:
@@ -30,7 +28,8 @@ _ROOMS = {"codec": "kit.codec", "otel": "kit.otel", "nats": "kit.nats", "lab": "
 _LIBRARIES = {"nats": "nats-py", "opentelemetry": "OpenTelemetry", "asyncio": "asyncio", "msgspec": "kit.codec"}
 _KIT = Path(kit.__file__).parent
 _COMPILED = "<string>"  # the file of functions that are compiled for a contract
-_FILE = "nats_flame.json"
+_OURS, _THEIRS, _OTHER = "the kit's own rooms", "libraries and system calls", "other rooms"
+_PIECES = len(charts.SERIES)  # of the picture, beside the time asleep: as many as there are colours
 
 Where = tuple[str, int, str]
 """File, line and function, as pstats names them."""
@@ -56,16 +55,16 @@ class Flame:
     rooms: dict[str, float]
     functions: dict[str, float]
 
-    def save(self, folder: Path | None = None) -> None:
-        """Write it beside the raw samples."""
-        folder = folder or reports_folder() / "samples"
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / _FILE).write_text(json.dumps(asdict(self)))
-
     @classmethod
-    def load(cls, folder: Path | None = None) -> Flame:
-        """Read what ``save`` wrote."""
-        return cls(**json.loads(((folder or reports_folder() / "samples") / _FILE).read_text()))
+    def read(cls, kept: Mapping[str, Any]) -> Flame:
+        """Return what ``facts`` found, as it is kept."""
+        return cls(**kept)
+
+    @property
+    def owners(self) -> dict[str, float]:
+        """Seconds in the kit's own rooms, in everybody else's, and asleep, which together are the request."""
+        kits = sum(share for room, share in self.rooms.items() if room.split(".")[0] == "kit") * self.work
+        return {_OURS: kits, _THEIRS: self.work - kits, ASLEEP: max(self.wall - self.work, 0.0)}
 
     @property
     def most_expensive(self) -> str:
@@ -76,6 +75,10 @@ class Flame:
         """Return the spans, and what the caller's has beyond the handler's: the way there and back."""
         sent, handled = self.spans.values()
         return _table("span", {**self.spans, "… between the two": sent - handled}, sent)
+
+    def by_owner(self) -> pd.DataFrame:
+        """Return what the kit's rooms add up to, what is below them, and the time asleep."""
+        return _table("whose", self.owners, self.wall)
 
     def by_room(self) -> pd.DataFrame:
         """Return the time of each room, the largest first, and the time asleep."""
@@ -88,10 +91,11 @@ class Flame:
         return _table("function", {name: share * self.work for name, share in largest}, self.wall)
 
     def draw(self, title: str) -> Figure:
-        """Return one bar, a piece a room."""
+        """Return one bar, a piece a room; the smallest rooms are one piece, so that no two look alike."""
         import matplotlib.pyplot as plt
 
-        pieces = {**{room: share * self.work for room, share in self.rooms.items()}, ASLEEP: self.wall - self.work}
+        rooms = {room: share * self.work for room, share in list(self.rooms.items())[: _PIECES - 1]}
+        pieces = {**rooms, _OTHER: self.work - sum(rooms.values()), ASLEEP: max(self.wall - self.work, 0.0)}
         with charts.style():
             drawn, axes = plt.subplots(figsize=(7.6, 2.6))
             left = 0.0
@@ -106,6 +110,11 @@ class Flame:
             axes.grid(visible=False, axis="y")
             drawn.legend(loc="outside lower left", ncols=4, fontsize=9)
         return drawn
+
+
+async def facts(messaging: Messaging, requests: int) -> dict[str, Any]:
+    """Take traced requests apart, and return what was found as plain JSON, for ``Flame.read``."""
+    return asdict(await measure(messaging, requests))
 
 
 async def measure(messaging: Messaging, requests: int) -> Flame:

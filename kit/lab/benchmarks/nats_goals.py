@@ -7,23 +7,42 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from kit.lab.bench import SPECIFICATION, Comparison, Target, Verdict, Verdicts
-from kit.lab.benchmarks.nats import BARE, CODEC, FASTSTREAM, KIT, RAW, SAMPLED, TOGETHER, UNSAMPLED
+from kit.lab.benchmarks.contest import NOT_INSTALLED
+from kit.lab.benchmarks.nats import (
+    ALONE,
+    BARE,
+    CODEC,
+    FASTSTREAM,
+    FASTSTREAM_RESULTS,
+    KIT,
+    RAW,
+    SAMPLED,
+    TOGETHER,
+    UNSAMPLED,
+)
 from kit.lab.quantities import quantity
 
 if TYPE_CHECKING:
     import pandas as pd
 
+_THROUGHPUT, _JOBS = "64 in flight, codec and sampled trace", "jobs end to end, against FastStream"
+AGAINST = {FASTSTREAM: (_THROUGHPUT, _JOBS)}
+"""The goals that are set against a peer which may not be installed: without it they have no verdict."""
+
 
 def specified(agents: Comparison, jobs: Comparison, queuing: Comparison) -> Verdicts:
-    """Return the verdicts on the specification's targets: percentiles of all samples, the raw socket as limit."""
+    """Return the verdicts on the specification's targets: percentiles of all samples, the raw socket as limit.
+
+    Their ratios are those of the medians, the kit's to the limit's: a round has too few samples for a 95th percentile.
+    """
     agent_target, rag_target, gateway_target = SPECIFICATION[:3]
-    return Verdicts(
-        (
-            agent_target.verdict(agents.percentile(KIT, 95), limit=agents.percentile(RAW, 95)),
-            rag_target.verdict(jobs.rate(SAMPLED), limit=jobs.rate(TOGETHER)),
-            decidable(gateway_target.verdict(queuing.percentile(KIT, 95), limit=queuing.percentile(RAW, 95))),
-        )
-    )
+    rag = rag_target.verdict(jobs.rate(SAMPLED), limit=jobs.rate(TOGETHER), ratio=jobs.ratio(SAMPLED, to=TOGETHER))
+    return Verdicts((_p95(agent_target, agents), rag, decidable(_p95(gateway_target, queuing))))
+
+
+def _p95(target: Target, result: Comparison) -> Verdict:
+    measured, limit = result.percentile(KIT, 95), result.percentile(RAW, 95)
+    return target.verdict(measured, limit=limit, ratio=result.ratio(KIT, to=RAW))
 
 
 def decidable(verdict: Verdict) -> Verdict:
@@ -36,9 +55,14 @@ def decidable(verdict: Verdict) -> Verdict:
     return replace(verdict, state="undecided") if slow and verdict.state == "missed" else verdict
 
 
-def reasons(verdicts: Iterable[Verdict]) -> str:
-    """Return for each goal that is not reached what was measured, and what stands between it and its limit."""
+def reasons(verdicts: Iterable[Verdict], missing: Iterable[str] = ()) -> str:
+    """Return for each goal that is not reached what was measured, and what stands between it and its limit.
+
+    Args:
+        missing: peers that are not installed: a goal against one of them has a line that says so.
+    """
     lines = [_reason(row) for row in verdicts if not row.met]
+    lines += [f"{goal}: not measured, {peer} is {NOT_INSTALLED}" for peer in missing for goal in AGAINST[peer]]
     return "\n".join(lines) or "every goal is reached"
 
 
@@ -71,7 +95,7 @@ def throughput_goals(result: Comparison) -> Verdicts:
     """Return the verdicts on requests per second, many in flight."""
     rows = [_rate(result, "64 in flight, codec only", CODEC, BARE, 0.65)]
     if FASTSTREAM in result.samples:
-        rows.append(_rate(result, "64 in flight, codec and sampled trace", SAMPLED, FASTSTREAM, 1.0))
+        rows.append(_rate(result, _THROUGHPUT, SAMPLED, FASTSTREAM, 1.0))
     return Verdicts(rows)
 
 
@@ -79,22 +103,38 @@ def job_goals(result: Comparison) -> Verdicts:
     """Return the verdicts on jobs per second, end to end; the limit is a raw socket that stores them as one batch."""
     rows = [_rate(result, "jobs end to end", CODEC, BARE, 0.85, TOGETHER)]
     if FASTSTREAM in result.samples:
-        rows.append(_rate(result, "jobs end to end, against FastStream", CODEC, FASTSTREAM, 2.0, TOGETHER))
+        rows.append(_rate(result, _JOBS, CODEC, FASTSTREAM, 2.0, TOGETHER))
     return Verdicts(rows)
 
 
+def job_rates(result: Comparison) -> pd.DataFrame:
+    """Return the kit's rate over FastStream's, with and without results, with and without batches and a trace."""
+    import pandas as pd
+
+    peers = [name for name in (FASTSTREAM, FASTSTREAM_RESULTS) if name in result.samples]
+    rows = {
+        f"kit, {mine}": {f"rate over {peer}": str(result.ratio(mine, to=peer).inverse()) for peer in peers}
+        or {f"rate over {FASTSTREAM}": NOT_INSTALLED}
+        for mine in (CODEC, SAMPLED, ALONE)
+    }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("jobs")
+
+
 def per_job(jobs: Comparison, work: Comparison) -> pd.DataFrame:
-    """Return the time of one job and how much of it this process ran, by contender, beside the kit's.
+    """Return the time of one job, for how much of it this process ran, and that beside the kit's, by contender.
 
     Args:
         jobs, work: the same contenders by the clock on the wall, and by the processor's.
     """
     import pandas as pd
 
+    each = {name: jobs.percentile(name) / jobs.operations for name in jobs.samples}
+    ran = {name: work.percentile(name) / work.operations for name in jobs.samples}
     rows = {
         name: {
-            "time a job": quantity(jobs.percentile(name) / jobs.operations, "s"),
-            "of it Python's": quantity(work.percentile(name) / work.operations, "s"),
+            "time a job": quantity(each[name], "s"),
+            "of it Python's": quantity(ran[name], "s"),
+            "share": f"{100 * ran[name] / each[name]:.0f} %",
             "Python's, beside the kit's": "1" if name == CODEC else str(work.ratio(name, to=CODEC)),
         }
         for name in jobs.samples

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from itertools import cycle, islice
@@ -18,7 +18,7 @@ from typing import Any
 from kit import codec
 from kit.catalogue import GATEWAY_REQUESTS
 from kit.errors import ReportError
-from kit.lab.bench import Comparison, compare_async
+from kit.lab.bench import Comparison, compare_async, growth
 from kit.lab.benchmarks.nats import BARE, ECHO, SAMPLED, note, prompt, same
 from kit.lab.benchmarks.nats_peers import SECONDS, BareNats, Connect
 from kit.nats.bus import Bus
@@ -138,6 +138,20 @@ class Growth:
             if await process.stdout.readline() != b"works\n":
                 raise ReportError("a worker's process ended before it began to work")
         return process
+
+
+def rates(
+    results: Iterable[Comparison],
+) -> tuple[dict[str, list[float]], dict[str, tuple[list[float], list[float]]]]:
+    """Return curves of operations per second over comparisons, with their bands, as ``growth`` does those of time."""
+    steps = list(results)
+    series, bands = growth(steps)
+
+    def inverse(seconds: Iterable[float]) -> list[float]:
+        return [step.operations / value for step, value in zip(steps, seconds, strict=True)]
+
+    lines = {name: inverse(line) for name, line in series.items()}
+    return lines, {name: (inverse(high), inverse(low)) for name, (low, high) in bands.items()}
 
 
 async def _ended(process: asyncio.subprocess.Process) -> None:
