@@ -14,7 +14,7 @@ from kit.codec.shapes import compile_reader
 from kit.errors import ReportError
 from kit.lab.bench import Comparison, compare_async
 from kit.lab.benchmarks import codec, codec_inside, codec_peers
-from kit.lab.benchmarks.contest import KIT, NOT_INSTALLED, Contender, Contest, stated
+from kit.lab.benchmarks.contest import BY_HAND, KIT, NOT_INSTALLED, Contender, Contest, stated
 from kit.lab.benchmarks.kept import Kept
 
 PREFIX = b'{"schema_version":"1.0","message_type":"made","data":'
@@ -106,6 +106,34 @@ def test_a_peer_that_is_not_installed_has_a_row_that_says_so(monkeypatch: pytest
     assert table.loc["pydantic", "p50"] == NOT_INSTALLED
     assert table.loc["pydantic", "contract"] == "–"
     assert table.loc[KIT, "contract"] == "checked"
+
+
+def test_the_fastest_peer_is_a_library_that_checks_the_contract() -> None:
+    contest = codec.reading(codec.agent_message(), orjson, jsonschema_rs)
+    samples = {name: np.full((4, 2), 100.0 + number) for number, name in enumerate(contest.contenders)}
+    samples["cloudevents"] -= 100  # checks nothing
+    result = Comparison(name="made", samples=samples, baseline=KIT)
+    assert contest.fastest_peer(result) == "msgspec, a Struct"
+    samples[codec_peers.REFERENCE] -= 50
+    assert contest.fastest_peer(result) == codec_peers.REFERENCE
+
+
+def test_a_goal_that_is_missed_or_undecided_has_its_reason_and_no_other() -> None:
+    def made(**medians: tuple[float, ...]) -> Comparison:
+        names = {"kit": KIT, "hand": BY_HAND, "bare": codec.UNCHECKED, "listed": codec.JSON_LIST}
+        samples = {names[key]: np.repeat(np.array(values)[:, None], 2, axis=1) for key, values in medians.items()}
+        return Comparison(name="made", samples=samples, baseline=KIT)
+
+    fast = made(kit=(100, 100), hand=(400, 400), bare=(200, 200), listed=(2000, 2000))
+    slow = made(kit=(100, 200), hand=(100, 100), bare=(50, 50), listed=(500, 500))
+    peers = (BY_HAND, BY_HAND)
+    reached = [*codec.goals(fast, fast, peers), *codec.document_goals(fast, fast)]
+    assert codec.reasons(reached) == "every goal is reached"
+    rows = [*codec.goals(slow, slow, peers), *codec.document_goals(slow, slow)]
+    lines = codec.reasons(rows).splitlines()
+    assert [line.split(", ratio")[0] for line in lines] == [row.target.name for row in rows if not row.met]
+    assert "undecided" in lines[0]
+    assert "the parts of a reading" in lines[2]
 
 
 def test_messages_of_a_size_have_it_in_either_kind_of_text() -> None:

@@ -108,6 +108,17 @@ def test_a_title_is_escaped() -> None:
     assert ElementTree.fromstring(chart.svg).attrib["aria-label"] == 'a < b & "c"'
 
 
+@pytest.mark.parametrize("letters", [5, 30, 70])
+def test_a_legend_stays_within_the_picture(letters: int) -> None:
+    with charts._axes() as (drawn, axes):
+        for number in range(4):
+            axes.plot([1, 2], label=f"{number}" * letters)
+        charts._legend(drawn)
+        (legend,) = drawn.legends
+        assert legend.get_window_extent().x1 <= drawn.bbox.x1
+    charts.figure(drawn, title="Closed")
+
+
 def test_no_figure_stays_behind() -> None:
     import matplotlib.pyplot as plt
 

@@ -233,8 +233,13 @@ def _label(axes: Axes, title: str, x_label: str, y_label: str) -> None:
 
 
 def _legend(drawn: Figure) -> None:
-    """Put the legend under the picture, where it covers nothing."""
-    drawn.legend(loc="outside lower left", ncols=4, fontsize=9.5, handlelength=2.6, columnspacing=1.6)
+    """Put the legend under the picture, where it covers nothing, in as many columns as there is room for."""
+    look: Any = {"loc": "outside lower left", "fontsize": 9.5, "handlelength": 2.6, "columnspacing": 1.6}
+    for columns in (4, 3, 2, 1):
+        legend = drawn.legend(ncols=columns, **look)
+        if columns == 1 or legend.get_window_extent().x1 <= drawn.bbox.x1:
+            return
+        legend.remove()
 
 
 def _plain_ticks(axis: Axis, limits: tuple[float, float]) -> None:

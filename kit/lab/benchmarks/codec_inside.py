@@ -16,7 +16,7 @@ import numpy as np
 from kit.codec import decode, encode, latest, schema
 from kit.codec.shapes import UTC_PATTERN, compile_reader, compile_writer
 from kit.lab.bench import Comparison, median_interval
-from kit.lab.benchmarks.codec import FRESH, TYPE, UNCHECKED, agent_message, reading
+from kit.lab.benchmarks.codec import ASCII, FRESH, TYPE, UNCHECKED, agent_message, reading
 from kit.lab.benchmarks.codec_peers import closed_struct, valid_by_hand
 from kit.lab.benchmarks.contest import BY_HAND, KIT, Contender, Contest, installed, with_absent
 from kit.lab.project import project_root
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 PROVED, NO_PATTERNS, COMPILED = "orjson, then the proof", "shape without patterns", "compiled reader"
 COUNTED, JITER, JITER_CATCHES = "orjson, and its quotes counted", "jiter", "jiter, which refuses doubled keys"
+UNCHECKED_ASCII, PROVED_ASCII = f"{UNCHECKED}, ASCII", f"{PROVED}, ASCII"
 STRUCT, COMPILED_WRITER = "closed Struct, no proof, no patterns", "compiled writer"
 _INNER = 50  # calls in a sample of what takes microseconds
 _ID = "^[a-z0-9][a-z0-9_-]{0,62}$"
@@ -66,10 +67,11 @@ def parts(orjson: ModuleType) -> Contest:
 def proofs(orjson: ModuleType) -> Contest:
     """Return ways to see a key that stands twice, and what each stands on: only the first one sees all that is lost.
 
-    Counting quotes is not even enough by itself: what to expect has to be worked out of the data.
+    Counting quotes is not even enough by itself: what to expect has to be worked out of the data. Of a message as long
+    whose text is ASCII there are the first two once more.
     """
-    message = agent_message()
-    payload = encode(TYPE, message)
+    message, plain = agent_message(), agent_message(sentence=ASCII)
+    payload, plain_payload = encode(TYPE, message), encode(TYPE, plain)
 
     def count() -> Any:
         return orjson.loads(payload), payload.count(b'"')
@@ -80,6 +82,8 @@ def proofs(orjson: ModuleType) -> Contest:
         COUNTED: Contender(
             call=count, check=lambda answer: bool(answer[0]["data"] == message and answer[1] > 0), contract=False
         ),
+        UNCHECKED_ASCII: _unchecked(plain, plain_payload, orjson),
+        PROVED_ASCII: _proved(plain, plain_payload, orjson),
     }
     jiter = installed("jiter")  # comes with the openai client
     if jiter is not None:

@@ -42,12 +42,14 @@ class Contest:
     """Contenders by name; the first is what the others are compared with.
 
     Attributes:
+        peers: which of them are libraries that one would use instead of the kit.
         absent: peers that are not installed: their rows say so.
         inner: calls in one sample, where one call is too short for the clock.
     """
 
     name: str
     contenders: Mapping[str, Contender]
+    peers: tuple[str, ...] = ()
     absent: tuple[str, ...] = ()
     inner: int = 1
 
@@ -74,9 +76,8 @@ class Contest:
         return with_absent(table, self.absent)
 
     def fastest_peer(self, result: Comparison) -> str:
-        """Return the fastest of the libraries that check a contract."""
-        checking = {name for name, contender in self.contenders.items() if contender.contract}
-        return min((name for name in checking if not name.startswith((KIT, BY_HAND))), key=result.percentile)
+        """Return the fastest of the peers that check a contract."""
+        return min((name for name in self.peers if self.contenders[name].contract), key=result.percentile)
 
 
 def with_absent(table: pd.DataFrame, absent: Sequence[str]) -> pd.DataFrame:
