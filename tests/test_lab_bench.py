@@ -183,8 +183,9 @@ def test_missed_targets_are_named_after_the_table_was_shown() -> None:
 
 
 def test_a_table_says_how_many_samples_there_are_and_shows_no_percentile_that_these_do_not_reach() -> None:
-    few, many = (bench.Comparison(name="a_b", samples={"x": np.full(shape, 1e6)}, baseline="x", inner=inner)
-                 for shape, inner in (((9, 11), 50), ((10, 10), 1)))  # fmt: skip
+    fewest, few, many = (bench.Comparison(name="a_b", samples={"x": np.full(shape, 1e6)}, baseline="x", inner=inner)
+                         for shape, inner in (((13, 3), 1), ((9, 11), 50), ((10, 10), 1)))  # fmt: skip
+    assert fewest.table().loc["x"].tolist() == ["1.00 ms", "–", "–", "1", "39"]
     assert few.table().loc["x"].tolist() == ["1.00 ms", "1.00 ms", "–", "1", "99 of 50 calls"]
     assert many.table().loc["x", "p99"] == "1.00 ms"
     assert many.table().index.name == "a b"

@@ -93,7 +93,8 @@ def test_the_gateway_is_judged_beside_litellm_asked_directly() -> None:
     times = {document_qa.DIRECT: 3.2, document_qa.GATEWAY: 3.4}
     samples = {name: np.full((3, 2), 1e6 * milliseconds) for name, milliseconds in times.items()}
     verdict = document_qa.gateway_goal(Comparison(name="made", samples=samples, baseline=document_qa.DIRECT))
-    assert (verdict.target.metric, verdict.measured) == (f"p50 against {document_qa.DIRECT}", pytest.approx(1.0625))
+    assert document_qa.DIRECT in verdict.target.metric
+    assert verdict.measured == pytest.approx(1.0625)
     assert verdict.state == "missed"
 
 
@@ -104,7 +105,7 @@ async def test_searches_by_hand_find_what_the_kit_finds() -> None:
     await tables.close()
     assert list(found.samples) == [document_search.LANCEDB, document_search.NUMPY, document_search.VECTOR]
     assert list(mixed.samples) == [document_search.LANCEDB_HYBRID, document_search.HYBRID]
-    assert document_search.search_goal(found).ratio is not None
+    assert document_search.search_goal(found, 600).ratio is not None
 
 
 def test_words_that_are_asked_for_are_rare_and_stand_together_in_one_passage() -> None:

@@ -14,14 +14,17 @@ from kit.lab.bench import Comparison
 from kit.lab.benchmarks import otel, telemetry_costs, telemetry_peers, telemetry_singles
 from kit.lab.benchmarks.contest import Contest
 from kit.lab.benchmarks.kept import Kept
-from kit.lab.benchmarks.otel import BARE, GATEWAY, LOGGED, METRICS, OFF, TRACED, WALL
+from kit.lab.benchmarks.otel import BARE, GATEWAY, wall_of
+from kit.lab.benchmarks.telemetry_switch import LOGGED, METRICS, OFF, TRACED, Switch, all_settings
 
 
 def _result(noise: float, tracing: float = 0.02, wall: float = 1.0) -> Comparison:
     """Forty rounds of 10 ms, in which neighbouring settings differ by their cost, give or take up to the noise."""
     spread = np.linspace(-noise, noise, 40).reshape(-1, 1)
     whole = {OFF: 1 + 0 * spread, METRICS: 1.001 + spread, TRACED: 1.001 + tracing, LOGGED: 1.002 + tracing + spread}
-    samples = {name: np.broadcast_to(1e7 * cost, (40, 1)) for name, cost in (whole | {WALL: wall + 0 * spread}).items()}
+    samples = {
+        name: np.broadcast_to(1e7 * cost, (40, 1)) for name, cost in (whole | {wall_of(OFF): wall + 0 * spread}).items()
+    }
     return Comparison(name="made", samples=samples, baseline=OFF)
 
 
@@ -49,13 +52,13 @@ def test_off_and_on_decide_unless_the_target_lies_within_the_interval(
 def test_the_noise_of_the_wall_is_in_the_interval_of_a_share() -> None:
     steady = _result(0.0)
     walls = np.random.default_rng(1).uniform(0.5, 1.5, (40, 1)) * 1e7
-    noisy = replace(steady, samples=steady.samples | {WALL: walls})
+    noisy = replace(steady, samples=steady.samples | {wall_of(OFF): walls})
     sure, unsure = (otel.share(result, "tracing overhead") for result in (steady, noisy))
     assert sure.high - sure.low < 1e-9 < unsure.high - unsure.low
 
 
 def test_metrics_alone_count_and_time_without_a_span_or_a_header() -> None:
-    telemetry = otel._settings()[METRICS]
+    telemetry = all_settings()[METRICS]
     with telemetry.operation(RAG_VECTOR_SEARCH, {"rag.top_k": 5}) as opened:
         assert opened.headers() is None
     with pytest.raises(ValueError, match="lost"), telemetry.operation(RAG_VECTOR_SEARCH):
@@ -67,7 +70,7 @@ def test_metrics_alone_count_and_time_without_a_span_or_a_header() -> None:
 
 
 def test_a_switch_turns_loggers_that_were_bound_before_and_a_tally_counts() -> None:
-    switch = otel.Switch(otel._settings())
+    switch = Switch(all_settings())
     log = switch.logger("kit.rag")
     log.warning("unheard")
     switch.use(LOGGED)
@@ -93,7 +96,7 @@ async def test_an_operation_is_measured_with_both_clocks_and_kept_and_read_again
         bare = await kept.take(name, place.compare, BARE, rounds=4)
         assert (bare.conditions["clock"], bare.conditions["gc"]) == ("cpu", "rounds")
         assert {samples.shape for samples in bare.samples.values()} == {(4, 1)}
-        assert bare.percentile(WALL) > 0
+        assert otel.clocks(bare).shape == (4, 7)
         calls = await kept.facts("otel_calls", place.calls, times=3)
         assert calls[BARE] == {"operation": 2.0, "log line": 1.0}  # which is the benchmark's
         assert calls[GATEWAY]["operation"] > 2
@@ -108,7 +111,7 @@ async def test_an_operation_is_measured_with_both_clocks_and_kept_and_read_again
         )
         again = await Kept(measure=False, folder=tmp_path).take(name, place.compare, BARE, rounds=4)
         line = await kept.take(f"{name}_line", place.compare, BARE, rounds=3, settings=otel.LINE)
-        assert set(line.samples) == {*otel.LINE, WALL}
+        assert set(line.samples) == {*otel.LINE, *map(wall_of, otel.LINE)}
         assert {signal: which is line for signal, which in otel.deciding(bare, line).items()} == {
             "metrics collection overhead": False, "tracing overhead": False, "logging overhead": True,
         }  # fmt: skip
@@ -141,6 +144,9 @@ async def test_faststreams_middleware_stands_beside_where_it_is_installed(monkey
         monkeypatch.setattr(telemetry_peers, "installed", lambda name: None)
         alone = await telemetry_peers.compare_peers(place, rounds=2, block=2)
         assert list(telemetry_peers.table(alone)["without"])[1] == "not installed"
+        (goal,) = telemetry_peers.goals(peers)
+        assert goal.ratio is not None
+        assert list(telemetry_peers.goals(alone)) == []
     finally:
         await place.close()
 
@@ -150,7 +156,8 @@ async def test_single_calls_are_proved_by_what_was_recorded() -> None:
     try:
         made = (telemetry_singles.spans, telemetry_singles.increments, telemetry_singles.lines)
         for contest in (make(place, 3) for make in made):
-            contest.run(rounds=2, samples=2)
+            (goal,) = telemetry_singles.goals({contest.name: contest.run(rounds=2, samples=2)})
+            assert (goal.target.goal, goal.ratio) == (True, goal.interval)
             for lost in (telemetry_singles.KIT, telemetry_singles.SDK):
                 contender = replace(contest.contenders[lost], call=lambda: None)
                 silent = Contest(name="silent", contenders={lost: contender}, inner=3)

@@ -87,7 +87,7 @@ def test_the_readme_says_undecided() -> None:
 def test_a_rates_ratio_is_shown_in_the_direction_of_what_is_measured_and_kept_as_one_of_time() -> None:
     time = Ratio(value=0.5, low=0.4, high=0.625)
     verdict = GOAL.verdict(2.0, ratio=time)
-    assert verdict.cells()["ratio"] == "2.00 × [1.60, 2.50]"
+    assert verdict.cells()["ratio, by rounds"] == "2.00 × [1.60, 2.50]"
     assert verdict.plain()["ratio"] == time.plain()
 
 

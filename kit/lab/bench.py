@@ -40,8 +40,8 @@ __all__ = [
 ]  # fmt: skip
 
 GarbageCollection = Literal["between", "rounds", "on"]
-ENOUGH = 100
-"""Samples that a 99th percentile takes: of fewer, it is the largest one."""
+ENOUGH = {50: 1, 95: 40, 99: 100}
+"""Samples that a percentile takes: of fewer, it hangs on the largest one or two."""
 
 Clock = Literal["wall", "cpu"]
 Check = Callable[[Any], Any]
@@ -98,7 +98,7 @@ class Comparison:
         """Return percentiles with their units and ratios with their intervals, a row a contender.
 
         Percentiles are of samples. Where a sample is the mean of several calls, as the column ``samples`` says, they
-        lie closer together than those of single calls. The 99th of fewer than ``ENOUGH`` samples is not shown.
+        lie closer together than those of single calls. A percentile of fewer than ``ENOUGH`` samples is not shown.
         """
         import pandas as pd
 
@@ -139,7 +139,7 @@ class Comparison:
 
     def _percents(self, contender: str) -> tuple[int, ...]:
         """Which percentiles there are samples enough for."""
-        return (50, 95, 99) if self._samples(contender).size >= ENOUGH else (50, 95)
+        return tuple(percent for percent, least in ENOUGH.items() if self._samples(contender).size >= least)
 
     def _samples(self, contender: str) -> NDArray[np.float64]:
         if contender not in self.samples:

@@ -60,9 +60,9 @@ def versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:
 
 
 def commit() -> str:
-    """Return the short commit of the checkout, with ``+`` when files differ from it; empty outside one."""
+    """Return the short commit of the checkout, and whether files differ from it; empty outside one."""
     head = _git("rev-parse", "--short=10", "HEAD")
-    return f"{head}+" if head and _git("status", "--porcelain", "--untracked-files=no") else head
+    return f"{head}, with changes" if head and _git("status", "--porcelain", "--untracked-files=no") else head
 
 
 def _git(*arguments: str) -> str:

@@ -131,7 +131,7 @@ class Verdict:
             "target": bound_text(said),
             "measured": measured_text(said),
             "limit": quantity(self.limit, self.target.unit),
-            "ratio": ratio_text(said),
+            "ratio, by rounds": ratio_text(said),
             "verdict": SIGNS[self.state],
         }
 

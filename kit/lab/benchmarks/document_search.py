@@ -131,10 +131,10 @@ class Tables:
         self._folder.cleanup()
 
 
-def search_goal(result: Comparison) -> Verdict:
-    """Return the verdict on the tenant's search by vectors."""
+def search_goal(result: Comparison, rows: int) -> Verdict:
+    """Return the verdict on the tenant's search by vectors, in a table of so many rows."""
     ratio = result.ratio(VECTOR, to=LANCEDB)
-    target = Target("tenant's search", 1.1, unit="×", metric=f"p50 against {LANCEDB}", goal=True)
+    target = Target("tenant's search", 1.1, unit="×", metric=f"p50 against {LANCEDB}, {rows:,} rows", goal=True)
     return target.verdict(ratio.value, ratio=ratio, interval=ratio)
 
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import partial
-from time import perf_counter, perf_counter_ns
+from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -18,27 +16,21 @@ from kit.catalogue import API_QUERIES
 from kit.codec import loads
 from kit.lab.bench import SPECIFICATION, Comparison, Ratio, Verdict, compare_async, median_interval
 from kit.lab.benchmarks.codec import agent_message
-from kit.lab.benchmarks.variables import telemetry_variables
+from kit.lab.benchmarks.telemetry_switch import LOGGED, METRICS, OFF, TRACED, Switch, all_settings
 from kit.lab.project import project_root
+from kit.lab.quantities import quantity
 from kit.nats.bus import Bus
 from kit.nats.server import Server
-from kit.otel import Operation, Telemetry, start_telemetry
-from kit.otel.logs import Log
-from kit.otel.operation import Plan, Untold
 
 if TYPE_CHECKING:
     import pandas as pd
 
-OFF, METRICS, TRACED, LOGGED = "off", "metrics", "metrics, traces", "metrics, traces, a log line"
 STEPS = {
     "metrics collection overhead": (METRICS, OFF),
     "tracing overhead": (TRACED, METRICS),
     "logging overhead": (LOGGED, TRACED),
 }
 """Which two settings of the switch the specification's target is the difference of."""
-
-WALL = "the first, by the clock on the wall"
-"""What the shares are of: how long an operation takes under the first setting, in the same rounds."""
 
 LINE = (TRACED, LOGGED)
 """The settings that tell what a log line costs, which is the least and takes the most rounds."""
@@ -54,140 +46,6 @@ PAIRED, CALLS = "off and on", "calls × cost"
 ECHO = replace(API_QUERIES, message_type="agent_message", result_type="agent_message")
 QUESTION = "Why are there separate tuple and list data types?"
 _PROMPT = "[1] Copying\nThe shutil module contains a copyfile() function.\n\nQuestion: How do I copy a file?"
-
-
-class Switch(Telemetry):
-    """A telemetry that is another one from one call to the next, so that off and on share all but this.
-
-    Components that were started with it follow the switch, and so do their loggers.
-    """
-
-    def __init__(self, settings: Mapping[str, Telemetry]) -> None:
-        self.settings = dict(settings)
-        self.loggers = {name: telemetry.logger("benchmark") for name, telemetry in settings.items()}
-        self.lines = 0  # that components wrote
-        self.use(OFF)
-
-    def use(self, setting: str) -> None:
-        """Be this one from now on."""
-        self.setting, self._now, self.log = setting, self.settings[setting], self.loggers[setting]
-
-    def logger(self, name: str) -> Log:
-        """Return a logger that writes what the present setting lets it write."""
-        return Following(self, {setting: telemetry.logger(name) for setting, telemetry in self.settings.items()})
-
-    def for_tenant(self, tenant_id: str | None) -> Telemetry:
-        """Return this: there is one tenant here."""
-        return self
-
-    def operation(self, row: Any, attributes: Any = None, **options: Any) -> Operation:
-        """Return what the present setting makes of an operation."""
-        return self._now.operation(row, attributes, **options)
-
-    def annotate(self, attributes: Any) -> None:
-        """Pass on."""
-        self._now.annotate(attributes)
-
-    def count(self, metric: Any, value: int | float = 1, **labels: Any) -> None:
-        """Pass on."""
-        self._now.count(metric, value, **labels)
-
-    def record(self, metric: Any, value: int | float, **labels: Any) -> None:
-        """Pass on."""
-        self._now.record(metric, value, **labels)
-
-    @contextmanager
-    def counting(self, setting: str) -> Iterator[Tally]:
-        """Be this one, with every call counted, within the block."""
-        self.use(setting)
-        self._now = tally = Tally(self._now)
-        try:
-            yield tally
-        finally:
-            self.use(setting)
-
-
-class MetricsAlone(Telemetry):
-    """A telemetry that counts and times operations, with neither spans nor a trace's context to pass on.
-
-    The kit has no such setting: it is here to tell what metrics cost from what tracing costs.
-    """
-
-    def operation(self, row: Any, attributes: Any = None, **options: Any) -> Operation:
-        """Return what counts and times an operation."""
-        plan = self._plans.get(row.name)
-        if plan is None:
-            plan = self._plans[row.name] = Plan(row, self._core.tracing, self._shard, self.tenant_id)
-        return Timed(plan, None, **options)
-
-
-class Timed(Untold):
-    """An operation without a span, which ends as one with a span does for its metrics."""
-
-    __slots__ = ()
-
-    def __enter__(self) -> Self:
-        super().__enter__()
-        self._started = perf_counter()
-        return self
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        seconds = perf_counter() - self._started
-        if error is not None:
-            self._record(error)
-        if error is None and self._labels is None:
-            self._plan.success(seconds)
-        else:
-            self._plan.measure(seconds, self._outcome())
-        super().__exit__(kind, error, trace)
-
-
-class Following(Log):
-    """A logger that is another one from one call to the next, as its switch is."""
-
-    __slots__ = ("_logs", "_switch")
-
-    def __init__(self, switch: Switch, logs: Mapping[str, Log]) -> None:
-        self._switch, self._logs = switch, logs
-        self._level = logging.DEBUG  # the present logger has a level of its own
-
-    def _emit(self, level: int, message: str, args: tuple[object, ...], attributes: dict[str, Any]) -> None:
-        log = self._logs[self._switch.setting]
-        if level >= log._level:
-            self._switch.lines += 1
-            log._emit(level, message, args, attributes)
-
-
-class Tally(Telemetry):
-    """A telemetry that counts how often it is called, and passes on.
-
-    Attributes:
-        calls: by the method's name.
-    """
-
-    def __init__(self, counted: Telemetry) -> None:
-        self._counted = counted
-        self.calls: Counter[str] = Counter()
-
-    def operation(self, row: Any, attributes: Any = None, **options: Any) -> Operation:
-        """Count, and pass on."""
-        self.calls["operation"] += 1
-        return self._counted.operation(row, attributes, **options)
-
-    def annotate(self, attributes: Any) -> None:
-        """Count, and pass on."""
-        self.calls["annotate"] += 1
-        self._counted.annotate(attributes)
-
-    def count(self, metric: Any, value: int | float = 1, **labels: Any) -> None:
-        """Count, and pass on."""
-        self.calls["count"] += 1
-        self._counted.count(metric, value, **labels)
-
-    def record(self, metric: Any, value: int | float, **labels: Any) -> None:
-        """Count, and pass on."""
-        self.calls["record"] += 1
-        self._counted.record(metric, value, **labels)
 
 
 class Workplace:
@@ -223,8 +81,8 @@ class Workplace:
         from kit.nats.connection import connect
 
         self.server = await self._stack.enter_async_context(Server(tenants=("acme",)))
-        self.switch = Switch(settings := _settings())
-        for telemetry in settings.values():
+        self.switch = Switch(made := all_settings())
+        for telemetry in made.values():
             self._stack.callback(telemetry.shutdown, 1.0)
         login = self.server.credentials("acme")
         connection = await connect(self.server.url, tenant_id="acme", credentials=login)
@@ -257,8 +115,8 @@ class Workplace:
 
         Everything but the NATS server runs in this process. What an operation leaves to the background, as its events,
         is done within its turn, which rests until then. The settings change with each operation, since what else moves
-        on a machine moves slowly: neighbours in time are alike. The contender ``WALL`` is the second clock: what the
-        first setting took from asking to having the answer, by the clock on the wall, in the same rounds.
+        on a machine moves slowly: neighbours in time are alike. The contenders of ``wall_of`` are the second clock:
+        what each setting took from asking to having the answer, by the clock on the wall, in the same rounds.
 
         Args:
             settings: of the switch; all by default.
@@ -266,15 +124,15 @@ class Workplace:
         Raises:
             ReportError: an answer is another one than without telemetry.
         """
-        first, *_ = names = tuple(settings or self.switch.settings)
-        walls: dict[str, list[int]] = {name: [] for name in names}
+        walls: dict[str, list[int]] = {name: [] for name in settings or self.switch.settings}
         expected = await self._turn(OFF, operation, [])
         result = await compare_async(
-            {name: partial(self._turn, name, operation, walls[name]) for name in names},
+            {name: partial(self._turn, name, operation, taken) for name, taken in walls.items()},
             name=file_name(operation, settings), check=expected.__eq__, rounds=rounds, samples=1, clock="cpu",
             garbage="rounds",
         )  # fmt: skip
-        return replace(result, samples=result.samples | {WALL: np.reshape(walls[first][-rounds:], (rounds, 1))})
+        second = {wall_of(name): np.reshape(taken[-rounds:], (rounds, 1)) for name, taken in walls.items()}
+        return replace(result, samples=result.samples | second)
 
     async def _turn(self, setting: str, operation: str, walls: list[int]) -> Any:
         began = perf_counter_ns()
@@ -312,25 +170,31 @@ async def _back(message: Any) -> Any:
     return message.data
 
 
-def _settings() -> dict[str, Telemetry]:
-    """Return four telemetries; what records keeps it in memory, as in a notebook."""
-    variables: dict[str, tuple[dict[str, str], str]] = {
-        OFF: ({"OTEL_SDK_DISABLED": "true"}, "OFF"),
-        METRICS: ({}, "OFF"),
-        TRACED: ({"OTEL_TRACES_SAMPLER": "always_on"}, "OFF"),
-        LOGGED: ({"OTEL_TRACES_SAMPLER": "always_on"}, "INFO"),
-    }
-    found = {}
-    for name, (values, level) in variables.items():
-        with telemetry_variables(values):
-            found[name] = start_telemetry("benchmark", tenant_id="acme", log_level=level, capture_logging=False)
-    return found | {METRICS: MetricsAlone(found[METRICS]._core, "acme")}
-
-
 def file_name(operation: str, settings: Sequence[str] = ()) -> str:
     """Return the name under which the samples of an operation are kept, under all settings or under these."""
     name = f"otel_{operation.lower().replace(' ', '_').replace('/', '_')}"
     return f"{name}_line" if settings else name
+
+
+def wall_of(setting: str) -> str:
+    """Return the name of the contender that is a setting by the clock on the wall."""
+    return f"{setting}, wall clock"
+
+
+def clocks(result: Comparison) -> pd.DataFrame:
+    """Return what an operation takes under each setting, by both clocks, and the ratios to the first, by rounds."""
+    import pandas as pd
+
+    rows, first = {}, result.baseline
+    for name in result.samples:
+        if (wall := wall_of(name)) in result.samples:
+            row: dict[str, str] = {}
+            for clock, key, to in (("processor", name, first), ("wall clock", wall, wall_of(first))):
+                row[f"{clock}, p50"] = quantity(result.percentile(key), "s")
+                row[f"{clock}, p95"] = quantity(result.percentile(key, 95), "s")
+                row[f"{clock}, ratio"] = "1" if key == to else str(result.ratio(key, to=to))
+            rows[name] = row | {"samples": str(result.samples[name].size)}
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis(result.name.replace("_", " "))
 
 
 def deciding(whole: Comparison, line: Comparison) -> dict[str, Comparison]:
@@ -366,7 +230,7 @@ def share(result: Comparison, signal: str) -> Ratio:
     Both are of the same round, and each round gives one share; so the interval has the noise of both in it.
     """
     on, before = (result.samples[name] for name in STEPS[signal])
-    return median_interval(np.ravel(100 * (on - before) / result.samples[WALL]))
+    return median_interval(np.ravel(100 * (on - before) / result.samples[wall_of(result.baseline)]))
 
 
 def estimates(

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from kit.lab.bench import Comparison, compare_async
+import numpy as np
+
+from kit.lab.bench import Comparison, Target, Verdict, compare_async, median_interval
 from kit.lab.benchmarks.codec import agent_message
 from kit.lab.benchmarks.contest import NOT_INSTALLED, installed
-from kit.lab.benchmarks.otel import ECHO, OFF, TRACED, Workplace
+from kit.lab.benchmarks.otel import ECHO, Workplace
+from kit.lab.benchmarks.telemetry_switch import OFF, TRACED
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,6 +53,17 @@ async def compare_peers(place: Workplace, *, rounds: int, block: int) -> Compari
             contenders, name=NAME, check=lambda answer: answer == data,
             rounds=rounds, samples=1, inner=block, clock="cpu",
         )  # fmt: skip
+
+
+def goals(result: Comparison) -> Iterator[Verdict]:
+    """Yield the verdict on what telemetry adds to a request, beside FastStream's middleware where that is installed."""
+    if BARE_TOLD in result.samples:
+        mine, theirs = (np.ravel(result.samples[told] - result.samples[bare]) for told, bare in ADDED.values())
+        ratio = median_interval(mine / theirs)
+        target = Target(
+            "telemetry of a request", 1.0, unit="×", metric="time added, against FastStream's middleware", goal=True
+        )
+        yield target.verdict(ratio.value, ratio=ratio, interval=ratio)
 
 
 def table(result: Comparison) -> pd.DataFrame:

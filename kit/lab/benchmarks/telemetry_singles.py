@@ -6,13 +6,15 @@ Each sample is proved by what was recorded: as many spans, increments or lines a
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
 from typing import Any
 
 from kit.catalogue import GATEWAY_CACHE_HITS, RAG_VECTOR_SEARCH
+from kit.lab.bench import Comparison, Target, Verdict
 from kit.lab.benchmarks.contest import Contender, Contest
-from kit.lab.benchmarks.otel import LOGGED, Workplace
+from kit.lab.benchmarks.otel import Workplace
+from kit.lab.benchmarks.telemetry_switch import LOGGED
 
 KIT, SDK, NONE = "kit", "bare SDK", "no SDK"
 INNER = 50  # calls in a sample
@@ -121,6 +123,14 @@ def lines(place: Workplace, inner: int = INNER) -> Contest:
         ),
         _contender(lambda: silent.info("answered", extra=size), lambda: True),
     )  # fmt: skip
+
+
+def goals(results: Mapping[str, Comparison]) -> Iterator[Verdict]:
+    """Yield the verdicts on what was measured one by one, by its name, beside the bare SDK."""
+    for name, result in results.items():
+        ratio = result.ratio(KIT, to=SDK)
+        target = Target(f"one {name}", 1.0, unit="×", metric=f"p50 against {SDK}", goal=True)
+        yield target.verdict(ratio.value, ratio=ratio, interval=ratio, limit=result.ratio(NONE, to=SDK).value)
 
 
 def _open(opened: Any) -> None:
