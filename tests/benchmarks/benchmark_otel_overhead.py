@@ -40,7 +40,7 @@ def _measured() -> dict[str, Comparison]:
 
 
 def _signal(benchmark: Any, operation: str, name: str) -> None:
-    """Show an operation with a signal on; where the target is of that operation, fail when it is missed beyond doubt."""
+    """Show an operation with a signal on; fail when its target, where it has one, is missed beyond doubt."""
     whole, line = _measured()[operation], _measured()[f"{operation}, line"]
     deciding = otel.deciding(whole, line)
     show(benchmark, deciding[name], otel.STEPS[name][0])
