@@ -227,7 +227,7 @@ def reasons(verdicts: Iterable[Verdict]) -> str:
 def _reason(row: Verdict) -> str:
     said = row.cells()
     why = "undecided, for the bound lies within the interval" if row.state == "undecided" else _WHY[row.target.name]
-    return f"{row.target.name}, {row.target.metric}: {said['measured']}, goal {said['target']}: {why}"
+    return f"{row.target.name} ({row.target.metric}): {said['measured']}, goal {said['target']}: {why}"
 
 
 _EXACT = "proves beyond the contract that nothing is changed on its way, which nobody else does"
