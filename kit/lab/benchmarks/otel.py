@@ -188,13 +188,15 @@ def clocks(result: Comparison) -> pd.DataFrame:
     rows, first = {}, result.baseline
     for name in result.samples:
         if (wall := wall_of(name)) in result.samples:
-            row: dict[str, str] = {}
-            for clock, key, to in (("processor", name, first), ("wall clock", wall, wall_of(first))):
-                row[f"{clock}, p50"] = quantity(result.percentile(key), "s")
-                row[f"{clock}, p95"] = quantity(result.percentile(key, 95), "s")
-                row[f"{clock}, ratio"] = "1" if key == to else str(result.ratio(key, to=to))
-            rows[name] = row | {"samples": str(result.samples[name].size)}
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis(result.name.replace("_", " "))
+            rows[name] = {
+                "p50": quantity(result.percentile(name), "s"),
+                "p95": quantity(result.percentile(name, 95), "s"),
+                "ratio": "1" if name == first else str(result.ratio(name, to=first)),
+                "p50, wall": quantity(result.percentile(wall), "s"),
+                "ratio, wall": "1" if name == first else str(result.ratio(wall, to=wall_of(first))),
+                "samples": str(result.samples[name].size),
+            }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("processor time, and wall")
 
 
 def deciding(whole: Comparison, line: Comparison) -> dict[str, Comparison]:
