@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -175,6 +175,12 @@ def tally(rows: Iterable[Mapping[str, Any]]) -> str:
             verb = "reached" if goal else "met"
             parts.append(f"{states.count('met')} of {len(states)} {what}{plural} {verb}{undecided}")
     return "; ".join(parts) or "no targets"
+
+
+def reasons(verdicts: Iterable[Verdict], reason: Callable[[Verdict], str], more: Iterable[str] = ()) -> str:
+    """Return a line for each goal that is not reached, and more lines; nothing for the goals that are."""
+    lines = [reason(row) for row in verdicts if not row.met]
+    return "\n".join([*lines, *more]) or "every goal is reached"
 
 
 class Verdicts(tuple[Verdict, ...]):

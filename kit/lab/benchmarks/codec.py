@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from kit.codec import decode, encode, schema, validate
+from kit.lab import targets
 from kit.lab.bench import Comparison, Target, Verdict
 from kit.lab.benchmarks.codec_peers import readers, valid_by_hand, writers
 from kit.lab.benchmarks.contest import BY_HAND, KIT, Contender, Contest
@@ -221,7 +222,7 @@ def document_goals(written: Comparison, read: Comparison) -> Iterator[Verdict]:
 
 def reasons(verdicts: Iterable[Verdict]) -> str:
     """Return for each goal that is not reached what was measured and what stands in its way; nothing for the others."""
-    return "\n".join(_reason(row) for row in verdicts if not row.met) or "every goal is reached"
+    return targets.reasons(verdicts, _reason)
 
 
 def _reason(row: Verdict) -> str:

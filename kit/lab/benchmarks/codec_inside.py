@@ -50,7 +50,7 @@ def parts(orjson: ModuleType) -> Contest:
     message = agent_message()
     payload = encode(TYPE, message)
     contract = dict(schema(TYPE))
-    prefix = payload[: payload.index(b'"data":') + len(b'"data":')]
+    prefix = _prefix(payload)
     plain, compiled = compile_reader(_without_patterns(contract), prefix), compile_reader(contract, prefix)
 
     contenders = {
@@ -103,8 +103,14 @@ def _unchecked(message: dict[str, Any], payload: bytes, orjson: ModuleType) -> C
     )
 
 
+def _prefix(payload: bytes) -> bytes:
+    """Return the bytes of an envelope before its data."""
+    mark = b'"data":'
+    return payload[: payload.index(mark) + len(mark)]
+
+
 def _proved(message: dict[str, Any], payload: bytes, orjson: ModuleType) -> Contender:
-    prefix = payload[: payload.index(b'"data":') + len(b'"data":')]
+    prefix = _prefix(payload)
 
     def call() -> Any:
         data = orjson.loads(payload)["data"]
@@ -217,7 +223,7 @@ def schema_size(fields: int, orjson: ModuleType, jsonschema_rs: ModuleType) -> C
     contract, data = made_schema(fields), made_data(fields)
     head = {"schema_version": "1.0", "message_type": "made"}
     payload: bytes = orjson.dumps(head | {"data": data})
-    prefix = payload[: payload.index(b'"data":') + len(b'"data":')]
+    prefix = _prefix(payload)
     write, read = compile_writer(contract, prefix), compile_reader(contract, prefix)
     check = jsonschema_rs.validator_for(contract, validate_formats=True).is_valid
     write_by_hand, read_by_hand = valid_by_hand(check, "made", data, payload, orjson)

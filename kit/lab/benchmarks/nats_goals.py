@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from kit.lab import targets
 from kit.lab.bench import SPECIFICATION, Comparison, Target, Verdict, Verdicts
 from kit.lab.benchmarks.contest import NOT_INSTALLED
 from kit.lab.benchmarks.nats import (
@@ -61,9 +62,8 @@ def reasons(verdicts: Iterable[Verdict], missing: Iterable[str] = ()) -> str:
     Args:
         missing: peers that are not installed: a goal against one of them has a line that says so.
     """
-    lines = [_reason(row) for row in verdicts if not row.met]
-    lines += [f"{goal}: not measured, {peer} is {NOT_INSTALLED}" for peer in missing for goal in AGAINST[peer]]
-    return "\n".join(lines) or "every goal is reached"
+    absent = [f"{goal}: not measured, {peer} is {NOT_INSTALLED}" for peer in missing for goal in AGAINST[peer]]
+    return targets.reasons(verdicts, _reason, absent)
 
 
 def _reason(row: Verdict) -> str:
