@@ -55,12 +55,12 @@ async def test_a_memory_is_handed_over_stored_and_found_by_its_meaning(
         await memories.remember("Ada prefers green tea.", "preference")
         await memories.remember("Yesterday the printer broke.", "episode", wait=WAIT)
         await eventually(lambda: _found(memories, 3))
-        found = await memories.recall("where is the red bicycle", 1)
+        found = await memories.recall("where is the red bicycle", 1, user_id="u1")
         assert [(str(m), m.memory_type, m.user_id, m.metadata) for m in found] == [
             ("The red bicycle stands in the cellar.", "fact", "u1", {"room": 3})
         ]
         assert found[0].relevance > 0.5
-        assert len(await memories.recall("red bicycle", 10)) == 3
+        assert len(await memories.recall("red bicycle", 10, user_id="u1")) == 3
         assert (await memories.table())["type"].tolist() == ["fact", "preference", "episode"]
     recorder = telemetry.recorder
     for row in (AGENT_MEMORY_UPDATE, AGENT_MEMORY_STORE, AGENT_MEMORY_RETRIEVE):
@@ -71,7 +71,7 @@ async def test_a_memory_is_handed_over_stored_and_found_by_its_meaning(
 
 
 async def _found(memories: Memories, count: int) -> bool:
-    return len(await memories.recall("red bicycle", 10)) == count
+    return len(await memories.recall("red bicycle", 10, user_id="u1")) == count
 
 
 async def test_retrieval_keeps_to_type_time_relevance_user_and_agent(tenant_bus: Bus, tmp_path: Path) -> None:
@@ -81,9 +81,9 @@ async def test_retrieval_keeps_to_type_time_relevance_user_and_agent(tenant_bus:
         await memories.remember("the garden of everybody", wait=WAIT)
         assert len(await memories.recall("garden", user_id="o'brien")) == 2
         assert [m.content for m in await memories.recall("garden", types=["fact"])] == ["the garden of everybody"]
-        assert len(await memories.recall("garden", types=["fact", "preference"])) == 3
+        assert len(await memories.recall("garden", types=["fact", "preference"], user_id="u1")) == 2
         assert await memories.recall("spaceship", min_relevance=0.5) == []
-        assert len(await memories.recall("garden", since=timedelta(hours=1))) == 3
+        assert len(await memories.recall("garden", since=timedelta(hours=1), user_id="u1")) == 2
         assert await memories.recall("garden", since=datetime.now(UTC)) == []
         other = Memories(tenant_bus, "bob", uri=tmp_path)
         assert await other.recall("garden") == []
@@ -122,7 +122,35 @@ async def test_everything_about_a_user_is_forgotten_on_request(tenant_bus: Bus, 
     async with at_work(tenant_bus, tmp_path) as (memories, _):
         await asyncio.gather(*(memories.remember(f"thing {n}", user_id=f"u{n % 2}", wait=WAIT) for n in range(6)))
         assert await memories.forget_user("u1", wait=WAIT) == 3
-        assert {memory.user_id for memory in await memories.recall("thing", 10)} == {"u0"}
+        assert {memory.user_id for memory in await memories.all()} == {"u0"}
+
+
+@pytest.mark.parametrize("memory_id", ["m1", "m/1", "ü" * 150, key_of("ada", "m1", "alice")[4:]])
+async def test_a_memory_is_its_users_alone_whatever_its_id(tenant_bus: Bus, tmp_path: Path, memory_id: str) -> None:
+    async with at_work(tenant_bus, tmp_path) as (memories, _):
+        users = ("alice", "mallory", "ali'ce", None)
+        for user in users:
+            await memories.remember(f"the door code of {user}", memory_id=memory_id, user_id=user, wait=WAIT)
+        for user in ("mallory", None, "nobody"):  # neither forgets what is another's
+            await memories.forget(memory_id, user_id=user, wait=WAIT)
+        told = {user: [str(m) for m in await memories.recall("door code", user_id=user)] for user in users}
+        mine = {user: [f"the door code of {user}"] for user in ("alice", "ali'ce")}
+        assert told == {"mallory": [], None: [], **mine}
+        assert sorted(str(m) for m in await memories.all()) == sorted(text for (text,) in mine.values())
+        assert await memories.forget_user("alice", wait=WAIT) == 1
+        assert await memories.recall("door code", user_id="alice") == []
+
+
+async def test_a_memory_from_before_ids_belonged_to_users_is_found_by_its_user(tenant_bus: Bus, tmp_path: Path) -> None:
+    async with at_work(tenant_bus, tmp_path / "a") as (memories, _):
+        await memories.remember("the door code", memory_id="m1", user_id="alice", wait=WAIT)
+    store, key = await tenant_bus.store("agent_memory"), key_of("ada", "m1", "alice")
+    await store.put(key_of("ada", "m1"), (await store.get(key)).value)  # type: ignore[union-attr,arg-type]
+    await store.delete(key)
+    async with at_work(tenant_bus, tmp_path / "b") as (memories, _):
+        assert [m.user_id for m in await memories.recall("door code", user_id="alice")] == ["alice"]
+        assert await memories.recall("door code") == []
+        assert len(await memories.all()) == 1
 
 
 async def test_a_job_done_twice_stores_once_and_the_later_word_counts(tenant_bus: Bus, tmp_path: Path) -> None:
@@ -160,9 +188,7 @@ async def test_vectors_without_a_document_do_not_hide_what_is_remembered(tenant_
     async with at_work(tenant_bus, tmp_path) as (memories, _):
         vectors = await Vectors.open(tenant_bus.tenant_id, tmp_path)
         stray = [
-            Point(
-                memory_id=f"s{n}", agent_id="ada", user_id="", memory_type="fact", at=1.0, vector=embed("red bicycle")
-            )
+            Point(key=f"ada.s{n}", agent_id="ada", user_id="", memory_type="fact", at=1.0, vector=embed("red bicycle"))
             for n in range(30)
         ]
         await vectors.put(stray)
@@ -187,30 +213,31 @@ async def test_vectors_are_replaced_filtered_and_written_by_many_at_once(tmp_pat
 
     def point(name: str, place: int, agent: str = "ada") -> Point:
         vector = np.eye(4, dtype=np.float32)[place]
-        return Point(memory_id=name, agent_id=agent, user_id="", memory_type="fact", at=1.0, vector=vector)
+        return Point(key=f"{agent}.{name}", agent_id=agent, user_id="", memory_type="fact", at=1.0, vector=vector)
 
     await first.put([point("a", 0)])
     await asyncio.gather(*(one.put([point(f"{n}", n % 4)]) for n in range(6) for one in (first, second)))
     await first.put([point("a", 1), point("a", 1, agent="bob")])
     near = await second.search(np.eye(4, dtype=np.float32)[1], agent_id="ada", limit=6)
-    assert [one.memory_id for one in near][:3] == ["1", "5", "a"]
+    assert [one.key for one in near][:3] == ["ada.1", "ada.5", "ada.a"]
     assert near[0].relevance == pytest.approx(1.0)
     assert await second.search(np.ones(5, np.float32), agent_id="ada") == []
-    await first.remove("ada", ["a", "o'dear"])
+    await first.remove("ada.a")
+    await first.remove("ada.o'dear")
     assert await second.count("bob") == 1
     left = await second.search(np.eye(4, dtype=np.float32)[1], agent_id="ada", limit=20)
-    assert sorted(one.memory_id for one in left) == list("012345")
+    assert sorted(one.key for one in left) == [f"ada.{n}" for n in range(6)]
     first.close()
     second.close()
 
 
 async def test_a_table_that_another_worker_is_just_making_is_as_good_as_none(tmp_path: Path) -> None:
     vectors = await Vectors.open("acme", tmp_path)
-    (tmp_path / "acme" / "agent_memories_4.lance" / "data").mkdir(parents=True)  # listed, and not yet whole
+    (tmp_path / "acme" / "memories_4.lance" / "data").mkdir(parents=True)  # listed, and not yet whole
     side = np.eye(4, dtype=np.float32)[1]
     assert await vectors.search(side, agent_id="ada") == []
     assert await vectors.count() == 0
-    await vectors.remove("ada", ["a"])
-    await vectors.put([Point(memory_id="a", agent_id="ada", user_id="", memory_type="fact", at=1.0, vector=side)])
-    assert await vectors.keys() == [("ada", "a")]
+    await vectors.remove("ada.a")
+    await vectors.put([Point(key="ada.a", agent_id="ada", user_id="", memory_type="fact", at=1.0, vector=side)])
+    assert await vectors.keys() == {"ada.a"}
     vectors.close()

@@ -45,8 +45,9 @@ async def serving(bus: Bus, folder: Path, **more: Any) -> AsyncIterator[MemorySe
         await service.close()
 
 
-async def found(memories: Memories, query: str) -> list[str]:
-    return sorted(str(memory) for memory in await memories.recall(query, 20, min_relevance=0.3))
+async def found(memories: Memories, query: str, *users: str) -> list[str]:
+    recalled = [await memories.recall(query, 20, min_relevance=0.3, user_id=user) for user in users or (None,)]
+    return sorted({str(memory) for memories in recalled for memory in memories})
 
 
 # --- handed over ----------------------------------------------------------------------------------------------------
@@ -65,12 +66,12 @@ async def test_what_is_handed_over_while_no_service_is_up_is_stored_when_one_sta
         await teller.remember("the key of the shed is lost", "episode")
     assert await memories.all() == []
     async with StandIn(tenant_bus), serving(tenant_bus, tmp_path):
-        await eventually(lambda: _all_found(memories, "where is the key", 2))
+        await eventually(lambda: _all_found(memories, "where is the key", 2, "u1"))
         assert [memory.user_id for memory in await memories.all()] == ["u1", None]
 
 
-async def _all_found(memories: Memories, query: str, count: int) -> bool:
-    return len(await found(memories, query)) == count
+async def _all_found(memories: Memories, query: str, count: int, *users: str) -> bool:
+    return len(await found(memories, query, *users)) == count
 
 
 # --- without an embedding -------------------------------------------------------------------------------------------
@@ -145,8 +146,9 @@ async def test_what_is_on_its_way_for_a_forgotten_user_is_dropped_when_it_arrive
     assert await memories.forget_user("eve") == 0
     await memories.remember("the new garden", user_id="eve")
     async with StandIn(tenant_bus) as model, serving(tenant_bus, tmp_path):
-        await eventually(lambda: _all_found(memories, "garden", 3))
-        assert await found(memories, "garden") == ["the garden of None", "the garden of bob", "the new garden"]
+        await eventually(lambda: _all_found(memories, "garden", 3, "eve", "bob"))
+        told = await found(memories, "garden", "eve", "bob")
+        assert told == ["the garden of None", "the garden of bob", "the new garden"]
         assert "the garden of eve" not in model.embedded
     notes = await tenant_bus.store("agent_forgotten")
     assert "eve" not in "".join(await notes.keys())
@@ -197,11 +199,11 @@ async def test_a_document_of_a_forgotten_user_that_is_stored_late_is_replaced_by
     async with StandIn(tenant_bus), serving(tenant_bus, tmp_path):
         memory_id = await memories.remember("the garden of eve", user_id="eve", wait=WAIT)
         store = await tenant_bus.store("agent_memory")
-        entry = await store.get(key_of("ada", memory_id))
+        entry = await store.get(key_of("ada", memory_id, "eve"))
         assert entry is not None
         kept = codec.loads(entry.value or b"")
         assert await memories.forget_user("eve", wait=WAIT) == 1
-        await store.delete(key_of("ada", memory_id))  # as if its grave had been cleared away, a day later
+        await store.delete(key_of("ada", memory_id, "eve"))  # as if its grave had been cleared away, a day later
         late = await tenant_bus.run(QUICK, kept)
         assert (late.data["status"], late.data["indexed"]) == ("forgotten", False)
         assert await memories.all() == []

@@ -126,7 +126,7 @@ class Agent:
         Args:
             prompt: what it is asked.
             session_id: of the session to go on with, or to begin; None: a question on its own, which nobody keeps.
-            user_id: who asks; a session that a user began is closed to others.
+            user_id: who asks; a session that a user began is closed to others, and so are a user's memories.
             timeout: seconds; None: the agent's own.
             model: None: the agent's own.
             tools: names of those that it may use; None: all.
@@ -243,9 +243,9 @@ class Agent:
         """Return what is remembered that matters here, the most relevant first; see ``Memories.recall``."""
         return await self.memories.recall(query, limit, **options)
 
-    async def forget(self, memory_id: str, *, wait: float | None = None) -> None:
+    async def forget(self, memory_id: str, **options: Any) -> None:
         """Have a memory forgotten, for good; see ``Memories.forget``."""
-        await self.memories.forget(memory_id, wait=wait)
+        await self.memories.forget(memory_id, **options)
 
     # --- tools --------------------------------------------------------------------------------------------------
 

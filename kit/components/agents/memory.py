@@ -1,7 +1,9 @@
 """What an agent remembers: handed over as a job, found again by meaning, forgotten on request.
 
-A memory's document is in JetStream KV (bucket ``agent_memory``, key ``<agent>.<memory>``), its vector in LanceDB. The
-document counts: a memory that is found by its vector and has none is not returned.
+A memory's document is in JetStream KV (bucket ``agent_memory``), its vector in LanceDB, both under one key:
+``<agent>.<memory>``, or ``<agent>.user.<hash of user and memory>`` for a memory that is a user's: ids belong to users,
+and another user's memory of the same id is another memory. The document counts: a memory that is found by its vector
+and has none is not returned.
 
 What is handed over is stored by the queue, whether a memory service is up or not. A memory whose embedding the gateway
 does not give is kept, and found as soon as the service gets one. That a user is to be forgotten is noted (bucket
@@ -104,7 +106,8 @@ class Memories:
 
         Args:
             type: ``fact``, ``preference`` or ``episode``.
-            memory_id: replaces the memory of this id.
+            memory_id: replaces the memory of this id, of this user.
+            user_id: whose memory it is: no run of another user, or of no user, is told of it; None: anybody's.
             expires_at: after this time it is not found any more.
             wait: seconds to wait until it can be found; None does not wait.
 
@@ -119,27 +122,28 @@ class Memories:
         if not content.strip():
             raise MemoryRefused("there is nothing in it to remember")
         told = {
-            "user_id": user_id, "session_id": session_id, "importance": importance,
+            "session_id": session_id, "importance": importance,
             "metadata": None if metadata is None else dict(metadata),
             "expires_at": None if expires_at is None else _text(expires_at),
         }  # fmt: skip
         more = {name: value for name, value in told.items() if value is not None}
-        item = {**self._item(memory_id or uuid.uuid4().hex, type), "content": content, **more}
+        item = {**self._item(memory_id or uuid.uuid4().hex, type, user_id), "content": content, **more}
         receipt = await self._hand_over(item, wait)
         if receipt is not None and receipt["status"] in ("stored", "unchanged") and not receipt["indexed"]:
             raise MemoryPending(item["memory_id"])
         return str(item["memory_id"])
 
-    async def forget(self, memory_id: str, *, wait: float | None = None) -> None:
+    async def forget(self, memory_id: str, *, user_id: str | None = None, wait: float | None = None) -> None:
         """Have a memory forgotten, for good.
 
         Args:
+            user_id: whose it is; None: nobody's in particular.
             wait: seconds to wait until it is; None does not wait.
 
         Raises:
             MemoryRefused, NotStored, DeadlineExceeded: as for ``remember``.
         """
-        await self._hand_over({**self._item(memory_id, "fact"), "action": "forget"}, wait)
+        await self._hand_over({**self._item(memory_id, "fact", user_id), "action": "forget"}, wait)
 
     async def forget_user(self, user_id: str, *, wait: float | None = None) -> int:
         """Have everything forgotten that is remembered for a user, and return how much that is.
@@ -157,7 +161,7 @@ class Memories:
         note = codec.dumps({"forgotten_at": codec.now()})
         await (await self._bus.store(FORGOTTEN)).put(key_of_user(self._agent_id, user_id), note)
         mine = [memory for memory in await self.all() if memory.user_id == user_id]
-        await asyncio.gather(*(self.forget(memory.memory_id, wait=wait) for memory in mine))
+        await asyncio.gather(*(self.forget(memory.memory_id, user_id=user_id, wait=wait) for memory in mine))
         return len(mine)
 
     async def recall(
@@ -178,7 +182,7 @@ class Memories:
             since: remembered after this time, or within this time.
             min_relevance: least cosine.
             types: only of these types.
-            user_id: what is remembered for this user, or for nobody in particular.
+            user_id: what is remembered for this user and for nobody in particular; None: for nobody in particular.
             timeout: seconds for the query's embedding.
 
         Raises:
@@ -213,7 +217,7 @@ class Memories:
             wanted *= 4
 
     async def all(self) -> list[Memory]:
-        """Return everything that is remembered, the oldest first."""
+        """Return everything that is remembered, of every user, the oldest first: for who runs the agent, not for it."""
         store = await self._store()
         keys = await store.keys(f"{self._agent_id}.")
         entries = await asyncio.gather(*(store.get(key) for key in keys))
@@ -221,7 +225,7 @@ class Memories:
         return sorted((m for m in memories if m is not None), key=lambda memory: (memory.timestamp, memory.memory_id))
 
     async def table(self) -> pd.DataFrame:
-        """Return everything that is remembered as a table, the oldest first."""
+        """Return everything that is remembered, of every user, as a table, the oldest first."""
         import pandas as pd
 
         rows = [(m.memory_type, m.content, m.user_id, m.timestamp) for m in await self.all()]
@@ -236,16 +240,16 @@ class Memories:
         except JobDead as error:
             raise MemoryRefused(f"{error.error_type}: {error.detail}") from error
 
-    def _item(self, memory_id: str, memory_type: str) -> dict[str, Any]:
-        return {
+    def _item(self, memory_id: str, memory_type: str, user_id: str | None) -> dict[str, Any]:
+        item = {
             "agent_id": self._agent_id, "memory_id": memory_id, "memory_type": memory_type, "timestamp": codec.now(),
             "embedding_model": self._model,
         }  # fmt: skip
+        return item if user_id is None else {**item, "user_id": user_id}
 
     async def _documents(self, found: list[Near]) -> list[Memory | None]:
         store = await self._store()
-        keys = [key_of(self._agent_id, near.memory_id) for near in found]
-        entries = await asyncio.gather(*(store.get(key) for key in keys))
+        entries = await asyncio.gather(*(store.get(near.key) for near in found))
         return [
             None if entry is None else _memory(entry.value, near.relevance)
             for entry, near in zip(entries, found, strict=True)
@@ -263,9 +267,11 @@ class Memories:
         return self._vectors
 
 
-def key_of(agent_id: str, memory_id: str) -> str:
-    """Return the key of a memory's document."""
-    return f"{agent_id}.{token(memory_id)}"
+def key_of(agent_id: str, memory_id: str, user_id: str | None = None) -> str:
+    """Return the key of a memory's document and vector; it does not tell who the user is."""
+    if user_id is None:
+        return f"{agent_id}.{token(memory_id)}"
+    return f"{agent_id}.user.{hashlib.sha256(codec.dumps([user_id, memory_id])).hexdigest()}"
 
 
 def key_of_user(agent_id: str, user_id: str) -> str:

@@ -64,7 +64,7 @@ class MemoryService:
         """Open the tenant's store and database; vectors that are missing are made, as far as that is possible now."""
         store, forgotten = await bus.store(BUCKET), await bus.store(FORGOTTEN)
         service = cls(bus, store, forgotten, await Vectors.open(bus.tenant_id, uri), again=again)
-        known = {key_of(agent_id, memory_id) for agent_id, memory_id in await service._vectors.keys()}
+        known = await service._vectors.keys()
         service._missing = dict.fromkeys(key for key in await store.keys() if key not in known)
         await service.mend()
         service._mending = asyncio.get_running_loop().create_task(service._mend_again())
@@ -101,7 +101,7 @@ class MemoryService:
 
     async def _remember(self, item: dict[str, Any], *, last: bool) -> _Done:
         """Write the document, if it is news, and then its vector: what has a vector has a document."""
-        key = key_of(item["agent_id"], item["memory_id"])
+        key = _key(item)
         document = {name: value for name, value in item.items() if name not in ("action", "embedding")}
         for _ in range(_TRIES):
             if await self._forgotten_at(item) is not None:
@@ -139,7 +139,7 @@ class MemoryService:
 
     async def _forget(self, item: dict[str, Any]) -> _Done:
         """Put a grave in the document's place, so that a job to store it that comes late does not bring it back."""
-        key = key_of(item["agent_id"], item["memory_id"])
+        key = _key(item)
         grave = codec.dumps({"memory_id": item["memory_id"], "forgotten_at": item["timestamp"]})
         for _ in range(_TRIES):
             entry = await self._store.get(key)
@@ -153,7 +153,7 @@ class MemoryService:
                     await self._store.update(key, grave, entry.revision, ttl=_GRAVE_SECONDS)
             except Conflict:
                 continue
-            await self._vectors.remove(item["agent_id"], [item["memory_id"]])
+            await self._vectors.remove(_key(item))
             return _Done("forgotten" if "content" in known else "not_found")
         raise BusError(f"a memory was written by others in {_TRIES} attempts on end")
 
@@ -167,7 +167,7 @@ class MemoryService:
 
     async def _indexed(self, item: dict[str, Any], *, last: bool) -> bool:
         """Make a memory's vector; say no when there is no embedding, and this was the last attempt."""
-        key = key_of(item["agent_id"], item["memory_id"])
+        key = _key(item)
         self._missing.pop(key, None)
         try:
             await self._index([item])
@@ -175,7 +175,7 @@ class MemoryService:
             if error.retryable and not last:
                 raise
             _log.warning("a memory of %s cannot be found yet: %s", item["agent_id"], error)
-            await self._vectors.remove(item["agent_id"], [item["memory_id"]])  # it would be of what was there before
+            await self._vectors.remove(_key(item))  # it would be of what was there before
             self._missing[key] = None
             return False
         return True
@@ -190,11 +190,21 @@ class MemoryService:
                 if document is None:
                     self._missing.pop(key, None)
                 else:
-                    items[key] = document
+                    items[await self._own_key(key, document)] = document
             for kind in {_kind(item) for item in items.values()}:
                 if not await self._mend({key: item for key, item in items.items() if _kind(item) == kind}):
                     return len(self._missing)
         return len(self._missing)
+
+    async def _own_key(self, key: str, document: Mapping[str, Any]) -> str:
+        """Return a document's key; one that was written before ids belonged to users is moved there."""
+        own = _key(document)
+        if own != key:
+            with suppress(Conflict):  # there is a later one
+                await self._store.create(own, codec.dumps(document))
+            await self._store.delete(key)
+            self._missing.pop(key, None)
+        return own
 
     async def _mend(self, items: Mapping[str, dict[str, Any]]) -> bool:
         """Make the vectors of memories, of one agent and model; say no when the gateway gives no embedding at all."""
@@ -239,7 +249,7 @@ class MemoryService:
             vectors = await embed(self._bus, texts, model=model, input_type="document", agent_id=agent_id)
         points = [
             Point(
-                memory_id=item["memory_id"], agent_id=agent_id, user_id=item.get("user_id", ""),
+                key=_key(item), agent_id=agent_id, user_id=item.get("user_id", ""),
                 memory_type=item["memory_type"], at=datetime.fromisoformat(item["timestamp"]).timestamp(),
                 vector=vector,
             )
@@ -251,12 +261,16 @@ class MemoryService:
 
     async def _agree(self, item: Mapping[str, Any]) -> None:
         """See that a vector that was written is of what is remembered, and not of what was while it was made."""
-        key = key_of(item["agent_id"], item["memory_id"])
+        key = _key(item)
         document = await self._document(key)
         if document is None:
-            await self._vectors.remove(item["agent_id"], [item["memory_id"]])
+            await self._vectors.remove(_key(item))
         elif document["timestamp"] != item["timestamp"]:
             self._missing[key] = None
+
+
+def _key(item: Mapping[str, Any]) -> str:
+    return key_of(item["agent_id"], item["memory_id"], item.get("user_id"))
 
 
 def _kind(item: Mapping[str, Any]) -> tuple[str, str]:

@@ -108,7 +108,7 @@ class _Question:
         started, session = time.monotonic(), self._task.get("session_id")
         try:
             near = await self._agent.memories.recall(
-                self._query, MEMORIES, min_relevance=MIN_RELEVANCE, user_id=self._task.get("user_id", ""),
+                self._query, MEMORIES, min_relevance=MIN_RELEVANCE, user_id=self._task.get("user_id"),
                 timeout=self._left(),
             )  # fmt: skip
         except MemoryRefused as error:

@@ -7,7 +7,7 @@ made again from that store at any time.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -21,7 +21,7 @@ from kit.components import database_uri
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-TABLE = "agent_memories"
+TABLE = "memories"
 _CONFLICTS = 8  # attempts of one write, when other workers write too
 _TIDY = 64  # writes after which small files are put together
 _KEEP_VERSIONS = timedelta(minutes=10)  # readers of an older version have long finished
@@ -29,9 +29,9 @@ _KEEP_VERSIONS = timedelta(minutes=10)  # readers of an older version have long 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Point:
-    """A memory's place: its vector, float32 (dim,), and what can be filtered by."""
+    """A memory's place: the key of its document, its vector, float32 (dim,), and what can be filtered by."""
 
-    memory_id: str
+    key: str
     agent_id: str
     user_id: str
     memory_type: str
@@ -41,9 +41,9 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Near:
-    """A memory that was found: its id and its cosine to what was asked."""
+    """A memory that was found: the key of its document and its cosine to what was asked."""
 
-    memory_id: str
+    key: str
     relevance: float
 
 
@@ -76,7 +76,7 @@ class Vectors:
         self._connection.close()
 
     async def put(self, points: Sequence[Point]) -> None:
-        """Write points; one of the same agent and memory replaces the one before."""
+        """Write points; one of the same key replaces the one before."""
         for dimension in {point.vector.size for point in points}:
             chosen = [point for point in points if point.vector.size == dimension]
             table = await self._table(dimension, make=True)
@@ -84,23 +84,21 @@ class Vectors:
             rows = _rows(chosen, dimension)
             await self._write(table, partial(merge.execute, rows))
 
-    async def remove(self, agent_id: str, memory_ids: Iterable[str]) -> None:
-        """Take memories out."""
-        keys = ", ".join(_quoted(_key(agent_id, memory_id)) for memory_id in memory_ids)
+    async def remove(self, key: str) -> None:
+        """Take a memory out."""
         for table in await self._every():
-            await self._write(table, partial(table.delete, f"key IN ({keys})"))
+            await self._write(table, partial(table.delete, f"key = {_quoted(key)}"))
 
     async def count(self, agent_id: str | None = None) -> int:
         """Return how many memories there are, of one agent or of all."""
         condition = None if agent_id is None else f"agent_id = {_quoted(agent_id)}"
         return sum([await table.count_rows(condition) for table in await self._every()])
 
-    async def keys(self) -> list[tuple[str, str]]:
-        """Return agent and memory of each vector."""
-        found: list[tuple[str, str]] = []
+    async def keys(self) -> set[str]:
+        """Return the key of each vector."""
+        found: set[str] = set()
         for table in await self._every():
-            rows = await table.query().select(["agent_id", "memory_id"]).to_arrow()
-            found += zip(rows["agent_id"].to_pylist(), rows["memory_id"].to_pylist(), strict=True)
+            found.update((await table.query().select(["key"]).to_arrow())["key"].to_pylist())
         return found
 
     async def search(
@@ -113,25 +111,23 @@ class Vectors:
         since: float | None = None,
         limit: int = 5,
     ) -> list[Near]:
-        """Return the memories nearest to a vector, the nearest first."""
+        """Return the memories nearest to a vector, the nearest first: of a user, if one is given, and of nobody."""
         table = await self._table(vector.size, make=False)
         if table is None:
             return []
-        conditions = [f"agent_id = {_quoted(agent_id)}"]
-        if user_id is not None:
-            conditions.append(f"user_id IN ({_quoted(user_id)}, '')")
+        conditions = [f"agent_id = {_quoted(agent_id)}", f"user_id IN ({_quoted(user_id or '')}, '')"]
         if types:
             conditions.append(f"memory_type IN ({', '.join(map(_quoted, types))})")
         if since is not None:
             conditions.append(f"at >= {since!r}")
         query = table.query().nearest_to(vector.astype(np.float32)).distance_type("cosine")
-        found = await query.where(" AND ".join(conditions)).limit(limit).select(["memory_id", "_distance"]).to_list()
+        found = await query.where(" AND ".join(conditions)).limit(limit).select(["key", "_distance"]).to_list()
         # Two workers that do the same job at once may each put a row in: LanceDB knows no unique keys.
         best: dict[str, float] = {}
         for row in found:
-            best.setdefault(row["memory_id"], 1.0 - float(row["_distance"]))
-        nearest = [Near(memory_id=memory_id, relevance=relevance) for memory_id, relevance in best.items()]
-        return sorted(nearest, key=lambda near: (-near.relevance, near.memory_id))
+            best.setdefault(row["key"], 1.0 - float(row["_distance"]))
+        nearest = [Near(key=key, relevance=relevance) for key, relevance in best.items()]
+        return sorted(nearest, key=lambda near: (-near.relevance, near.key))
 
     async def _table(self, dimension: int, *, make: bool) -> Any:
         name = f"{TABLE}_{dimension}"
@@ -172,10 +168,6 @@ class Vectors:
                 await table.optimize(cleanup_older_than=_KEEP_VERSIONS)
 
 
-def _key(agent_id: str, memory_id: str) -> str:
-    return f"{agent_id}/{memory_id}"
-
-
 def _quoted(text: str) -> str:
     """Return a text as a literal of the filter language, in which only the quotation mark has a meaning."""
     return "'" + text.replace("'", "''") + "'"
@@ -184,7 +176,7 @@ def _quoted(text: str) -> str:
 def _schema(dimension: int) -> Any:
     import pyarrow as pa
 
-    texts = [pa.field(name, pa.string()) for name in ("key", "memory_id", "agent_id", "user_id", "memory_type")]
+    texts = [pa.field(name, pa.string()) for name in ("key", "agent_id", "user_id", "memory_type")]
     return pa.schema([*texts, pa.field("at", pa.float64()), pa.field("vector", pa.list_(pa.float32(), dimension))])
 
 
@@ -193,8 +185,7 @@ def _rows(points: Sequence[Point], dimension: int) -> Any:
 
     flat = np.concatenate([np.asarray(point.vector, np.float32) for point in points])
     columns: list[Any] = [
-        pa.array([_key(point.agent_id, point.memory_id) for point in points]),
-        pa.array([point.memory_id for point in points]),
+        pa.array([point.key for point in points]),
         pa.array([point.agent_id for point in points]),
         pa.array([point.user_id for point in points]),
         pa.array([point.memory_type for point in points]),
