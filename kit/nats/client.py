@@ -2,7 +2,8 @@
 
 What is overridden, and why (each has a test that fails without it):
 
-- ``publish``: a message whose headers and body exceed ``max_payload`` makes the server close the connection for good;
+- ``publish``: a message whose headers and body exceed ``max_payload`` makes the server close the connection for good,
+  and so does a subject that with its reply exceeds 4 KB (in ``subscribe``: with its queue);
   a message for a dead connection goes into a buffer and seems sent; a publisher that waits for room in that buffer
   waits for ever when the connection is closed. All three are errors here. Headers are encoded once, for size and wire,
   and what one turn of the event loop publishes is written in the next one, without waking a task for it.
@@ -24,6 +25,7 @@ import nats.errors
 from nats.aio.client import PING_PROTO
 from nats.aio.client import Client as NatsClient
 from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
 from nats.aio.transport import TcpTransport
 from nats.protocol.command import hpub_cmd, pub_cmd
 
@@ -31,9 +33,15 @@ from kit.errors import ConfigurationError, Disconnected, PayloadTooLarge
 
 PENDING = 2 * 1024 * 1024  # bytes; publishers wait while more than this is unsent
 
+_CONTROL_LINE = 4096  # bytes. Source: nats-server, `max_control_line`: who sends a longer one is closed for good
+_NUMBERS = 32  # bytes of it for what stands beside subject and queue
+_LONGEST_HEADER = 16 * 1024  # characters of one value
+_SHOWN = 60  # characters of a subject that is refused
+
 _FULL = 1024 * 1024  # bytes that wait for the socket; beyond, nats-py's flusher waits for room
 
 _NO_SUBJECT = re.compile(r"[ \t\r\n]")
+SURROGATE = re.compile(r"[\ud800-\udfff]")
 _HEADER_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # Source: RFC 7230, token
 _PLAIN_HEADERS = b"NATS/1.0\r\n"  # else a status follows
 _LINE_ENDS = str.maketrans("\r\n", "  ")
@@ -69,26 +77,52 @@ class Client(NatsClient):
         Raises:
             Disconnected: the connection is down or closed.
             PayloadTooLarge: headers and body together exceed the server's limit.
-            ConfigurationError: a subject or a header's name that cannot be one.
+            ConfigurationError: a subject, a reply subject or a header that cannot be one, or is too long.
         """
         if not self.is_connected or self.is_draining_pubs:
             self.refused += 1
             raise Disconnected(subject, reason=self.why_down())
         head = encode_headers(headers) if headers else b""
         self.check_size(subject, len(head) + len(payload))
-        if not subject or _NO_SUBJECT.search(subject) or (reply and _NO_SUBJECT.search(reply)):
-            self.refused += 1
-            raise ConfigurationError(f"{subject!r} with reply {reply!r} is no subject: empty, or with white space")
+        frame = self._frame(subject, reply, head, payload)
         if self._pending_data_size > PENDING:
             await self._wait_for_room()
         self.stats["out_msgs"] += 1
         self.stats["out_bytes"] += len(payload)
-        frame = hpub_cmd(subject, reply, head, payload) if head else pub_cmd(subject, reply, payload)
         self._pending.append(frame)
         self._pending_data_size += len(frame)
         if not self._writing:
             self._writing = True
             asyncio.get_running_loop().call_soon(self._write)
+
+    def _frame(self, subject: str, reply: str, head: bytes, payload: bytes) -> bytes:
+        """Return what is written for a message; refuse a control line that the server closes the connection for."""
+        reason = "empty, or with white space"
+        if subject and not _NO_SUBJECT.search(subject) and not (reply and _NO_SUBJECT.search(reply)):
+            try:
+                frame = hpub_cmd(subject, reply, head, payload) if head else pub_cmd(subject, reply, payload)
+            except UnicodeEncodeError:
+                reason = "not valid Unicode"
+            else:
+                if len(frame) - len(head) - len(payload) <= _CONTROL_LINE:
+                    return frame
+                reason = f"too long: both together may have some {_CONTROL_LINE - _NUMBERS:,} bytes"
+        self.refused += 1
+        raise ConfigurationError(f"{_shown(subject)} with reply {_shown(reply)} is no subject: {reason}")
+
+    async def subscribe(self, subject: str, queue: str = "", *args: Any, **kwargs: Any) -> Subscription:
+        """Subscribe as nats-py does, or say why not.
+
+        Raises:
+            ConfigurationError: subject and queue are too long, or not valid Unicode.
+        """
+        named = subject + queue
+        if SURROGATE.search(named) or len(named.encode()) > _CONTROL_LINE - _NUMBERS:
+            raise ConfigurationError(
+                f"{_shown(subject)} with queue {_shown(queue)} is nothing to subscribe to: "
+                f"both together may have {_CONTROL_LINE - _NUMBERS:,} bytes of valid Unicode"
+            )
+        return await super().subscribe(subject, queue, *args, **kwargs)
 
     def _write(self) -> None:
         """Write at once what this turn of the loop has published.
@@ -212,15 +246,27 @@ def encode_headers(headers: dict[str, str]) -> bytes:
     """Encode message headers; line ends in a value become blanks, as nats-py has it.
 
     Raises:
-        ConfigurationError: a name that cannot be one.
+        ConfigurationError: a name that cannot be one, or a value that is too long or not valid Unicode.
     """
     lines = ["NATS/1.0"]
     for name, value in headers.items():
+        if len(value) > _LONGEST_HEADER:
+            raise ConfigurationError(
+                f"header {name[:_SHOWN]!r} is refused: {len(value):,} characters of at most {_LONGEST_HEADER:,}"
+            )
         if "\n" in value or "\r" in value:
             value = value.translate(_LINE_ENDS)
         lines.append(_header_prefix(name) + value.strip())
     lines.append("\r\n")
-    return "\r\n".join(lines).encode()
+    try:
+        return "\r\n".join(lines).encode()
+    except UnicodeEncodeError as error:
+        raise ConfigurationError(f"a header among {', '.join(headers)} is refused: {error.reason}") from None
+
+
+def carries(name: str, value: str) -> bool:
+    """Say whether a header that somebody else sent can be sent on."""
+    return len(value) <= _LONGEST_HEADER and _HEADER_NAME.fullmatch(name) is not None
 
 
 def decode_headers(block: bytes) -> dict[str, str]:
@@ -231,6 +277,10 @@ def decode_headers(block: bytes) -> dict[str, str]:
         if colon and (known := _header_name(name)):
             headers[known] = value.strip()
     return headers
+
+
+def _shown(subject: str) -> str:
+    return repr(subject) if len(subject) <= _SHOWN else f"{subject[:_SHOWN]!r}…"
 
 
 @lru_cache(maxsize=256)

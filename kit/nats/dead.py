@@ -21,6 +21,7 @@ from nats.aio.subscription import Subscription
 from kit import codec
 from kit.catalogue import DEAD_LETTER, DEAD_LETTERS_PREFIX, JOBS_DEAD, OPERATIONS, Mode, Operation
 from kit.errors import BusError, CodecError, KitError, PayloadTooLarge, UnknownContract
+from kit.nats.client import carries
 from kit.nats.faults import Fault
 from kit.nats.ids import MESSAGE_ID, REPLAYED, REPLY, job_id, token
 from kit.nats.layout import DEAD_STREAM, EXHAUSTED, EXHAUSTED_STREAM
@@ -306,8 +307,8 @@ def _evidence(body: Body, fault: Fault, reason: str, tenant_id: str) -> dict[str
 
 
 def _carried(headers: dict[str, str]) -> dict[str, str]:
-    """Return the headers that belong to a message for good: not what was said to the stream."""
-    return {str(name): value for name, value in headers.items() if not name.startswith("Nats-")}
+    """Return the headers that belong to a message for good: not what was said to the stream, nor what cannot be sent."""
+    return {name: value for name, value in headers.items() if not name.startswith("Nats-") and carries(name, value)}
 
 
 def _letter(operation: Operation, sequence: int, said: dict[str, Any], payload: bytes) -> DeadLetter:

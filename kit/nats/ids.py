@@ -20,7 +20,8 @@ REPLAYED = "~"  # parts a job's id from the number of the dead letter that was s
 
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _LONGEST = 150
-_INBOX = re.compile(r"[^\s*>$.]+(\.[^\s*>.]+)*")
+_INBOX = re.compile(r"(?!\$)[!-)+-\-/-=?-~]+(\.[!-)+-\-/-=?-~]+)*")  # printable; no blank, wildcard or empty token
+_LONGEST_INBOX = 255
 _ID = re.compile(r"[!-}]{1,150}")  # printable, no blank, no "~"
 _PLAIN_REPLY, _DOMAIN_REPLY = 9, 11  # tokens of a reply subject; with a domain there may be one more
 
@@ -40,7 +41,7 @@ def checked_id(message_id: str) -> str:
 
 def is_inbox(subject: str) -> bool:
     """Say whether a subject that a message names for its answer can be one; the server's own never are."""
-    return _INBOX.fullmatch(subject) is not None
+    return len(subject) <= _LONGEST_INBOX and _INBOX.fullmatch(subject) is not None
 
 
 def token(message_id: str) -> str:

@@ -13,7 +13,7 @@ from kit.catalogue import Mode
 from kit.errors import Disconnected
 from kit.nats.faults import Fault
 from kit.nats.handling import Handling, Overloaded, WorkerStopped
-from kit.nats.ids import MESSAGE_ID
+from kit.nats.ids import MESSAGE_ID, is_inbox
 from kit.nats.message import Handler
 from kit.nats.route import Route
 from kit.nats.worker import Tasks, Worker, drain
@@ -88,8 +88,12 @@ class CoreWorker(Worker):
                 self.handled += 1
 
     async def _reply(self, message: Msg, answer: bytes) -> None:
-        if message.reply:
-            try:
-                await self._bus.connection.client.publish(message.reply, answer)
-            except Disconnected as error:
-                _log.warning("an answer on %s was not sent: %s", self.subject, error)
+        if not message.reply:
+            return
+        if not is_inbox(message.reply):
+            _log.warning("an answer on %s was not sent: %.60r is no inbox", self.subject, message.reply)
+            return
+        try:
+            await self._bus.connection.client.publish(message.reply, answer)
+        except Disconnected as error:
+            _log.warning("an answer on %s was not sent: %s", self.subject, error)

@@ -18,6 +18,7 @@ from kit.errors import BusError, ConfigurationError, Conflict
 from kit.nats.streams import DIRECT_GET, NAME_IN_USE, SEQUENCE, TTL, Streams, asked
 
 _KEY = re.compile(r"[-/_=a-zA-Z0-9]+(\.[-/_=a-zA-Z0-9]+)*")
+_LONGEST_KEY = 512
 _MARKER = "Nats-Marker-Reason"  # on what the server puts in place of an expired value
 _EXPECTED = "Nats-Expected-Last-Subject-Sequence"
 _WRONG_REVISION = (10071, 10164)  # Source: nats-server's errors.json
@@ -172,8 +173,11 @@ async def open_store(streams: Streams, bucket: str, ttl: float | None) -> Store:
 
 
 def _checked(key: str) -> str:
-    if not _KEY.fullmatch(key):
-        raise ConfigurationError(f"key {key!r} is refused: letters, digits and -_=/, parted by single dots")
+    if len(key) > _LONGEST_KEY or not _KEY.fullmatch(key):
+        raise ConfigurationError(
+            f"key {key[:_LONGEST_KEY]!r} is refused: letters, digits and -_=/, separated by single dots, "
+            f"{_LONGEST_KEY} characters at most"
+        )
     return key
 
 

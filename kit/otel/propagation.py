@@ -28,6 +28,7 @@ RANDOM = 0x02  # trace flag of W3C trace context level 2: the trace id was chose
 
 _BAGGAGE = W3CBaggagePropagator()
 _FORMAT = re.compile(r"[ \t]*([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(?:(-.*)|[ \t]*)$")
+_LONGEST_BAGGAGE = 8192  # characters. Source: W3C Baggage
 _LONGEST_PARENT = 512  # characters; the SDK's limit, and that of tracestate
 _NO_TRACE = "0" * 32
 _NO_SPAN = "0" * 16
@@ -83,6 +84,8 @@ def inject(headers: dict[str, str] | None = None, context: Context | None = None
     if len(current) > 1 and baggage_api.get_all(current):  # one entry is the span
         headers = {} if headers is None else headers
         _BAGGAGE.inject(headers, current)
+        if len(headers.get(BAGGAGE, "")) > _LONGEST_BAGGAGE:  # what came in may grow as it is quoted
+            del headers[BAGGAGE]
     return headers
 
 

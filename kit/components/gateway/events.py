@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import time
 from collections.abc import Callable, Coroutine
@@ -128,7 +129,8 @@ class Events:
         await self._publish(GATEWAY_HEALTH, data)
         try:
             store = await self._bus.store(HEALTH_BUCKET, _HEALTH_KEPT)
-            key = codec.dumps([self._worker_id, data["provider"], data["model"]]).hex()
+            named = codec.dumps([self._worker_id, data["provider"], data["model"]])
+            key = hashlib.sha256(named).hexdigest()
             await store.put(key, codec.dumps({**data, "told_at": time.time()}))
         except KitError as error:
             logger.warning("a provider's health was not kept: %s", error)
