@@ -307,7 +307,7 @@ def _evidence(body: Body, fault: Fault, reason: str, tenant_id: str) -> dict[str
 
 
 def _carried(headers: dict[str, str]) -> dict[str, str]:
-    """Return the headers that belong to a message for good: not what was said to the stream, nor what cannot be sent."""
+    """Return the headers of a message that can be sent again: not what was said to the stream, nor what is refused."""
     return {name: value for name, value in headers.items() if not name.startswith("Nats-") and carries(name, value)}
 
 
