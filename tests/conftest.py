@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from kit.lab.gates.evidence import Recorder
+from kit.lab.project import reports_folder
 from kit.nats.connection import Connection, connect
 from kit.nats.server import Server
 
@@ -29,7 +31,8 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Call ``benchmark_…`` files and functions tests, where benchmarks were asked for."""
+    """Record the run for the gates; call ``benchmark_…`` files and functions tests, where they were asked for."""
+    config.pluginmanager.register(Recorder(reports_folder()), "kit-gates-recorder")
     if config.getoption("benchmark_only", default=False):
         config.addinivalue_line("python_files", "benchmark_*.py")
         config.addinivalue_line("python_functions", "benchmark_*")

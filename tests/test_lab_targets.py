@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,6 @@ import pytest
 
 from kit.errors import ReportError
 from kit.lab import readme
-from kit.lab.gates import GATES
 from kit.lab.report import index
 from kit.lab.targets import Ratio, Target, Verdicts, state_of, tally
 
@@ -49,25 +47,6 @@ def test_what_is_undecided_is_shown_as_such_and_stops_nothing() -> None:
     Verdicts([unsure]).require()
     with pytest.raises(ReportError, match=r"1 of 2 targets missed: overhead: 7\.00 %"):
         Verdicts([unsure, missed]).require()
-
-
-def test_the_gate_counts_targets_and_goals_apart_and_stops_at_missed_targets_only(tmp_path: Path) -> None:
-    rows = [
-        PER_CENT.verdict(1.0),
-        PER_CENT.verdict(5.0, interval=between(4.1, 5.9)),
-        GOAL.verdict(1.5),
-        GOAL.verdict(2.5),
-    ]
-    _write(tmp_path, Verdicts(rows))
-    gate = GATES["targets"](tmp_path)
-    assert (gate.state, gate.summary) == ("passed", "1 of 2 targets met, 1 undecided; 1 of 2 goals reached")
-    _write(tmp_path, Verdicts([PER_CENT.verdict(9.0)]))
-    assert GATES["targets"](tmp_path).state == "failed"
-
-
-def _write(folder: Path, rows: Verdicts) -> None:
-    body = {"notebook": "33_x", "failure": None, "comparison": "same", "verdict": ""}
-    (folder / "33_x.json").write_text(json.dumps({**body, "records": [{"verdicts": rows.plain()}]}))
 
 
 def test_a_card_counts_targets_and_goals_apart() -> None:

@@ -192,6 +192,11 @@ def _known(text: str) -> dict[str, Known]:
     return {name: Known.read(kept) for name, kept in json.loads(text).items()}
 
 
+def known_names(folder: Path) -> set[str]:
+    """Return the names of the ratios that the baseline in a folder knows: ``notebook/target``."""
+    return set(_read(folder))
+
+
 def past(limit: int = 30) -> list[dict[str, Known]]:
     """Return the project's baseline at each commit that changed it, oldest first; nothing outside a checkout."""
     where = f"reports/{FILE}"

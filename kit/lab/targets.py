@@ -240,3 +240,20 @@ SPECIFICATION: tuple[Target, ...] = (
     Target("schema validation", 0.5e-3, component="CODEC"),
 )
 """The specification's nine performance targets, by the names of its table."""
+
+OVERALL = Target("OTEL overhead", 5.0, unit="%", metric="% of operation time", component="OTEL")
+"""All signals together. Source: the specification's gate 2 and its success criteria."""
+
+MEASURED_OPERATIONS = ("gateway request", "RAG query")
+"""The operations of which each of OTEL's targets is a share: one verdict each."""
+
+SPECIFIED: tuple[str, ...] = tuple(
+    name
+    for target in (*SPECIFICATION, OVERALL)
+    for name in (
+        [f"{target.name}: {operation}" for operation in MEASURED_OPERATIONS]
+        if target.component == "OTEL"
+        else [target.name]
+    )
+)
+"""The names of all verdicts that the specification asks for."""

@@ -9,23 +9,33 @@ from pathlib import Path
 from kit.lab.cli.console import Commands, command, say
 
 _DETAILS = """\
-gates: contracts, catalogue, imports, report, targets, baseline (all by default)
-exit codes: 0 all passed (skipped ones are named; with --strict they fail); 1 one failed; 2 usage
+gates, and their checks (everything by default; `checklist` is for people):
+  integration   tests, coverage, duration, removed-tests, report
+  performance   targets, baseline
+  api           contracts, released, catalogue, imports
+  review        lint, types, docstrings, links, guides, checklist
+
+A check passes only on what it has seen: run `pytest --cov=kit` and `kit report` at this commit first.
+exit codes: 0 all passed; 1 one failed, or with --strict is not measured; 2 usage; 3 none failed, some not measured
 """
 
 
 def configure(commands: Commands) -> None:
     """Add the command."""
     parser = command(commands, "gates", _run, summary="run the validation gates", details=_DETAILS)
-    parser.add_argument("gates", nargs="*", metavar="GATE", help="these gates")
+    parser.add_argument("gates", nargs="*", metavar="GATE", help="these gates or checks")
     parser.add_argument("--reports", type=Path, metavar="FOLDER", help="folder of the last report (reports/)")
-    parser.add_argument("--strict", action="store_true", help="a gate that cannot run fails")
+    parser.add_argument(
+        "--base", default="", metavar="REF", help="compare with this branch or commit (where main was left)"
+    )
+    parser.add_argument("--strict", action="store_true", help="a check that is not measured fails")
     parser.add_argument("--json", action="store_true", help="as JSON")
+    parser.add_argument("--junit", type=Path, metavar="FILE", help="also as JUnit XML")
     parser.add_argument("--update-baseline", action="store_true", help="add the last report's ratios to the baseline")
 
 
 def _run(chosen: argparse.Namespace) -> int:
-    from kit.lab.gates import read_reports, run_gates
+    from kit.lab.gates import read_reports, render, run_gates
     from kit.lab.project import project_root
 
     reports = chosen.reports or project_root() / "reports"
@@ -34,16 +44,19 @@ def _run(chosen: argparse.Namespace) -> int:
 
         say(f"{baseline.write(read_reports(reports), reports)} ratio(s) are in {reports / baseline.FILE} now")
         return 0
-    gates = run_gates(chosen.gates, reports=reports)
+    gates = run_gates(chosen.gates, reports=reports, base=chosen.base)
     if chosen.json:
-        say(json.dumps([vars(gate) for gate in gates], indent=2))
+        say(json.dumps([gate.plain() for gate in gates], indent=2))
     else:
-        for gate in gates:
-            say(f"  {_SIGNS[gate.state]} {gate.name:<10} {gate.state:<8} {gate.summary}")
-            for finding in gate.findings:
-                say(f"      {finding}")
-    bad = {"failed", "skipped"} if chosen.strict else {"failed"}
-    return 1 if any(gate.state in bad for gate in gates) else 0
-
-
-_SIGNS = {"passed": "✓", "failed": "✗", "skipped": "•"}
+        for line in render.as_text(gates):
+            say(line)
+    if chosen.junit:
+        chosen.junit.write_text(render.as_junit(gates))
+    if not chosen.gates:
+        page = render.write(gates, reports)
+        if not chosen.json:
+            say(f"page: {page}")
+    states = {check.state for gate in gates for check in gate.checks}
+    if "failed" in states or (chosen.strict and "not measured" in states):
+        return 1
+    return 3 if "not measured" in states else 0

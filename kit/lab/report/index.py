@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from kit.lab.gates.render import as_section
 from kit.lab.quantities import elapsed
 from kit.lab.report.figures import inline_svg
 from kit.lab.report.outcome import Outcome
@@ -28,6 +29,7 @@ def write_index(report: Report) -> None:
         policy=POLICY,
         style=style(),
         headline=_headline(report),
+        gates=as_section(report.index.parent),
         took=elapsed(report.seconds),
         tiles=_tiles(report),
         headlines=list(_headlines(everything)),

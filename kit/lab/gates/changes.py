@@ -1,0 +1,100 @@
+"""What a change changes: the commits since it left its base, and the working tree."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from dataclasses import dataclass
+
+from kit.errors import ConfigurationError
+from kit.lab.gates.evidence import test_functions
+from kit.lab.project import project_root
+
+BASE_VARIABLE = "KIT_BASE"
+"""Names the base where the history does not: CI sets it to the branch that a pull request goes to."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """A change against its base.
+
+    Attributes:
+        base: the short commit that it is compared with; empty where there is no history.
+        files: paths that differ, those not yet committed included.
+        reasons: values of the trailers of its commits, by the trailer's name in lower case.
+    """
+
+    base: str
+    files: frozenset[str]
+    reasons: dict[str, list[str]]
+
+    def touches(self, *prefixes: str) -> bool:
+        """Return whether any path that differs begins with one of these."""
+        return any(path.startswith(prefixes) for path in self.files)
+
+
+def git(*arguments: str) -> str:
+    """Return what git prints of the project, without the last line end; nothing where it fails or is not there."""
+    try:
+        done = subprocess.run(
+            ["git", *arguments], cwd=project_root(), capture_output=True, text=True, check=False, timeout=60.0
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.rstrip("\n") if done.returncode == 0 else ""
+
+
+def changed_since(base: str = "") -> Change:
+    """Return what differs from a base: one that is named, else where the change left ``main``.
+
+    On ``main`` itself that is the commit before the last.
+
+    Raises:
+        ConfigurationError: the base that is named is not in the history.
+    """
+    commit = _base(base or os.environ.get(BASE_VARIABLE, ""))
+    if not commit:
+        return Change(base="", files=frozenset(), reasons={})
+    files = {*git("diff", "--name-only", commit).splitlines()}
+    files |= {*git("ls-files", "--others", "--exclude-standard").splitlines()}
+    reasons: dict[str, list[str]] = {}
+    for line in git("log", "--format=%(trailers:only,unfold)", f"{commit}..HEAD").splitlines():
+        name, colon, value = line.partition(":")
+        if colon:
+            reasons.setdefault(name.strip().lower(), []).append(value.strip())
+    return Change(base=git("rev-parse", "--short=10", commit), files=frozenset(files), reasons=reasons)
+
+
+def _base(named: str) -> str:
+    if named:
+        for candidate in (f"origin/{named}", named):
+            if found := git("merge-base", "HEAD", candidate):
+                return found
+        raise ConfigurationError(f"the base {named!r} is not in the history: fetch it (git fetch --unshallow)")
+    head = git("rev-parse", "HEAD")
+    for candidate in ("origin/main", "main"):
+        found = git("merge-base", "HEAD", candidate)
+        if found and found != head:
+            return found
+    return git("rev-parse", "HEAD~1")
+
+
+def tests_at(commit: str) -> dict[str, str]:
+    """Return the test functions at a commit: name to file."""
+    found: dict[str, str] = {}
+    for path in git("ls-tree", "-r", "--name-only", commit, "--", "tests").splitlines():
+        if path.endswith(".py"):
+            found |= dict.fromkeys(test_functions(git("show", f"{commit}:{path}")), path)
+    return found
+
+
+def tests_now() -> set[str]:
+    """Return the names of the test functions in the working tree."""
+    paths = (project_root() / "tests").rglob("*.py")
+    return {name for path in paths for name in test_functions(path.read_text())}
+
+
+def blobs_at(commit: str, folder: str) -> dict[str, str]:
+    """Return the git objects of the files in a folder at a commit: path to id."""
+    lines = git("ls-tree", "-r", commit, "--", folder).splitlines()
+    return {line.split("\t", 1)[1]: line.split()[2] for line in lines}

@@ -1,0 +1,97 @@
+"""Gate 1, integration tests: all pass, enough of the code is covered, in time, and none was taken out."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from kit.lab.gates.changes import tests_at, tests_now
+from kit.lab.gates.model import Check, Context, judge, unseen
+from kit.lab.project import project_root
+
+COVERAGE = 80.0  # per cent. Source: the specification, "Test coverage > 80 %"
+SECONDS = 300.0  # of the integration tests together. Source: the specification, "< 5 minutes for full suite"
+
+_RUN = "run the whole suite: pytest --cov=kit"
+
+
+def tests(context: Context) -> Check:
+    """Judge whether every test passed in the last complete run."""
+    seen, name = context.tests, "tests"
+    if seen is None:
+        return unseen(name, "not measured: no complete run of the tests", _RUN)
+    if reason := context.stale(seen["commit"]):
+        return unseen(name, reason, _RUN)
+    counts = Counter(seen["outcomes"].values())
+    summary = ", ".join(f"{counts[state]} {state}" for state in ("passed", "skipped") if counts[state])
+    again = [f"passed at the second try only: {test}" for test in seen["second_try"]]
+    if not counts["passed"]:
+        return unseen(name, "not measured: no test ran", _RUN)
+    failed = [test for test, state in seen["outcomes"].items() if state == "failed"]
+    found = judge(name, summary, failed, "mend it, or the code that it tests; pytest --last-failed runs it again")
+    return found if failed or not again else Check(name=name, state="passed", summary=summary, findings=tuple(again))
+
+
+def coverage(context: Context) -> Check:
+    """Judge how much of ``kit/`` the tests execute."""
+    seen, name = context.tests, "coverage"
+    if seen is None or seen["coverage"] is None:
+        return unseen(name, "not measured: the tests ran without --cov=kit", _RUN)
+    if reason := context.stale(seen["commit"]):
+        return unseen(name, reason, _RUN)
+    measured = f"{seen['coverage']:.1f} % of kit/"
+    findings = [f"{measured} is executed by tests, the limit is {COVERAGE:.0f} %"]
+    low = seen["coverage"] <= COVERAGE
+    remedy = "test what the change adds: pytest --cov=kit --cov-report=term-missing:skip-covered lists the lines"
+    return judge(name, f"{measured} (limit {COVERAGE:.0f} %)", findings if low else (), remedy)
+
+
+def duration(context: Context) -> Check:
+    """Judge how long the integration tests take."""
+    seen, name = context.tests, "duration"
+    if seen is None or not seen["integration_seconds"]:
+        return unseen(name, "not measured: no complete run of the tests", _RUN)
+    if reason := context.stale(seen["commit"]):
+        return unseen(name, reason, _RUN)
+    took = seen["integration_seconds"]
+    summary = f"integration tests {took:.0f} s (limit {SECONDS:.0f} s); the whole suite {seen['seconds']:.0f} s"
+    findings = [f"the integration tests take {took:.0f} s, the limit is {SECONDS:.0f} s"] if took >= SECONDS else ()
+    return judge(name, summary, findings, "pytest tests/integration --durations=10 names the slowest")
+
+
+def removed_tests(context: Context) -> Check:
+    """Judge whether every test of the base is still there, or named as removed in the change log."""
+    name, base = "removed-tests", context.change.base
+    if not base:
+        return unseen(name, "not measured: no base to compare with", "run it in a git checkout with its history")
+    before, now = tests_at(base), tests_now()
+    log = project_root() / "CHANGELOG.md"
+    told = log.read_text() if log.is_file() else ""
+    gone = [test for test in before if test not in now and f"`{test}`" not in told]
+    findings = [f"{test} stood in {before[test]} at {base} and is gone" for test in sorted(gone)]
+    remedy = "put it back, or name it in CHANGELOG.md under Removed, with the reason: - `test_name`: …"
+    return judge(name, f"{len(before)} tests of {base} are still there", findings, remedy)
+
+
+def report(context: Context) -> Check:
+    """Judge whether every notebook ran, as it is committed, and shows its committed outputs."""
+    name, remedy = "report", "kit report runs every notebook"
+    expected = {path.stem for path in (project_root() / "notebooks").glob("*.ipynb")}
+    bodies = {body["notebook"]: body for body in context.bodies}
+    broken = {
+        key: body["verdict"]
+        for key, body in bodies.items()
+        if body["failure"] or body["comparison"] in ("differs", "no reference")
+    }
+    if broken:
+        findings = [f"{notebook}: {verdict}" for notebook, verdict in broken.items()]
+        return judge(name, "", findings, "read its page; kit report --update renews outputs that changed on purpose")
+    missing = sorted(expected - bodies.keys())
+    if missing:
+        summary = f"not measured: {len(missing)} of {len(expected)} notebooks"
+        return unseen(name, summary, remedy, missing if len(missing) < len(expected) else ())
+    for body in bodies.values():
+        if reason := context.stale(body["environment"]["commit"]):
+            return unseen(name, f"{body['notebook']} is {reason}", remedy)
+        if body["comparison"] != "same":
+            return unseen(name, f"{body['notebook']}: {body['verdict']}", remedy)
+    return judge(name, f"{len(bodies)} notebooks ran and match their committed outputs", (), remedy)

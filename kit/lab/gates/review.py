@@ -1,0 +1,123 @@
+"""Gate 4, code review: what a machine can review of it, and the list of what it cannot."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+from kit.lab.gates.api import find_tool
+from kit.lab.gates.model import Check, Context, judge, unseen
+from kit.lab.project import project_root
+
+GUIDES = {
+    "kit/codec/": "01_codec", "kit/nats/": "02_nats", "kit/otel/": "03_otel", "kit/components/agents/": "11_agents",
+    "kit/components/gateway/": "12_gateway", "kit/components/rag/": "13_rag", "kit/components/llmops/": "14_llmops",
+    "kit/components/mlops/": "15_mlops", "kit/components/prompts/": "16_prompts",
+    "kit/components/document_qa": "21_document_qa",
+}  # fmt: skip
+"""Which notebook is the guide to which part of the code."""
+
+TRAILER = "Guide-unchanged"
+"""The trailer of a commit that says why a guide need not change: ``Guide-unchanged: nats, no behaviour differs``."""
+
+FOR_PEOPLE = (
+    "Integration correctness: the components do what the change says, also when a message is late, double or foreign",
+    "API usage: only what a room offers is used; no interface breaks for its users",
+    "Performance impact: the ratios that moved have an explanation",
+    "Documentation quality: someone who does not know the change understands the guide",
+    "Error handling: each error says what to do, and nothing is swallowed",
+)
+"""What the other team's reviewer looks at. Source: the specification, steps 6 and 7, and gate 4."""
+
+_LINK = re.compile(r"\[[^\[\]\n]{0,300}\]\(([^()\s]{1,300})\)")
+
+
+def lint(_: Context) -> Check:
+    """Judge style and format."""
+    findings = [*_ruff("check", "--output-format=concise", "."), *_ruff("format", "--check", ".")]
+    return _by_tool("lint", "ruff", "style and format", findings, "ruff check --fix . && ruff format .")
+
+
+def types(_: Context) -> Check:
+    """Judge the types."""
+    findings = [line for line in _lines("mypy", "--no-error-summary") if ": error:" in line]
+    return _by_tool("types", "mypy", "strict types of kit/", findings, "mypy shows each with its context")
+
+
+def docstrings(_: Context) -> Check:
+    """Judge whether everything public is documented."""
+    findings = _ruff("check", "--output-format=concise", "--select=D100,D101,D102,D103,D104", "kit")
+    return _by_tool("docstrings", "ruff", "everything public in kit/ is documented", findings, "one full sentence each")
+
+
+def _ruff(*arguments: str) -> list[str]:
+    return [line for line in _lines("ruff", *arguments) if re.match(r"\S+:\d+:\d+:|Would reformat", line)]
+
+
+def _lines(name: str, *arguments: str) -> list[str]:
+    tool = find_tool(name)
+    if tool is None:
+        return []
+    done = subprocess.run([tool, *arguments], cwd=project_root(), capture_output=True, text=True, timeout=600.0)
+    if done.returncode > 1:  # it could not run at all
+        return [f"x:1:1: error: {name} failed: {(done.stderr or done.stdout).strip()[-300:]}"]
+    return done.stdout.splitlines()
+
+
+def _by_tool(name: str, tool: str, summary: str, findings: list[str], remedy: str) -> Check:
+    if find_tool(tool) is None:
+        return unseen(name, f"not measured: {tool} is not installed", "pip install -e '.[test]'")
+    return judge(name, summary, findings, remedy)
+
+
+def links(_: Context) -> Check:
+    """Judge whether the links between the project's own documents lead somewhere."""
+    root = project_root()
+    documents = [*root.glob("*.md"), *root.glob(".github/**/*.md"), *(root / "notebooks").glob("*.ipynb")]
+    links_of = {path: list(_links(path)) for path in documents}
+    findings = [
+        f"{path.relative_to(root)}: {link} leads nowhere"
+        for path, found in links_of.items()
+        for link in found
+        if not (path.parent / link).exists()
+    ]
+    summary = f"{sum(map(len, links_of.values()))} links in {len(documents)} documents"
+    return judge("links", summary, findings, "correct the path, or bring the file back")
+
+
+def _links(path: Path) -> Iterator[str]:
+    """Yield the links of a document to files, without their fragments; reports are made later."""
+    text = path.read_text()
+    if path.suffix == ".ipynb":
+        text = "\n".join(
+            "".join(cell["source"]) for cell in json.loads(text)["cells"] if cell["cell_type"] == "markdown"
+        )
+    for link in _LINK.findall(text):
+        file = link.partition("#")[0]
+        if file and ":" not in file and "reports/" not in file:
+            yield file
+
+
+def guides(context: Context) -> Check:
+    """Judge whether the guide of each component that changed changed with it, or a commit says why not."""
+    name, change = "guides", context.change
+    if not change.base:
+        return unseen(name, "not measured: no base to compare with", "run it in a git checkout with its history")
+    excused = {value.partition(",")[0].strip() for value in change.reasons.get(TRAILER.lower(), ())}
+    touched = {guide: folder for folder, guide in GUIDES.items() if change.touches(folder)}
+    findings = [
+        f"{folder} changed since {change.base}, its guide notebooks/{guide}.ipynb did not"
+        for guide, folder in touched.items()
+        if not change.touches(f"notebooks/{guide}.ipynb") and guide.partition("_")[2] not in excused
+    ]
+    remedy = f"renew the guide, or say why not in a commit's trailer: {TRAILER}: nats, no behaviour differs"
+    return judge(name, f"{len(touched)} components changed since {change.base}, their guides too", findings, remedy)
+
+
+def checklist(_: Context) -> Check:
+    """List what people review."""
+    summary = f"{len(FOR_PEOPLE)} points for the reviewers of both teams"
+    return Check(name="checklist", state="for people", summary=summary, findings=FOR_PEOPLE)
