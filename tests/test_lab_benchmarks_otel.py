@@ -43,6 +43,7 @@ def test_off_and_on_decide_unless_the_target_lies_within_the_interval(
 ) -> None:
     result = _result(noise, tracing, wall)
     rows = {row.target.name: row for row in otel.overheads(otel.deciding(result, result), "a query")}
+    assert rows["OTEL overhead: a query"].measured == pytest.approx(100 * (0.002 + tracing) / wall, abs=100 * noise)
     row = rows["tracing overhead: a query"]
     assert (row.state, row.target.goal) == (state, False)
     assert row.interval is not None
@@ -53,7 +54,7 @@ def test_the_noise_of_the_wall_is_in_the_interval_of_a_share() -> None:
     steady = _result(0.0)
     walls = np.random.default_rng(1).uniform(0.5, 1.5, (40, 1)) * 1e7
     noisy = replace(steady, samples=steady.samples | {wall_of(OFF): walls})
-    sure, unsure = (otel.share(result, "tracing overhead") for result in (steady, noisy))
+    sure, unsure = (otel.share(result, otel.STEPS["tracing overhead"]) for result in (steady, noisy))
     assert sure.high - sure.low < 1e-9 < unsure.high - unsure.low
 
 

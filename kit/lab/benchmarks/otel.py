@@ -19,6 +19,7 @@ from kit.lab.benchmarks.codec import agent_message
 from kit.lab.benchmarks.telemetry_switch import LOGGED, METRICS, OFF, TRACED, Switch, all_settings
 from kit.lab.project import project_root
 from kit.lab.quantities import quantity
+from kit.lab.targets import OVERALL
 from kit.nats.bus import Bus
 from kit.nats.server import Server
 
@@ -31,6 +32,9 @@ STEPS = {
     "logging overhead": (LOGGED, TRACED),
 }
 """Which two settings of the switch the specification's target is the difference of."""
+
+EVERYTHING = (LOGGED, OFF)
+"""The two settings that all signals together are the difference of."""
 
 LINE = (TRACED, LOGGED)
 """The settings that tell what a log line costs, which is the least and takes the most rounds."""
@@ -205,20 +209,20 @@ def deciding(whole: Comparison, line: Comparison) -> dict[str, Comparison]:
 
 
 def overheads(results: Mapping[str, Comparison], operation: str) -> Iterator[Verdict]:
-    """Yield the verdict on each signal: the processor time that it adds, in per cent of the operation's time.
+    """Yield the verdict on each signal, and on all together: the processor time added, in per cent of the operation's.
 
     The comparison off and on decides, by its interval: a target that lies within it is undecided.
 
     Args:
         results: the comparison that decides, by signal.
     """
-    for target in SPECIFICATION:
-        if target.name in STEPS:
-            on, before = STEPS[target.name]
-            result = results[target.name]
-            of = share(result, target.name)
+    whole = results["tracing overhead"]
+    for target in (*SPECIFICATION, OVERALL):
+        if target.component == "OTEL":
+            pair, result = STEPS.get(target.name, EVERYTHING), results.get(target.name, whole)
+            of = share(result, pair)
             named = replace(target, name=f"{target.name}: {operation}")
-            yield named.verdict(of.value, interval=of, ratio=result.ratio(on, to=before))
+            yield named.verdict(of.value, interval=of, ratio=result.ratio(pair[0], to=pair[1]))
 
 
 def added(result: Comparison) -> dict[str, Ratio]:
@@ -226,12 +230,12 @@ def added(result: Comparison) -> dict[str, Ratio]:
     return {name: result.difference(on, to=before) for name, (on, before) in STEPS.items()}
 
 
-def share(result: Comparison, signal: str) -> Ratio:
-    """Return what a signal adds, in per cent of the operation's time on the wall under the first setting.
+def share(result: Comparison, pair: tuple[str, str]) -> Ratio:
+    """Return what one setting adds to another, in per cent of the operation's time on the wall under the first of all.
 
     Both are of the same round, and each round gives one share; so the interval has the noise of both in it.
     """
-    on, before = (result.samples[name] for name in STEPS[signal])
+    on, before = (result.samples[name] for name in pair)
     return median_interval(np.ravel(100 * (on - before) / result.samples[wall_of(result.baseline)]))
 
 
@@ -250,7 +254,7 @@ def estimates(
     for operation, decided in results.items():
         for name, result in decided.items():
             on, before = STEPS[name]
-            of = share(result, name)
+            of = share(result, STEPS[name])
             rows[operation, name.removesuffix(" overhead")] = {
                 PAIRED: _microseconds(result.difference(on, to=before)),
                 "share of its time": f"{of.value:.2f} % [{of.low:.2f} %, {of.high:.2f} %]",
