@@ -215,6 +215,7 @@ API_QUERY_DURATION = _histogram("api.query.duration", "time from question to ans
 # The kit's own health: what was retried, died, was refused or was dropped.
 JOBS_RETRIED = _count("kit.jobs.retried", "job attempts that failed and will be tried again", "{attempt}")
 JOBS_DEAD = _count("kit.jobs.dead", "jobs that became dead letters", "{job}")
+JOBS_FORGOTTEN = _count("kit.jobs.forgotten", "dead letters given up, as too old or too much", "{job}")
 JOBS_DEDUPLICATED = _count("kit.jobs.deduplicated", "deliveries whose effect had happened already", "{delivery}")
 MESSAGES_REFUSED = _count("kit.messages.refused", "received messages that broke their contract", "{message}")
 TELEMETRY_DROPPED = _count("kit.telemetry.dropped", "spans, metrics and logs that no endpoint took", "{item}")

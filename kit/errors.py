@@ -29,6 +29,18 @@ Fields go in, the message comes out: an error can be matched by its type, read b
 
 from __future__ import annotations
 
+import re
+
+_UNSENDABLE = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\ud800-\\udfff]")
+
+
+def escape_text(text: str, longest: int = 500) -> str:
+    """Return at most ``longest`` characters of a text of whatever origin, so that it can be sent and shown.
+
+    Lone surrogates, which no message can carry, and control characters, which a terminal would obey, become escapes.
+    """
+    return _UNSENDABLE.sub(lambda found: ascii(found[0])[1:-1], text[:longest])[:longest]
+
 
 class KitError(Exception):
     """Any error that the kit raises on purpose."""

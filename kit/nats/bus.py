@@ -18,11 +18,12 @@ from kit import codec
 from kit.catalogue import ERROR, Mode, Operation, check_id
 from kit.errors import BusError, ConfigurationError, ForeignLoopError
 from kit.nats.connection import Connection
-from kit.nats.dead import DeadLetter, Graveyard
+from kit.nats.dead import Graveyard
 from kit.nats.faults import remote_error
 from kit.nats.ids import EXPIRES, MESSAGE_ID, Serial, checked_id
 from kit.nats.jobs import Desk, Job
 from kit.nats.layout import NORMAL, Level, level_of, levels
+from kit.nats.letters import DeadLetter
 from kit.nats.message import Handler, Message
 from kit.nats.objects import Objects
 from kit.nats.pulling import Bind
@@ -302,6 +303,8 @@ class Bus:
     async def replay(self, operation: Operation, ids: list[str] | None = None) -> int:
         """Enqueue dead letters again, all or those of these message ids, and return how many.
 
+        One that is not ``replayable`` stays where it is, with a warning.
+
         Raises:
             NotStored: the queue did not acknowledge; the rest are still dead letters.
             ConfigurationError: the row is no JOB.
@@ -309,9 +312,7 @@ class Bus:
         self._route(operation, "replay", Mode.JOB)
         letters = await self._graveyard.letters(operation)
         chosen = [letter for letter in letters if ids is None or letter.message_id in ids]
-        for letter in chosen:
-            await self._graveyard.replay(letter)
-        return len(chosen)
+        return sum([await self._graveyard.replay(letter) for letter in chosen])
 
     # --- answers piece by piece ---------------------------------------------------------------------------------
 

@@ -44,6 +44,7 @@ _log = logging.getLogger("kit.nats")
 _BACKOFF = (0.05, 2.0)  # s; first and longest wait between attempts to reconnect, each times 0.5 to 1
 _ATTEMPT = 2.0  # s; for one server to answer
 _PING = 20  # s; a dead peer is noticed after three of them
+_STORED = "Nats-Sequence"  # header of what a stream keeps, whose other headers are its sender's: they say no status
 _DROP = 0.1  # s; to close a socket that was never connected
 _CLOSE = 1.0  # s; to close the socket after the drain
 
@@ -205,7 +206,8 @@ class Connection:
         finally:
             timer.cancel()
             self._listeners.pop(token, None)
-        if not answer.data and answer.headers and answer.headers.get("Status") == "503":
+        said = answer.headers or {}
+        if not answer.data and said.get("Status") == "503" and _STORED not in said:
             raise NoResponders(subject)
         return answer
 

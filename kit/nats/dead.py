@@ -10,22 +10,50 @@ and nobody has begun it, since its receiver may never come.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+import re
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from kit import codec
-from kit.catalogue import DEAD_LETTER, DEAD_LETTERS_PREFIX, JOBS_DEAD, OPERATIONS, Mode, Operation
-from kit.errors import BusError, CodecError, KitError, PayloadTooLarge, UnknownContract
-from kit.nats.client import carries
+from kit.catalogue import (
+    DEAD_LETTER,
+    DEAD_LETTERS_PREFIX,
+    JOBS_DEAD,
+    JOBS_FORGOTTEN,
+    MESSAGES_REFUSED,
+    OPERATIONS,
+    Mode,
+    Operation,
+)
+from kit.errors import (
+    BusError,
+    CodecError,
+    ContractViolation,
+    DeadlineExceeded,
+    Disconnected,
+    KitError,
+    NoResponders,
+    PayloadTooLarge,
+    escape_text,
+)
 from kit.nats.faults import Fault
-from kit.nats.ids import MESSAGE_ID, REPLAYED, REPLY, job_id, token
-from kit.nats.layout import DEAD_STREAM, EXHAUSTED, EXHAUSTED_STREAM
-from kit.nats.queues import JobExpired, overdue, prod
+from kit.nats.ids import MESSAGE_ID, REPLAYED, REPLY
+from kit.nats.layout import DEAD_BYTES, DEAD_STREAM, EXHAUSTED, EXHAUSTED_STREAM, is_own_subject
+from kit.nats.letters import (
+    Body,
+    DeadLetter,
+    carried,
+    evidence_of,
+    letter_of,
+    letter_subject,
+    payload_subject,
+    read_evidence,
+    reason_of,
+)
+from kit.nats.queues import gave_up, overdue, prod
 from kit.nats.worker import drain
 
 if TYPE_CHECKING:
@@ -36,7 +64,12 @@ if TYPE_CHECKING:
 _log = logging.getLogger("kit.nats")
 
 _BUCKET = "dead-letters"  # of payloads that fit no message any more
-_LONGEST_REPLY = 200  # characters, as the contract of dead letters says
+_SOON = 0.97  # of the age at which the server forgets them unsaid
+_CONSUMER = re.compile(r"[^\s.*>]{1,200}")
+_SPARE = 256 * 1024  # bytes; for evidence, and for what others keep at the same time
+_SHOWN = 200  # characters of a foreign subject
+_FEW = 16  # messages that others keep at the same time
+_NOWHERE = 2**62  # a sequence that no stream has reached
 _SWEEP = 1.0  # s; between two sweeps of a queue for those who wait
 _ADVISED = 0.02  # s; for the server's advisory to be stored
 _SECONDS = 5.0  # for a dead letter to be stored, or sent again
@@ -50,71 +83,21 @@ class WorkerLost(BusError):
         super().__init__(f"the worker was lost at each of {attempts} attempts")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
-class DeadLetter:
-    """A job that failed for good.
+class NotReplayable(BusError):
+    """A dead letter cannot be sent again."""
 
-    Attributes:
-        operation: the catalogue's row.
-        message_id: the job's id.
-        subject: where it was sent.
-        error_type: class name of the last error.
-        detail: its message, without content of the job.
-        reason: why it was given up: attempts_exhausted, not_retryable, contract_violation or unknown_contract.
-        attempts: deliveries it took.
-        first_seen: when it was enqueued: UTC, RFC 3339.
-        failed_at: when it was given up.
-        path: JSON pointer to the fault, when it broke its contract.
-        payload: what was sent, unchanged.
-        headers: of what was sent.
-        sequence: its place among the dead letters.
-    """
+    def __init__(self, subject: str) -> None:
+        self.subject = subject
+        super().__init__(f"{escape_text(subject)} is no subject of its operation, or its payload is gone")
+
+
+class Advisory(NamedTuple):
+    """What the server says of a message that it gives up; or what somebody else says in its place."""
 
     operation: Operation
-    message_id: str
-    subject: str
-    error_type: str
-    detail: str
-    reason: str
-    attempts: int
-    first_seen: str
-    failed_at: str
-    path: str | None
-    payload: bytes
-    headers: dict[str, str]
+    consumer: str
     sequence: int
-
-    def __repr__(self) -> str:
-        return (
-            f"<DeadLetter {self.operation.name} {self.message_id}: {self.error_type} after {self.attempts} attempt(s), "
-            f"{self.reason}>"
-        )
-
-    @property
-    def data(self) -> dict[str, Any] | None:
-        """What was sent, decoded; None when it cannot be."""
-        try:
-            return codec.decode(self.payload).data
-        except CodecError:
-            return None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Body:
-    """A job that is given up, as it lies in its stream."""
-
-    operation: Operation
-    subject: str
-    payload: bytes
-    headers: dict[str, str]
-    sequence: int
-    stored_at: str
-    attempts: int
-
-    @property
-    def message_id(self) -> str:
-        """The job's id."""
-        return job_id(self.headers, self.operation, self.sequence)
+    deliveries: int
 
 
 class Graveyard:
@@ -124,6 +107,7 @@ class Graveyard:
         self._bus, self._streams, self._results = bus, streams, results
         self._watch: Subscription | None = None
         self._swept: dict[str, float] = {}  # when, by operation
+        self._refused = 0  # up to this sequence, what is no dead letter has been counted
         self._opening, self._sweeping = asyncio.Lock(), asyncio.Lock()
 
     async def open(self) -> None:
@@ -150,17 +134,19 @@ class Graveyard:
         operation = body.operation
         self._bus.telemetry.count(JOBS_DEAD, operation=operation.name, error_type=fault.error_type)
         _log.error("%s %s died: %s (%s)", operation.name, body.message_id, fault.error_type, reason)
-        subject = f"{DEAD_LETTERS_PREFIX}.{operation.stream}.{token(body.message_id)}"
+        await self._make_room(len(body.payload))
         mark = f"{operation.stream}-{body.sequence}"
-        letter = _evidence(body, fault, reason, self._bus.tenant_id) | await self._keep(subject, mark, body)
+        letter = evidence_of(body, fault, reason, self._bus.tenant_id) | await self._keep(mark, body)
+        subject = letter_subject(operation, body.message_id)
         await self._streams.store(subject, codec.encode(DEAD_LETTER, letter), {MESSAGE_ID: mark}, _SECONDS)
         await self._tell(body, fault)
 
-    async def _keep(self, subject: str, mark: str, body: Body) -> dict[str, Any]:
+    async def _keep(self, mark: str, body: Body) -> dict[str, Any]:
         """Keep the payload as it is, and return where."""
-        headers = _carried(body.headers) | {MESSAGE_ID: f"{mark}-payload"}
+        headers = carried(body.headers) | {MESSAGE_ID: f"{mark}-payload"}
+        subject = payload_subject(body.operation, body.message_id)
         try:
-            kept = await self._streams.store(f"{subject}.payload", body.payload, headers, _SECONDS)
+            kept = await self._streams.store(subject, body.payload, headers, _SECONDS)
         except PayloadTooLarge:  # it fitted its own headers and not these
             return {"payload_claim": await self._bus.put_object(mark, body.payload, bucket=_BUCKET)}
         return {"payload_stream": DEAD_STREAM, "payload_sequence": kept.sequence}
@@ -171,39 +157,96 @@ class Graveyard:
             await self._results.remember(body.operation, body.message_id, body.headers.get(REPLY), answer)
 
     async def letters(self, operation: Operation) -> list[DeadLetter]:
-        """Return the dead letters of an operation, oldest first."""
+        """Return the dead letters of an operation, oldest first; what else lies among them is counted and left out."""
         await self.open()
+        await self._make_room()
         await self.sweep(operation)
         found: list[DeadLetter] = []
         subject, sequence = f"{DEAD_LETTERS_PREFIX}.{operation.stream}.*", 0
         while (kept := await self._streams.next(DEAD_STREAM, subject, sequence + 1)) is not None:
             sequence = kept.sequence
-            said = codec.decode(kept.payload).data
-            found.append(_letter(operation, kept.sequence, said, await self._payload(said)))
+            try:
+                said = read_evidence(operation, kept)
+            except CodecError as error:
+                if kept.sequence > self._refused:
+                    self._refused = kept.sequence
+                    self._refuse(operation, error, f"{kept.subject} is no dead letter")
+                continue
+            own = is_own_subject(operation, self._bus.tenant_id, said["subject"])
+            payload = await self._payload(operation, said)
+            found.append(letter_of(operation, sequence, said, payload, own_subject=own))
         return found
 
-    async def _payload(self, said: dict[str, Any]) -> bytes:
-        if "payload_claim" in said:
-            return await self._bus.get_object(said["payload_claim"])
-        kept = await self._streams.at(said["payload_stream"], said["payload_sequence"])
-        return b"" if kept is None else kept.payload
+    async def _payload(self, operation: Operation, said: dict[str, Any]) -> bytes | None:
+        """Return what was sent, if it lies where a dead letter's payload does."""
+        if "payload_claim" not in said:
+            kept = await self._streams.at(DEAD_STREAM, said.get("payload_sequence", 0) or _NOWHERE)
+            mine = kept is not None and kept.subject == payload_subject(operation, said["message_id"])
+            return kept.payload if kept is not None and mine else None
+        claim = said["payload_claim"]
+        if (claim["bucket"], claim["name"]) != (_BUCKET, f"{operation.stream}-{said['stream_sequence']}"):
+            return None
+        try:
+            return await self._bus.get_object(claim)
+        except (Disconnected, DeadlineExceeded, NoResponders):
+            raise
+        except BusError as error:
+            _log.warning("a dead letter has lost its payload: %s", error)
+            return None
 
-    async def replay(self, letter: DeadLetter) -> None:
-        """Send a dead letter again, under its old id, and keep it no more.
+    async def replay(self, letter: DeadLetter) -> bool:
+        """Send a dead letter again, under its old id, and keep it no more; say whether it could be.
 
         Raises:
             NotStored: the queue did not acknowledge it; the dead letter is still there.
         """
         operation = letter.operation
-        name = token(letter.message_id)
+        if not letter.replayable:
+            self._refuse(operation, NotReplayable(letter.subject), f"{letter!r} stays where it is")
+            return False
         await self._streams.job(operation)
         await self._results.reopen(operation, letter.message_id)
         # Another mark than before, or the queue would take it for the job that it had; the same at every try.
         headers = {**letter.headers, MESSAGE_ID: f"{letter.message_id}{REPLAYED}{letter.sequence}"}
         await self._streams.store(letter.subject, letter.payload, headers, _SECONDS)
-        dead = f"{DEAD_LETTERS_PREFIX}.{operation.stream}.{name}"
-        await self._streams.purge(DEAD_STREAM, dead)
-        await self._streams.purge(DEAD_STREAM, f"{dead}.payload")
+        # By its place, never by its subject: there the job may lie once more by now, having died again.
+        await self._streams.delete(DEAD_STREAM, letter.sequence)
+        if letter.payload_claim is not None:
+            await self._bus.delete_object(letter.payload_claim)
+        else:
+            await self._streams.delete(DEAD_STREAM, letter.payload_sequence or _NOWHERE)
+        return True
+
+    async def _make_room(self, size: int = 0) -> None:
+        """Give up the oldest dead letters, and say so, where the stream is full or the server is about to forget them.
+
+        Args:
+            size: bytes of what is to be kept next.
+        """
+        config, state = await self._streams.state(DEAD_STREAM)
+        over = state.bytes + size + _SPARE - (limit if (limit := config.max_bytes or 0) > 0 else DEAD_BYTES)
+        if (most := config.max_msgs or 0) > 0 and state.messages + _FEW > most:
+            over = max(over, 1)
+        oldest_kept = codec.now(_SOON * -config.max_age) if config.max_age else ""
+        while over > 0 or oldest_kept:
+            kept = await self._streams.next(DEAD_STREAM, f"{DEAD_LETTERS_PREFIX}.*.*", 0)
+            if kept is None or not (over > 0 or kept.stored_at < oldest_kept):
+                return
+            payload = await self._streams.last(DEAD_STREAM, f"{kept.subject}.payload")
+            for gone in (kept, payload):
+                if gone is not None:
+                    await self._streams.delete(DEAD_STREAM, gone.sequence)
+                    over -= len(gone.payload)
+            stream = kept.subject.split(".")[-2]
+            operation = next((row.name for row in OPERATIONS if row.stream == stream), DEAD_LETTER)
+            self._bus.telemetry.count(JOBS_FORGOTTEN, operation=operation)
+            _log.error("the dead letter %s of %s was given up, as too old or too much", kept.subject, kept.stored_at)
+
+    def _refuse(self, operation: Operation | None, error: KitError, what: str) -> None:
+        """Count and tell what cannot be what it seems to be."""
+        name = DEAD_LETTER if operation is None else operation.name
+        self._bus.telemetry.count(MESSAGES_REFUSED, operation=name, error_type=type(error).__name__)
+        _log.warning("%s: %s", what, error)
 
     # --- what the server gave up --------------------------------------------------------------------------------
 
@@ -211,6 +254,7 @@ class Graveyard:
         self._bus.background(self._heed())
 
     async def _heed(self) -> None:
+        await asyncio.sleep(_ADVISED)
         try:
             await self.sweep()
         except KitError as error:
@@ -238,24 +282,43 @@ class Graveyard:
             if operation is not None:
                 if await prod(self._streams, operation):
                     await asyncio.sleep(_ADVISED)
-                for kept in await overdue(self._streams, operation):
-                    await self._give_up(operation, kept, 0, JobExpired(kept.subject))
+                for kept, error in await overdue(self._streams, operation):
+                    if isinstance(error, CodecError):
+                        self._refuse(operation, error, f"a job on {kept.subject[:_SHOWN]}")
+                    await self._give_up(operation, kept, 0, error)
                     buried += 1
-            while (advisory := await self._streams.next(EXHAUSTED_STREAM, f"{EXHAUSTED}.>", 0)) is not None:
-                buried += await self._bury_exhausted(codec.loads(advisory.payload))
-                await self._streams.delete(EXHAUSTED_STREAM, advisory.sequence)
+            sequence = 0
+            while (said := await self._streams.next(EXHAUSTED_STREAM, f"{EXHAUSTED}.>", sequence + 1)) is not None:
+                sequence = said.sequence
+                try:
+                    done = await self._bury_exhausted(read_advisory(said.payload))
+                except CodecError as error:
+                    done = 0
+                    self._refuse(None, error, "an advisory that is not the server's")
+                if done is not None:
+                    buried += done
+                    await self._streams.delete(EXHAUSTED_STREAM, sequence)
         return buried
 
-    async def _bury_exhausted(self, advisory: dict[str, Any]) -> int:
-        operation = next((row for row in OPERATIONS if row.stream == advisory.get("stream")), None)
-        if operation is None or operation.stream is None:
+    async def _bury_exhausted(self, advisory: Advisory | None) -> int | None:
+        """Bury what an advisory names and return how many; None when nobody can say yet whether it is true.
+
+        Raises:
+            ContractViolation: the server did not give the message up.
+        """
+        if advisory is None:
             return 0
-        kept = await self._streams.at(operation.stream, advisory["stream_seq"])
+        operation = advisory.operation
+        kept = await self._streams.at(operation.stream or "", advisory.sequence)
         if kept is None:
             return 0
-        attempts = advisory["deliveries"]
-        await self._give_up(operation, kept, attempts, WorkerLost(kept.subject, attempts=attempts))
-        return 1
+        true = await gave_up(self._streams, operation, advisory.consumer, kept)
+        if true is False:
+            raise ContractViolation(f"{operation.name} {kept.sequence} was not given up", path="/stream_seq")
+        if true:
+            attempts = advisory.deliveries
+            await self._give_up(operation, kept, attempts, WorkerLost(kept.subject, attempts=attempts))
+        return 1 if true else None
 
     async def _give_up(self, operation: Operation, kept: Stored, attempts: int, error: KitError) -> None:
         """Bury a message that lies in its stream, and take it out there."""
@@ -268,62 +331,26 @@ class Graveyard:
             stored_at=kept.stored_at,
             attempts=attempts,
         )
-        fault = Fault(error)
+        fault = Fault(error, refused=isinstance(error, CodecError))
         await self.bury(body, fault, reason_of(fault))
         if operation.mode is Mode.JOB:
             await self._streams.delete(operation.stream or "", kept.sequence)
 
 
-def reason_of(fault: Fault) -> str:
-    """Return why a job was given up, in the words of the dead letter's contract."""
-    if fault.refused:
-        return "unknown_contract" if isinstance(fault.error, UnknownContract) else "contract_violation"
-    return "attempts_exhausted" if fault.retryable else "not_retryable"
+def read_advisory(payload: bytes) -> Advisory | None:
+    """Return what an advisory says; None when it speaks of no message of the kit's.
 
-
-def _evidence(body: Body, fault: Fault, reason: str, tenant_id: str) -> dict[str, Any]:
-    evidence = {
-        "operation": body.operation.name,
-        "subject": body.subject,
-        "message_id": body.message_id,
-        "attempts": body.attempts,
-        "error_type": fault.error_type,
-        "detail": fault.detail,
-        "failed_at": codec.now(),
-        "first_seen": body.stored_at,
-        "reason": reason,
-        "path": fault.path,
-        "tenant_id": tenant_id,
-        "stream": body.operation.stream,
-        "stream_sequence": body.sequence,
-        "payload_size": len(body.payload),
-        "payload_sha256": hashlib.sha256(body.payload).hexdigest(),
-        "headers": _carried(body.headers),
-        "retryable": fault.retryable,
-    }
-    if (reply := body.headers.get(REPLY)) is not None and len(reply) <= _LONGEST_REPLY:
-        evidence["reply_to"] = reply
-    return evidence
-
-
-def _carried(headers: dict[str, str]) -> dict[str, str]:
-    """Return the headers of a message that can be sent again: not what was said to the stream, nor what is refused."""
-    return {name: value for name, value in headers.items() if not name.startswith("Nats-") and carries(name, value)}
-
-
-def _letter(operation: Operation, sequence: int, said: dict[str, Any], payload: bytes) -> DeadLetter:
-    return DeadLetter(
-        operation=operation,
-        message_id=said["message_id"],
-        subject=said["subject"],
-        error_type=said["error_type"],
-        detail=said["detail"],
-        reason=said["reason"],
-        attempts=said["attempts"],
-        first_seen=said["first_seen"],
-        failed_at=said["failed_at"],
-        path=said.get("path"),
-        payload=payload,
-        headers=said["headers"],
-        sequence=sequence,
-    )
+    Raises:
+        CodecError: it is none.
+    """
+    said = codec.loads(payload)
+    if not isinstance(said, dict):
+        raise ContractViolation("an advisory is an object", path="")
+    stream, consumer = said.get("stream"), said.get("consumer")
+    if not isinstance(stream, str) or not isinstance(consumer, str) or not _CONSUMER.fullmatch(consumer):
+        raise ContractViolation("an advisory names a stream and a consumer", path="")
+    sequence, deliveries = said.get("stream_seq"), said.get("deliveries")
+    if type(sequence) is not int or type(deliveries) is not int or min(sequence, deliveries) < 1:
+        raise ContractViolation("an advisory counts stream_seq and deliveries from 1", path="")
+    operation = next((row for row in OPERATIONS if row.stream == stream), None)
+    return None if operation is None else Advisory(operation, consumer, sequence, deliveries)

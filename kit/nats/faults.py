@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from kit.catalogue import ERROR, Operation
 from kit.codec import encode
-from kit.errors import CodecError, ConfigurationError, PayloadTooLarge, RemoteError
+from kit.errors import CodecError, ConfigurationError, PayloadTooLarge, RemoteError, escape_text
 
 if TYPE_CHECKING:
     from kit.otel import Operation as Recorded
 
 _LONGEST = 500  # characters of an error's message
+_LONGEST_NAME = 200  # … of its class name, as the contract of errors says
 _CUT = "…"
 _WHOLE = 8  # characters from which on a value of the data is cut out wherever it stands
 _PROSE = 16  # … and a common run of lower-case words; shorter ones are just language
@@ -39,10 +40,11 @@ class Fault:
     def __init__(self, error: BaseException, data: Any = None, *, refused: bool = False) -> None:
         self.error = error
         self.refused = refused
-        self.error_type = type(error).__name__[:200]
+        self.error_type = escape_text(type(error).__name__, _LONGEST_NAME) or "Exception"
         self.detail = told(error, data)
         self.retryable = is_retryable(error)
-        self.path = error.path if isinstance(error, CodecError) else None
+        path = error.path if isinstance(error, CodecError) else None
+        self.path = None if path is None else escape_text(path)
         after = getattr(error, "retry_after", None)
         self.retry_after = float(after) if isinstance(after, int | float) and 0 <= after < 1e9 else None
 
@@ -69,7 +71,7 @@ class Fault:
 
 
 def told(error: BaseException, data: Any) -> str:
-    """Return an error's message without the content of the data.
+    """Return an error's message without the content of the data, such that it can be sent whatever it quotes.
 
     The codec names paths and rules, never values. A component may say the same of its errors (``content_free``), or of
     what their messages begin with (``content_free_start``): ids, columns and versions stand in the data too, and are
@@ -77,10 +79,10 @@ def told(error: BaseException, data: Any) -> str:
     """
     said = _said(error)
     if isinstance(error, CodecError) or getattr(error, "content_free", False) is True:
-        return said[:_LONGEST]
+        return escape_text(said, _LONGEST)
     start = getattr(error, "content_free_start", "")
     start = start if isinstance(start, str) and said.startswith(start) else ""
-    return (start + without_content(said[len(start) :], data))[:_LONGEST]
+    return escape_text(start + without_content(said[len(start) :], data), _LONGEST)
 
 
 def _said(error: BaseException) -> str:

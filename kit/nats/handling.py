@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from nats.aio.msg import Msg
 
-from kit.catalogue import MESSAGES_REFUSED
+from kit.catalogue import MESSAGES_REFUSED, Mode
 from kit.errors import BusError, PayloadTooLarge
 from kit.nats.faults import Fault, told
 from kit.nats.message import Handler
+from kit.nats.results import RESULT_HEADERS
 from kit.nats.route import Route
 from kit.nats.streaming import CallerGone, chunks_for
 from kit.nats.worker import cancelled_from_outside
@@ -116,6 +117,7 @@ class Handling:
         )
 
     def _fitting(self, answer: bytes) -> bytes:
-        if len(answer) > _SMALL and len(answer) > (limit := self._bus.connection.max_payload):
-            raise PayloadTooLarge(f"the answer on {self.route.subject}", size=len(answer), limit=limit)
+        size = len(answer) + (RESULT_HEADERS if self.route.operation.mode is Mode.JOB else 0)
+        if size > _SMALL and size > (limit := self._bus.connection.max_payload):
+            raise PayloadTooLarge(f"the answer on {self.route.subject}", size=size, limit=limit)
         return answer

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import NamedTuple
 
 from kit.catalogue import Operation
-from kit.errors import ConfigurationError
+from kit.errors import ConfigurationError, ContractViolation
 
 MESSAGE_ID = "Nats-Msg-Id"  # Source: NATS JetStream, de-duplication
 REPLY = "Kit-Reply"  # header: where the caller waits for the result of a job
@@ -51,11 +51,30 @@ def token(message_id: str) -> str:
 
 def job_id(headers: dict[str, str] | None, operation: Operation, sequence: int) -> str:
     """Return the id of a job: its sender's, or its place in the queue when it was sent without one."""
-    sent = headers.get(MESSAGE_ID) if headers else None
+    sent = headers.get(MESSAGE_ID, "").partition(REPLAYED)[0] if headers else ""
     if not sent:
         return f"{operation.stream}-{sequence}"
-    sent = sent.partition(REPLAYED)[0]
-    return sent if len(sent) <= _LONGEST else hashlib.sha256(sent.encode()).hexdigest()
+    plain = len(sent) <= _LONGEST and sent.isprintable()
+    return sent if plain else hashlib.sha256(sent.encode()).hexdigest()
+
+
+def expiry(headers: dict[str, str], operation: Operation) -> datetime | None:
+    """Return when a job need not be begun any more, or None when it says nothing of that.
+
+    Raises:
+        ContractViolation: what it says is no time.
+    """
+    sent = headers.get(EXPIRES)
+    if sent is None:
+        return None
+    try:
+        time = datetime.fromisoformat(sent)
+    except ValueError:
+        time = datetime.min
+    if time.tzinfo is None:
+        reason = f"the header {EXPIRES} is not a time of RFC 3339 with its offset"
+        raise ContractViolation(reason, message_type=operation.message_type)
+    return time
 
 
 class Serial:

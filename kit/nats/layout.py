@@ -26,6 +26,9 @@ EXHAUSTED = "$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES"  # Source: NATS JetStre
 _MOST_URGENT = 9
 _USUAL = (4, 6)  # priorities of the middle level
 _WINDOW = 600.0  # s; for which the server remembers ids of what was published
+_DEAD_SECONDS = 31 * 86400.0  # a month of dead letters; before its last day is over they are given up aloud
+_DEAD_MESSAGES = 20_000  # two for each; not a number of bytes, which the server would reserve
+DEAD_BYTES = 256 * 1024 * 1024  # of them all, where their stream itself has no such limit
 _RESULTS = 100_000  # remembered, per operation; not a number of bytes, which the server would reserve
 
 
@@ -78,6 +81,15 @@ def receiver_of(operation: Operation, subject: str) -> str | None:
     if operation.prioritized and tokens and tokens[-1] in URGENCIES:
         tokens.pop()
     return tokens[0] if tokens else None
+
+
+def is_own_subject(operation: Operation, tenant_id: str, subject: str) -> bool:
+    """Say whether jobs of an operation are sent to a subject."""
+    try:
+        plain = operation.subject(tenant_id, receiver_of(operation, subject))
+    except ConfigurationError:
+        return False
+    return any(level.subject(plain) == subject for level in levels(operation))
 
 
 def results_stream(operation: Operation) -> str:
@@ -145,11 +157,14 @@ def event_config(operation: Operation) -> api.StreamConfig:
 
 
 def dead_config() -> api.StreamConfig:
-    """Return the configuration of the stream of dead letters: one for each job, until it is sent again."""
+    """Return the configuration of the stream of dead letters: one for a job, until it is sent again or makes room."""
     return api.StreamConfig(
         name=DEAD_STREAM,
         subjects=[f"{DEAD_LETTERS_PREFIX}.*.*", f"{DEAD_LETTERS_PREFIX}.*.*.payload"],
         max_msgs_per_subject=1,
+        max_age=_DEAD_SECONDS,
+        max_msgs=_DEAD_MESSAGES,
+        discard=api.DiscardPolicy.OLD,
         allow_direct=True,
         duplicate_window=_WINDOW,
     )

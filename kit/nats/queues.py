@@ -10,9 +10,9 @@ from nats.js import api
 
 from kit import codec
 from kit.catalogue import Mode, Operation
-from kit.errors import JobError
+from kit.errors import ContractViolation, JobError, KitError
 from kit.nats import layout
-from kit.nats.ids import EXPIRES
+from kit.nats.ids import expiry
 from kit.nats.streams import NEXT, Stored, Streams
 
 _PRODS = 64  # at most, of one consumer at a time
@@ -48,9 +48,12 @@ async def prod(streams: Streams, operation: Operation) -> bool:
     return useful
 
 
-async def overdue(streams: Streams, operation: Operation) -> list[Stored]:
-    """Return jobs of an addressed row that nobody has begun and whose time is over: their receiver may never come."""
-    stream, found = operation.stream, list[Stored]()
+async def overdue(streams: Streams, operation: Operation) -> list[tuple[Stored, KitError]]:
+    """Return jobs of an addressed row that nobody has begun and that end, each with why: their receiver may never come.
+
+    Their time is over, or cannot be read, for whoever sent it may be anybody.
+    """
+    stream, found = operation.stream, list[tuple[Stored, KitError]]()
     if not operation.addressed or operation.mode is not Mode.JOB or stream is None:
         return found
     begun = {known.config.filter_subject for known in await _consumers(streams, operation) if known.num_ack_pending}
@@ -62,9 +65,42 @@ async def overdue(streams: Streams, operation: Operation) -> list[Stored]:
             if kept is None:
                 break
             sequence = kept.sequence
-            if EXPIRES in kept.headers and datetime.fromisoformat(kept.headers[EXPIRES]) <= now:
-                found.append(kept)
+            try:
+                end = expiry(kept.headers, operation)
+            except ContractViolation as error:
+                found.append((kept, error))
+            else:
+                if end is not None and end <= now:
+                    found.append((kept, JobExpired(kept.subject)))
     return found
+
+
+async def gave_up(streams: Streams, operation: Operation, consumer: str, kept: Stored) -> bool | None:
+    """Say whether a consumer gave up a message that lies in its stream; None when that cannot be said yet.
+
+    The server's advisory alone proves nothing: anybody in the account can send one.
+    """
+    stream = operation.stream or ""
+
+    async def known() -> list[api.ConsumerInfo]:
+        with suppress(nats.js.errors.NotFoundError):
+            return [await streams.context.consumer_info(stream, consumer)]
+        return []
+
+    counts = []
+    lying: dict[str, int] = {}
+    for _ in range(2):  # before and after what lies there is counted
+        info = next(iter(await streams.patiently(f"consumer {consumer} of {stream}", known)), None)
+        if info is None or info.delivered is None or kept.sequence > info.delivered.stream_seq:
+            return False
+        if not info.num_redelivered and info.config.max_deliver != 1:
+            return False
+        counts.append((info.num_pending or 0) + (info.num_ack_pending or 0))
+        lying = lying or await _subjects(streams, operation, info.config.filter_subject)
+    if kept.subject not in lying:
+        return False
+    # Which messages are under way is not told, only how many: what was given up lies in the queue beside them.
+    return True if operation.mode is not Mode.JOB or sum(lying.values()) > max(counts) else None
 
 
 async def backlog(streams: Streams, operation: Operation) -> dict[str | None, int]:
@@ -76,13 +112,13 @@ async def backlog(streams: Streams, operation: Operation) -> dict[str | None, in
     return found
 
 
-async def _subjects(streams: Streams, operation: Operation) -> dict[str, int]:
-    """Return how many messages there are of each subject."""
+async def _subjects(streams: Streams, operation: Operation, only: str | None = None) -> dict[str, int]:
+    """Return how many messages there are of each subject; ``only`` of this one, wildcards allowed."""
     stream = operation.stream or ""
 
     async def work() -> dict[str, int]:
         try:
-            info = await streams.context.stream_info(stream, subjects_filter=f"{operation.prefix}.>")
+            info = await streams.context.stream_info(stream, subjects_filter=only or f"{operation.prefix}.>")
         except nats.js.errors.NotFoundError:
             return {}
         return dict(info.state.subjects or {})

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from kit.catalogue import RESULTS_PREFIX, Operation
 from kit.errors import JobError, NoResponders
+from kit.nats.client import encode_headers
 from kit.nats.faults import Fault
-from kit.nats.ids import is_inbox, token
+from kit.nats.ids import AGAIN, is_inbox, token
 from kit.nats.layout import results_stream
 from kit.nats.streams import FIRST, TTL, Streams
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 _SECONDS = 30.0  # for a cluster to keep a result, an election included
 _LARGE = 8 * 1024  # bytes; larger results are kept no longer than a lost acknowledgement needs
 _LARGE_SECONDS = 60.0  # at least
+RESULT_HEADERS = len(encode_headers({FIRST: "0", TTL: "9" * 10, AGAIN: "1"}))  # bytes beside a result, at most
 _NOBODY, _GONE, _OPEN = "-", "gone", "open"  # in place of a caller
 
 

@@ -43,6 +43,7 @@ _IDLE = 60.0  # s; after which the server forgets a subscriber without a name th
 _RECEIVER_GONE = 86400.0  # s; after which the server forgets where a receiver was that nobody works for any more
 NAME_IN_USE = 10058  # Source: nats-server's errors.json, as the next ones
 _NO_MESSAGE = 10043
+_NO_MESSAGE_FOUND = "no message found"  # … as a refused delete puts it, under a number for all of its reasons
 _CONSUMER_REFUSED = 10012
 _NO_PEERS = 10005
 _MESSAGE_TOO_LARGE = 10054
@@ -310,6 +311,11 @@ class Streams:
         info = await self.patiently(f"stream {stream}", lambda: self.context.stream_info(stream))
         return int(info.state.last_seq)
 
+    async def state(self, stream: str) -> tuple[api.StreamConfig, api.StreamState]:
+        """Return the configuration and the state of a stream."""
+        info = await self.patiently(f"stream {stream}", lambda: self.context.stream_info(stream))
+        return info.config, info.state
+
     async def delete(self, stream: str, sequence: int) -> None:
         """Delete a message from a stream; do nothing when it is gone."""
 
@@ -319,7 +325,8 @@ class Streams:
             except nats.js.errors.NotFoundError:
                 return
             except nats.js.errors.APIError as error:
-                if error.err_code != _NO_MESSAGE:
+                gone = error.err_code == _NO_MESSAGE or error.description == _NO_MESSAGE_FOUND
+                if not gone:
                     raise
 
         await self.patiently(f"stream {stream}", work)

@@ -15,10 +15,11 @@ from nats.aio.msg import Msg
 from kit import codec
 from kit.catalogue import JOBS_DEDUPLICATED, JOBS_RETRIED, JobPolicy
 from kit.errors import BusError, Disconnected, KitError, NotStored
-from kit.nats.dead import Body, Graveyard, reason_of
+from kit.nats.dead import Graveyard
 from kit.nats.faults import Fault
 from kit.nats.handling import Handling
 from kit.nats.ids import AGAIN, REPLY, Delivery, is_inbox, job_id
+from kit.nats.letters import Body, reason_of
 from kit.nats.message import Handler
 from kit.nats.pulling import Bind, Puller
 from kit.nats.results import Results
