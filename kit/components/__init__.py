@@ -45,7 +45,9 @@ def start_thread(
         try:
             result = call()
         except BaseException as error:  # noqa: BLE001 - handed to whoever waits
-            failed = RuntimeError("StopIteration") if isinstance(error, StopIteration) else error
+            # These mean something else to who waits for a future.
+            odd = isinstance(error, StopIteration | GeneratorExit | asyncio.CancelledError)
+            failed = RuntimeError(type(error).__name__) if odd else error
         done(result, failed)
 
     context = contextvars.copy_context()

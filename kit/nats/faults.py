@@ -88,7 +88,7 @@ def told(error: BaseException, data: Any) -> str:
 def _said(error: BaseException) -> str:
     try:
         return str(error)
-    except Exception:  # noqa: BLE001 - an error that cannot even say what it is
+    except BaseException:  # noqa: BLE001 - an error that cannot even say what it is
         return ""
 
 

@@ -99,7 +99,9 @@ class Handling:
                 raise
             else:
                 error = cancelled
-        except Exception as failed:  # noqa: BLE001 - the bus boundary: whatever it is, it is told
+        except GeneratorExit:  # the loop is closed
+            raise
+        except BaseException as failed:  # noqa: BLE001 - the bus boundary: whatever it is, SystemExit too, it is told
             error = failed
         finally:
             if chunks is not None:

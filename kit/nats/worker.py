@@ -142,6 +142,14 @@ def cancelled_from_outside() -> bool:
     return task is not None and task.cancelling() > 0
 
 
+def is_cancellation(error: BaseException) -> bool:
+    """Say whether an error ends the task at hand, and is not just what foreign code in it raised.
+
+    All else ends in that code's own call: ``SystemExit`` and ``KeyboardInterrupt`` would end the event loop.
+    """
+    return isinstance(error, GeneratorExit) or (isinstance(error, asyncio.CancelledError) and cancelled_from_outside())
+
+
 async def drain(subscription: Subscription, connection: Connection, timeout: float) -> None:
     """Unsubscribe so that nothing on its way is lost: what the server had sent already is still taken."""
     client = connection.client

@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from kit import codec
 from kit.catalogue import AGENT_TOOL_RESULTS
 from kit.components import on_own_thread, start_thread
+from kit.components.agents.arguments import check_callable, describe_arguments
 from kit.components.agents.engine import Agno, agno_classes
-from kit.components.agents.errors import ToolElsewhere, ToolError, ToolFailed, ToolTimeout
+from kit.components.agents.errors import ArgumentsRefused, ToolElsewhere, ToolError, ToolFailed, ToolTimeout
 from kit.components.agents.tools import ToolRecord, find_tool, register_tool
 from kit.errors import CodecError, ConfigurationError
-from kit.nats.faults import without_content
+from kit.nats.faults import told
+from kit.nats.worker import is_cancellation
 from kit.otel import semconv
 
 if TYPE_CHECKING:
@@ -55,10 +57,12 @@ class ToolExecutor:
             timeout: seconds that one call may take.
 
         Raises:
-            ConfigurationError: something that is no tool.
+            ConfigurationError: something that is no tool, or that nobody could call over the bus.
         """
         agno = await agno_classes()
         functions = [function for tool in tools for function in functions_of(agno, tool)]
+        for function in functions:
+            check_callable(function)
         records = {function.name: _record(function, timeout) for function in functions}
         for record in records.values():
             await register_tool(bus, record)
@@ -84,8 +88,8 @@ class ToolExecutor:
             raise
         except ToolError as error:
             status = "timeout" if isinstance(error, ToolTimeout) else "error"
-            told = {"type": type(error).__name__, "message": str(error), "retryable": error.retryable}
-            await self._tell(_result(request, status, time.perf_counter() - started, error=told))
+            said = {"type": type(error).__name__, "message": str(error), "retryable": error.retryable}
+            await self._tell(_result(request, status, time.perf_counter() - started, error=said))
             raise
         result = _result(request, "success", time.perf_counter() - started, output=output)
         await self._tell(result)
@@ -101,13 +105,13 @@ class ToolExecutor:
         if seconds <= 0:
             raise ToolTimeout(name, "its deadline had passed before it was begun")
         try:
-            output = await within(seconds, self._functions[name], request["arguments"])
+            return _as_json(await within(seconds, self._functions[name], request["arguments"]))
         except TimeoutError:
             raise ToolTimeout(name, f"not done within {seconds:.3g} s") from None
-        except Exception as error:  # noqa: BLE001 - a tool may raise anything; it is told by name
-            detail = without_content(str(error), request["arguments"])
-            raise ToolFailed(name, f"{type(error).__name__}: {detail}") from None
-        return _as_json(output)
+        except BaseException as error:  # SystemExit too: a tool may raise anything; it is told by name
+            if is_cancellation(error):
+                raise
+            raise failed_tool(name, self._functions[name], error, request["arguments"]) from None
 
     async def _tell(self, result: dict[str, Any]) -> None:
         await self._bus.publish(AGENT_TOOL_RESULTS, result)
@@ -117,7 +121,7 @@ def functions_of(agno: Agno, tool: Any) -> list[Any]:
     """Return a tool, or all tools of a toolkit, as Agno's functions whose schema is worked out.
 
     Raises:
-        ConfigurationError: it is no tool.
+        ConfigurationError: it is no tool, or none that could be called.
     """
     if isinstance(tool, str):
         tool = _imported(tool)
@@ -126,14 +130,22 @@ def functions_of(agno: Agno, tool: Any) -> list[Any]:
     elif isinstance(tool, agno.Function):
         found = [tool]
     elif callable(tool):
-        return [agno.Function.from_callable(tool)]
+        try:
+            function = agno.Function.from_callable(tool)
+        except Exception as error:
+            raise ConfigurationError(f"{tool!r} is no tool that could be called: {error}") from error
+        function.parameters = describe_arguments(function)
+        return [function]
     else:
         raise ConfigurationError(f"{tool!r} is no tool: give a function, an Agno function or toolkit, or 'module:name'")
     prepared = []
     for function in found:
         function = function.model_copy()
         if not function.skip_entrypoint_processing:
+            by_hand = bool(function.parameters.get("properties"))
             function.process_entrypoint()
+            if not by_hand:
+                function.parameters = describe_arguments(function)
         prepared.append(function)
     return prepared
 
@@ -151,6 +163,18 @@ async def within(seconds: float, function: Callable[..., _T | Awaitable[_T]], ar
             return await function(**arguments)  # type: ignore[no-any-return]
         outcome = await on_own_thread(lambda: function(**arguments), name=_THREAD, given_up=_stop)
         return await outcome if inspect.isawaitable(outcome) else outcome
+
+
+def failed_tool(
+    name: str, function: Callable[..., Any], error: BaseException, arguments: Mapping[str, Any]
+) -> ToolError:
+    """Return what a tool's caller is told of an error, without the content of its arguments."""
+    from pydantic import ValidationError
+
+    if isinstance(error, ValidationError) and error.title == getattr(function, "__qualname__", None):
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        return ArgumentsRefused(name, f"$.{first['loc'][0]} breaks the rule '{first['type']}'")
+    return ToolFailed(name, f"{type(error).__name__}: {told(error, dict(arguments))}")
 
 
 def on_thread(call: Callable[[], _T], seconds: float) -> _T:
@@ -210,7 +234,7 @@ def _imported(path: str) -> Any:
     module, _, name = path.partition(":")
     try:
         return getattr(import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (Exception, SystemExit) as error:  # a module does what it likes when it is imported
         raise ConfigurationError(f"there is no tool {path!r}: {error}; write 'package.module:name'") from error
 
 

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from kit import codec
 from kit.catalogue import AGENT_MESSAGE
 from kit.components.agents.errors import AgentError, NoReply
+from kit.nats.faults import told
+from kit.nats.worker import is_cancellation
 from kit.otel import semconv
 
 if TYPE_CHECKING:
@@ -210,9 +212,9 @@ class Mailbox:
         same = {"reply_to": said.message_id, "conversation_id": said.conversation_id, "session_id": said.session_id}
         try:
             reply = await self.handler(said)
-        except Exception as error:
-            if said.expects_reply:  # the asker need not wait for the deadline
-                reason = str(error) if getattr(error, "content_free", False) else type(error).__name__
+        except BaseException as error:  # SystemExit too: a handler may raise anything
+            if said.expects_reply and not is_cancellation(error):  # the asker need not wait for the deadline
+                reason = told(error, None) if getattr(error, "content_free", False) else type(error).__name__
                 await self.send(said.source, reason, kind=FAILURE, **same)
             raise
         if reply is not None:

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 from kit.catalogue import AGENT_TOOL_EXECUTE
 from kit.components.agents.brain import GatewayClient
 from kit.components.agents.engine import Agno, agno_classes
-from kit.components.agents.errors import AgentFailed, RunTimeout, ToolError, ToolFailed, ToolTimeout
-from kit.components.agents.executor import functions_of, on_thread
+from kit.components.agents.errors import AgentFailed, RunTimeout, ToolError, ToolTimeout
+from kit.components.agents.executor import failed_tool, functions_of, on_thread
 from kit.components.agents.runs import Answer, Run
 from kit.components.agents.tools import call_id, call_tool, find_tool
-from kit.nats.faults import without_content
+from kit.nats.worker import is_cancellation
 from kit.otel import semconv
 
 if TYPE_CHECKING:
@@ -203,8 +203,10 @@ class Runner:
                         return self._used(name, arguments, await call(**arguments))
                 except self._agno.ControlFlow:
                     raise
-                except Exception as error:  # noqa: BLE001 - a tool may raise anything; it is told by name
-                    raise self._error(name, error, arguments) from None
+                except BaseException as error:  # SystemExit too: a tool may raise anything; it is told by name
+                    if is_cancellation(error):
+                        raise
+                    raise self._error(name, call, error, arguments) from None
         except ToolError as error:
             raise self._noted(name, arguments, error) from None
 
@@ -215,8 +217,8 @@ class Runner:
                     return self._used(name, arguments, on_thread(lambda: call(**arguments), self._plan.tool_timeout))
                 except self._agno.ControlFlow:
                     raise
-                except Exception as error:  # noqa: BLE001 - as above
-                    raise self._error(name, error, arguments) from None
+                except BaseException as error:  # noqa: BLE001 - as above; nothing cancels a thread
+                    raise self._error(name, call, error, arguments) from None
         except ToolError as error:
             raise self._noted(name, arguments, error) from None
 
@@ -228,12 +230,14 @@ class Runner:
         self._run.used(name, arguments)
         return output
 
-    def _error(self, name: str, error: Exception, arguments: Mapping[str, Any]) -> ToolError:
+    def _error(
+        self, name: str, call: Callable[..., Any], error: BaseException, arguments: Mapping[str, Any]
+    ) -> ToolError:
         if isinstance(error, ToolError):
             return error
         if isinstance(error, TimeoutError):
             return ToolTimeout(name, f"not done within {self._plan.tool_timeout:g} s")
-        return ToolFailed(name, f"{type(error).__name__}: {without_content(str(error), dict(arguments))}")
+        return failed_tool(name, call, error, arguments)
 
     def _noted(self, name: str, arguments: Mapping[str, Any], error: ToolError) -> Exception:
         """Note a tool's error; return what Agno shall get: the error, which it tells the model, or the run's end."""

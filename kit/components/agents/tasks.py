@@ -11,7 +11,8 @@ from kit import codec
 from kit.catalogue import AGENT_RESULTS, AGENT_TASKS, Operation
 from kit.components.agents.errors import NoAgent, TaskExpired, TaskRefused
 from kit.components.agents.runs import Answer
-from kit.nats.faults import is_retryable, without_content
+from kit.nats.faults import is_retryable, told
+from kit.nats.worker import is_cancellation
 from kit.otel import semconv
 
 if TYPE_CHECKING:
@@ -57,7 +58,9 @@ class TaskWorker:
         }  # fmt: skip
         try:
             done = await self._done(agent, task)
-        except Exception as error:
+        except BaseException as error:  # SystemExit too: a handler may raise anything
+            if is_cancellation(error):
+                raise
             if not is_retryable(error) or message.attempt >= AGENT_TASKS.policy.max_attempts:
                 await self._tell(result | _ended("error", started) | {"error": _error(error, task)})
             raise
@@ -112,10 +115,8 @@ def _ended(status: str, started: float) -> dict[str, Any]:
     return {"status": status, "duration": time.perf_counter() - started, "timestamp": codec.now()}
 
 
-def _error(error: Exception, task: Mapping[str, Any]) -> dict[str, Any]:
-    free = getattr(error, "content_free", False) is True
-    detail = str(error) if free else without_content(str(error), dict(task))
-    return {"type": type(error).__name__, "message": detail, "retryable": is_retryable(error)}
+def _error(error: BaseException, task: Mapping[str, Any]) -> dict[str, Any]:
+    return {"type": type(error).__name__, "message": told(error, dict(task)), "retryable": is_retryable(error)}
 
 
 def _over(until: str | None) -> bool:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .static import StaticEmbeddings
 
 FIT = 0.5  # from here on a tool fits a question
+_STEPS = 4  # from a parameter to what it refers to, at most
 _LOOKUP = re.compile(r"search|retriev|look ?up|find|knowledge|documents?|passages?|query|consult", re.IGNORECASE)
 _WHOLE = re.compile(r"^(?:query|question|q|text|search\w*|input|prompt|message|topic|content|sentence)$", re.IGNORECASE)
 _OPERATORS = (
@@ -104,15 +105,27 @@ def _query_parameter(function: Mapping[str, Any]) -> str | None:
     described = f"{function.get('name', '')} {function.get('description', '')}".replace("_", " ")
     if not _LOOKUP.search(described):
         return None
-    properties = _schema(function).get("properties", {})
+    rows = {name: _plain(row, _schema(function)) for name, row in _schema(function).get("properties", {}).items()}
     return next(
-        (name for name, row in properties.items() if _WHOLE.match(name) and row.get("type", "string") == "string"), None
+        (name for name, row in rows.items() if _WHOLE.match(name) and row.get("type", "string") == "string"), None
     )
 
 
 def _schema(function: Mapping[str, Any]) -> Mapping[str, Any]:
     schema = function.get("parameters")
     return schema if isinstance(schema, Mapping) else {}
+
+
+def _plain(row: Any, schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the schema that a parameter's refers to, and of several the first that is not null."""
+    for _ in range(_STEPS):
+        if isinstance(row, Mapping) and isinstance(name := row.get("$ref"), str):
+            row = schema.get("$defs", {}).get(name.rpartition("/")[2], {})
+        elif isinstance(row, Mapping) and isinstance(several := row.get("anyOf"), Sequence):
+            row = next((one for one in several if one != {"type": "null"}), {})
+        else:
+            break
+    return row if isinstance(row, Mapping) else {}
 
 
 def _fit(question: str, function: Mapping[str, Any], model: StaticEmbeddings) -> float:
@@ -147,7 +160,8 @@ def _arguments(question: str, function: Mapping[str, Any], *, forced: bool) -> d
     filled: dict[str, Any] = {}
     used: list[str] = []
     for name, row in schema.get("properties", {}).items():
-        value = _value(question, name, row if isinstance(row, Mapping) else {}, used, required=name in required)
+        row = _plain(row, schema)
+        value = _value(question, name, row, used, required=name in required)
         if value is None and name in required:
             if not forced or row.get("type", "string") != "string":
                 return None
