@@ -68,7 +68,13 @@ class Handling:
         )
 
     async def run(
-        self, message: Msg, recorded: Recorded, *, message_id: str | None = None, attempt: int = 1
+        self,
+        message: Msg,
+        recorded: Recorded,
+        *,
+        message_id: str | None = None,
+        attempt: int = 1,
+        stored_at: str | None = None,
     ) -> bytes | Fault:
         """Return the answer, or the fault in its place.
 
@@ -86,7 +92,7 @@ class Handling:
         try:
             envelope = route.read(message.data)
             word_errors(partial(told, data=envelope.data))
-            handed = route.message(envelope, message_id=message_id, attempt=attempt, chunks=chunks)
+            handed = route.message(envelope, message_id=message_id, attempt=attempt, chunks=chunks, stored_at=stored_at)
             answer = self._handler(handed)
             if answer is not None and not isinstance(answer, dict):  # else a plain function has answered at once
                 answer = await answer

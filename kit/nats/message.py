@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from kit.catalogue import Operation
@@ -28,6 +29,7 @@ class Message(NamedTuple):
         message_id: its id; for a job, the key under which its effect happens once. None where no id travels.
         attempt: which delivery this is, from 1.
         chunks: where the pieces of a streamed answer go; see ``emit``.
+        stored_at: when the server stored a job: UTC, RFC 3339; None for what is not stored.
     """
 
     # A named tuple, as an envelope is: two are made for every request, and a frozen dataclass costs four times as much.
@@ -40,12 +42,27 @@ class Message(NamedTuple):
     message_id: str | None = None
     attempt: int = 1
     chunks: Chunks | None = None
+    stored_at: str | None = None
 
     def __repr__(self) -> str:
         # Names of fields, never what is in them: a message gets into logs more easily than one thinks.
         fields = ", ".join(self.data)
         named = "" if self.message_id is None else f" {self.message_id}"
         return f"<Message {self.message_type} {self.schema_version}{named} on {self.subject}: {fields}>"
+
+    @property
+    def sent_at(self) -> str:
+        """When it was sent, as its sender says, so written that what is later sorts behind: UTC, RFC 3339.
+
+        Nothing is sent after the server stored it: a clock that is ahead does not make a message the latest for ever.
+        """
+        claimed: str = self.data["timestamp"]
+        try:
+            moment = datetime.fromisoformat(claimed).astimezone(UTC)
+        except (ValueError, OverflowError):  # a leap second, say, which Python does not know
+            return self.stored_at or claimed
+        told = moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
+        return min(told, self.stored_at or told)
 
     @property
     def streaming(self) -> bool:

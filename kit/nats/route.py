@@ -115,6 +115,7 @@ class Route:
         message_id: str | None = None,
         attempt: int = 1,
         chunks: Chunks | None = None,
+        stored_at: str | None = None,
     ) -> Message:
         """Return what a handler or a caller gets."""
         return Message(
@@ -127,6 +128,7 @@ class Route:
             message_id,
             attempt,
             chunks,
+            stored_at,
         )
 
 

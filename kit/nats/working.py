@@ -200,7 +200,9 @@ class PullWorker(Worker):
         with self._handling.operation(message) as recorded:
             started = self._loop.time()
             try:
-                answer = await self._handling.run(message, recorded, message_id=held.message_id, attempt=given.attempt)
+                answer = await self._handling.run(
+                    message, recorded, message_id=held.message_id, attempt=given.attempt, stored_at=given.stored_at
+                )
             except asyncio.CancelledError:
                 if held.lost:
                     Fault(LeaseLost(self.subject, seconds=self._policy.ack_wait)).record(recorded)
