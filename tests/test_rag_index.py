@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from kit.components.rag import (
     field,
 )
 from kit.components.rag.chunking import Chunking, chunk
-from kit.components.rag.rows import Entry, embedded_lead, embedded_text, fingerprint
+from kit.components.rag.rows import Entry, embedded_lead, embedded_text, fingerprint, table_of
 from kit.errors import ConfigurationError
 
 TEXTS = {
@@ -35,10 +36,19 @@ TEXTS = {
 }
 
 
+def day(number: str) -> str:
+    return f"2024-01-{number:0>2}T00:00:00.000000Z"
+
+
+def gone(document_id: str, sent_at: str) -> Entry:
+    return Entry(document_id=document_id, sha256=None, sent_at=day(sent_at))
+
+
 def entry(document_id: str, text: str, *, sent_at: str = "1", sha256: str = "", **more: Any) -> Entry:
+    """Return a document as it was sent on a day of January."""
     chunks = chunk(text, Chunking(max_chars=200, min_share=0))
     return Entry(
-        document_id=document_id, sha256=sha256 or text, sent_at=sent_at, chunks=chunks,
+        document_id=document_id, sha256=sha256 or text, sent_at=day(sent_at), chunks=chunks,
         vectors=embed([embedded_text(part, "") for part in chunks]),
         leads=embed([embedded_lead(part, "", Chunking()) for part in chunks]), **more,
     )  # fmt: skip
@@ -101,17 +111,113 @@ async def test_an_older_message_never_replaces_a_newer_one(index: Collection) ->
     await index.upsert([entry("copy", "The newest text.", sent_at="5")])
     assert await index.upsert([entry("copy", "A late one.", sent_at="4")]) == {}
     state = (await index.states(["copy"]))["copy"]
-    assert (state.sha256, state.sent_at) == ("The newest text.", "5")
+    assert (state.sha256, state.sent_at) == ("The newest text.", day("5"))
     both = [entry("twice", "first", sent_at="1"), entry("twice", "second", sent_at="2")]
     await index.upsert(both)
     assert (await index.states(["twice"]))["twice"].sha256 == "second"
 
 
 async def test_a_deleted_document_is_gone(index: Collection) -> None:
-    assert await index.delete(["copy", "nobody's"]) == 1
-    assert await index.delete(["copy"]) == 0
+    assert await index.upsert([gone("copy", "2"), gone("nobody's", "2")]) == {"copy": 1, "nobody's": 0}
+    assert await index.upsert([gone("copy", "3")]) == {"copy": 0}
     for mode in ("hybrid", "vector", "text"):
         assert "copy" not in await found(index, "shutil copyfile", mode=mode)
+
+
+MESSAGES = {
+    "deleted at last": [("One.", "2"), (None, "3")],
+    "deleted between": [("One.", "2"), (None, "3"), ("Two.", "4")],
+    "the same again": [("One.", "2"), (None, "3"), ("One.", "4")],
+    "replaced, then deleted": [("One.", "2"), ("Two.", "3"), (None, "4")],
+    "back to the first": [("One.", "2"), ("Two.", "3"), ("One.", "4")],
+}
+
+
+def orders() -> Iterator[Any]:
+    for name, messages in MESSAGES.items():
+        for number, order in enumerate(permutations(messages)):
+            yield pytest.param(order, id=f"{name} {number}")
+
+
+async def tell(index: Collection, text: str | None, sent_at: str) -> None:
+    """Do what the ingestion does with a message: a text that is known already is noted only."""
+    if text is None:
+        await index.upsert([gone("zoo", sent_at)])
+        return
+    state = (await index.states(["zoo"])).get("zoo")
+    again = Entry(document_id="zoo", sha256=text, sent_at=day(sent_at))
+    if state is None or state.sha256 != text or "zoo" not in await index.upsert([again]):
+        await index.upsert([entry("zoo", text, sent_at=sent_at)])
+
+
+@pytest.mark.parametrize("order", list(orders()))
+async def test_whatever_the_order_the_message_that_was_sent_last_holds(tmp_path: Path, order: Any) -> None:
+    last = max(order, key=lambda message: message[1])[0]
+    workers = [await Database.open("acme", tmp_path) for _ in range(2)]
+    for number, (text, sent_at) in enumerate(order):  # by turns in two workers, the second of which begins anew
+        index = await workers[number % 2].create("documents", model="m", dimension=DIMENSION)
+        await tell(index, text, sent_at)
+    rows = (await index.rows()).select(["document_id", "content"]).to_pylist()
+    assert rows == ([] if last is None else [{"document_id": "zoo", "content": last}])
+    for worker in workers:
+        await worker.close()
+
+
+@pytest.mark.parametrize("name", MESSAGES)
+async def test_of_workers_that_write_at_once_the_message_that_was_sent_last_holds(tmp_path: Path, name: str) -> None:
+    messages = MESSAGES[name]
+    workers = [await Database.open("acme", tmp_path) for _ in messages]
+    opened = [await worker.create("documents", model="m", dimension=DIMENSION) for worker in workers]
+    for attempt in range(4):
+        batches = [
+            [gone(f"{n}", at) if text is None else entry(f"{n}", text, sent_at=at) for n in range(attempt, 40, 4)]
+            for text, at in messages
+        ]
+        await asyncio.gather(*(index.upsert(batch) for index, batch in zip(opened, batches, strict=True)))
+    rows = await opened[0].rows()
+    last = messages[-1][0]
+    assert rows["content"].to_pylist() == ([] if last is None else [last] * 40)
+    for worker in workers:
+        await worker.close()
+
+
+async def test_a_deletion_is_known_before_there_is_a_collection(database: Database) -> None:
+    assert await database.write("later", [gone("zoo", "3")], model="m") == {"zoo": 0}
+    assert await database.write("later", [entry("zoo", "Late.", sent_at="2")], model="m") == {}
+    assert await database.write("later", [entry("zoo", "Anew.", sent_at="4")], model="m") == {"zoo": 0}
+
+
+async def test_deletions_are_forgotten_once_nothing_can_come_late(index: Collection, monkeypatch: Any) -> None:
+    await index.upsert([gone("zoo", "3")])
+    await index.cover()
+    assert "zoo" in await index.states(["zoo"])
+    monkeypatch.setattr("kit.components.rag.latest.KEEP_SECONDS", 0.0)
+    await index.cover()
+    assert "zoo" not in await index.states(["zoo"])
+
+
+async def test_what_was_stored_with_a_time_to_come_can_be_replaced_and_deleted(index: Collection) -> None:
+    future = replace(entry("copy", "From the future."), sent_at="2099-01-01T00:00:00Z")
+    await index._merge(table_of([future]), "document_id = 'copy'")  # as an earlier version of the kit did
+    assert await index.upsert([entry("copy", "Of today.", sent_at="2")]) == {"copy": 1}
+    assert (await index.states(["copy"]))["copy"].sha256 == "Of today."
+    await index._merge(table_of([replace(future, document_id="b")]), "document_id = 'b'")
+    assert await index.upsert([gone("b", "2")]) == {"b": 1}
+    assert "b" not in (await index.rows())["document_id"].to_pylist()
+
+
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+async def test_an_index_that_is_refreshed_for_ever_keeps_few_files_open(index: Collection) -> None:
+    opened = []
+    for number in range(40):
+        await index.upsert([entry(f"d{n}", f"Number {n}, version {number}.", sent_at="2") for n in range(60)])
+        await index.cover()
+        await found(index, "version")
+        opened.append(open_files())
+    assert max(opened[20:]) <= max(opened[:20]) + 8, opened
 
 
 @pytest.mark.parametrize(

@@ -239,6 +239,73 @@ async def test_a_worker_that_dies_between_writing_and_telling_repeats_nothing(
     assert [row for row in after if row in before] == before
 
 
+async def test_a_document_that_a_dead_worker_had_indexed_is_told_as_indexed(
+    tenant_bus: Any, gateway: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written, upsert = asyncio.Event(), Collection.upsert
+
+    async def die(self: Collection, entries: Any) -> dict[str, int]:
+        await upsert(self, entries)
+        written.set()
+        raise asyncio.CancelledError
+
+    service = await rag.serve(tenant_bus, uri=tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(Collection, "upsert", die)
+        job = await tenant_bus.enqueue(RAG_INGEST, sent(tenant_bus, "copy", "It copies files."))
+        await asyncio.wait_for(written.wait(), 10.0)
+        await service.stop(0.01)
+    async with await rag.serve(tenant_bus, uri=tmp_path):
+        status = (await job.result(20)).data
+        assert (status["status"], status["chunks"]) == ("indexed", 1)
+        again = await tenant_bus.run(RAG_INGEST, sent(tenant_bus, "copy", "It copies files."), timeout=20)
+        assert again.data["status"] == "unchanged"
+
+
+def sent(bus: Any, document_id: str, content: str | None, timestamp: str | None = None) -> dict[str, Any]:
+    """Return the message that indexes a document, or deletes it."""
+    what = {"action": "delete"} if content is None else {"content": content}
+    return {"document_id": document_id, "tenant_id": bus.tenant_id, "timestamp": timestamp or codec.now()} | what
+
+
+@pytest.mark.parametrize("timestamp", [None, "2024-01-01T00:00:00Z", "2099-01-01T00:00:00Z"])
+async def test_a_deletion_that_overtakes_its_document_holds(
+    tenant_bus: Any, service: Any, gateway: StandIn, tmp_path: Path, timestamp: str | None
+) -> None:
+    gateway.delay = 0.3
+    job = await tenant_bus.enqueue(RAG_INGEST, sent(tenant_bus, "secret", "A secret river.", timestamp))
+    gone = (await tenant_bus.run(RAG_INGEST, sent(tenant_bus, "secret", None, timestamp), timeout=20)).data
+    assert gone["status"] == "deleted"
+    late = (await job.result(20)).data
+    assert (late["status"], late["error"]["type"]) == ("failed", "DocumentSuperseded")
+    assert await table(tenant_bus, tmp_path) == []
+    gateway.delay = 0.0
+    again = sent(tenant_bus, "secret", "A secret river.", timestamp)
+    assert (await tenant_bus.run(RAG_INGEST, again, timeout=20)).data["status"] == "indexed"
+    assert len(await table(tenant_bus, tmp_path)) == 1
+
+
+@pytest.mark.parametrize("timestamp", ["2099-01-01T00:00:00Z", "9999-12-31T23:59:59.999999999Z"])
+async def test_a_document_from_the_future_can_be_replaced_and_deleted(
+    tenant_bus: Any, service: Any, tmp_path: Path, timestamp: str
+) -> None:
+    first = sent(tenant_bus, "policy", "Refunds take 9999 days.", timestamp)
+    assert (await tenant_bus.run(RAG_INGEST, first, timeout=20)).data["status"] == "indexed"
+    replaced = await rag.ingest_documents(tenant_bus, [{"document_id": "policy", "content": "Refunds take 30 days."}])
+    assert replaced.count("indexed") == 1, replaced.failures
+    assert [row["content"] for row in await table(tenant_bus, tmp_path)] == ["Refunds take 30 days."]
+    await tenant_bus.run(RAG_INGEST, sent(tenant_bus, "policy", "Refunds take 1 day.", timestamp), timeout=20)
+    assert (await rag.delete_document(tenant_bus, "policy"))["status"] == "deleted"
+    assert await table(tenant_bus, tmp_path) == []
+
+
+async def test_an_older_message_is_told_that_it_came_too_late(tenant_bus: Any, service: Any) -> None:
+    await rag.ingest_documents(tenant_bus, [{"document_id": "policy", "content": "Refunds take 30 days."}])
+    older = sent(tenant_bus, "policy", "Refunds take 14 days.", "2020-01-01T00:00:00Z")
+    late = (await tenant_bus.run(RAG_INGEST, older, timeout=20)).data
+    assert (late["status"], late["error"]["type"]) == ("failed", "DocumentSuperseded")
+
+
 async def test_an_updated_document_leaves_nothing_of_the_old_one(tenant_bus: Any, service: Any, tmp_path: Path) -> None:
     long = "\n\n".join(f"Elephants roam in herd {n}. " * 30 for n in range(6))
     await rag.ingest_documents(tenant_bus, [{"document_id": "zoo", "content": long}])

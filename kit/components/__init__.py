@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import importlib
 import os
+import re
 import threading
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from kit.catalogue import check_id
+from kit.errors import ComponentError
 
 if TYPE_CHECKING:
     from kit.nats import Worker
 
 STOP_SECONDS = 10.0  # for workers to finish what is under way
 LANCEDB_VARIABLE = "KIT_LANCEDB_URI"
+KEEP_VERSIONS = timedelta(minutes=10)  # of a LanceDB table: readers of an older one have long finished
+_CONFLICTS = 8  # attempts of one write, when other workers write too
 _T = TypeVar("_T")
 
 
@@ -30,6 +36,60 @@ def database_uri(tenant_id: str, uri: str | Path | None = None) -> str:
     """
     base = str(uri or os.environ.get(LANCEDB_VARIABLE) or Path(".kit", "lancedb"))
     return f"{base.rstrip('/')}/{check_id(tenant_id)}"
+
+
+class DatabaseFailed(ComponentError):
+    """The operating system let LanceDB not write or read: a full disk, no permission, too many open files."""
+
+    retryable = True
+
+    def __init__(self, uri: str, *, reason: str) -> None:
+        self.uri, self.reason = uri, reason
+        self.content_free = True
+        super().__init__(f"{reason}: {uri}; once that is mended, the same works again")
+
+
+async def connect_database(
+    tenant_id: str, uri: str | Path | None = None, *, storage_options: dict[str, str] | None = None
+) -> Any:
+    """Return LanceDB's connection to a tenant's database, made when it is missing: what lies there is texts.
+
+    Args:
+        uri: as for ``database_uri``.
+        storage_options: credentials and the like for object storage; LanceDB also reads them from the environment.
+    """
+    lancedb = await asyncio.to_thread(importlib.import_module, "lancedb")  # two seconds that must not stop the loop
+    where = database_uri(tenant_id, uri)
+    if "://" not in where:
+        await asyncio.to_thread(_make_private, Path(where))
+    return await lancedb.connect_async(
+        where,
+        read_consistency_interval=timedelta(0),  # another worker's rows are seen at once; it costs 0.05 ms
+        storage_options=storage_options,
+    )
+
+
+def _make_private(folder: Path) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
+
+
+async def commit(table: Any, write: Callable[[], Awaitable[Any]]) -> None:
+    """Write to a LanceDB table, and again when another worker's commit came first: it refuses one of two that overlap.
+
+    Raises:
+        DatabaseFailed: the operating system is in the way.
+    """
+    for attempt in range(1, _CONFLICTS + 1):
+        try:
+            await write()
+            return
+        except (RuntimeError, OSError) as error:
+            if known := re.search(r"\(os error (\d+)\)", str(error)):
+                raise DatabaseFailed(await table.uri(), reason=os.strerror(int(known[1]))) from error
+            if attempt == _CONFLICTS or "conflict" not in str(error).lower():
+                raise
+            await asyncio.sleep(0.05 * attempt)
 
 
 def start_thread(

@@ -9,22 +9,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from kit.components import database_uri
+from kit.components import KEEP_VERSIONS, commit, connect_database
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 TABLE = "memories"
-_CONFLICTS = 8  # attempts of one write, when other workers write too
 _TIDY = 64  # writes after which small files are put together
-_KEEP_VERSIONS = timedelta(minutes=10)  # readers of an older version have long finished
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,10 +61,7 @@ class Vectors:
             uri: folder or object-storage URI that holds a database for each tenant; None: ``KIT_LANCEDB_URI``, else
                 ``.kit/lancedb`` in the working directory.
         """
-        import lancedb
-
-        where = database_uri(tenant_id, uri)
-        return cls(await lancedb.connect_async(where, read_consistency_interval=timedelta(0)))
+        return cls(await connect_database(tenant_id, uri))
 
     def close(self) -> None:
         """Release the tables and the database."""
@@ -153,19 +147,11 @@ class Vectors:
         return self._tables.get(name)
 
     async def _write(self, table: Any, write: Callable[[], Awaitable[Any]]) -> None:
-        """Write, and again when another worker's commit came first: LanceDB refuses one of two that overlap."""
         async with self._writing:
-            for attempt in range(1, _CONFLICTS + 1):
-                try:
-                    await write()
-                    break
-                except (RuntimeError, OSError) as error:
-                    if attempt == _CONFLICTS or "conflict" not in str(error).lower():
-                        raise
-                    await asyncio.sleep(0.05 * attempt)
+            await commit(table, write)
             self._writes += 1
             if self._writes % _TIDY == 0:
-                await table.optimize(cleanup_older_than=_KEEP_VERSIONS)
+                await table.optimize(cleanup_older_than=KEEP_VERSIONS)
 
 
 def _quoted(text: str) -> str:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
-import importlib
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from kit import codec
-from kit.components import database_uri
+from kit.components import KEEP_VERSIONS, commit, connect_database
 from kit.components.llmops.errors import OperationRefused
 
 if TYPE_CHECKING:
@@ -107,8 +107,7 @@ class OperationLog:
                 ``.kit/lancedb`` in the working directory.
             storage_options: LanceDB's, for object storage.
         """
-        lancedb = await asyncio.to_thread(importlib.import_module, "lancedb")
-        connection = await lancedb.connect_async(database_uri(tenant_id, uri), storage_options=storage_options)
+        connection = await connect_database(tenant_id, uri, storage_options=storage_options)
         return cls(await connection.create_table(TABLE, schema=schema(), exist_ok=True), tenant_id)
 
     def check(self, operations: Sequence[Mapping[str, Any]]) -> tuple[pa.Table, list[OperationRefused]]:
@@ -151,10 +150,11 @@ class OperationLog:
         ids: list[str] = rows.column("operation_id").to_pylist()
         found = await self._table.query().select(["operation_id"]).where(col("operation_id").isin(ids)).to_arrow()
         known = set(found.column("operation_id").to_pylist())
-        await self._table.merge_insert("operation_id").when_not_matched_insert_all().execute(rows)
+        merge = self._table.merge_insert("operation_id").when_not_matched_insert_all()
+        await commit(self._table, partial(merge.execute, rows))
         self._batches += 1
         if self._batches % COMPACT_EVERY == 0:
-            await self._table.optimize(cleanup_older_than=dt.timedelta(minutes=10))
+            await self._table.optimize(cleanup_older_than=KEEP_VERSIONS)
         return [operation_id for operation_id in ids if operation_id not in known]
 
     async def frame(

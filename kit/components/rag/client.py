@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from kit import codec
 from kit.catalogue import RAG_INGEST, RAG_QUERIES, RAG_QUERIES_QUEUED, RAG_STATUS
-from kit.components.rag.errors import REFUSALS, DocumentRefused, QueryRefused
+from kit.components.rag.errors import REFUSALS, DocumentRefused, QueryRefused, error_data
 from kit.components.rag.filters import Condition, as_data
 from kit.components.rag.readers import Document, Folder, read_json_lines, shortened
 from kit.errors import CodecError, ConfigurationError, DeadlineExceeded, JobDead, JobError
@@ -331,8 +331,7 @@ async def _outcome(
         told = {"type": error.error_type, "message": error.detail, "retryable": error.error_type not in REFUSALS}
         return _status(bus, data) | {"status": "failed", "error": told}
     except (DeadlineExceeded, JobError) as error:
-        told = {"type": type(error).__name__, "message": str(error), "retryable": True}
-        return _status(bus, data) | {"status": "failed", "error": told}
+        return _status(bus, data) | {"status": "failed", "error": error_data(error, retryable=True)}
     if "claim" in data:
         await bus.delete_object(data["claim"])
     return status
@@ -373,9 +372,8 @@ async def _told(bus: Bus, data: Mapping[str, Any], more: Mapping[str, Any]) -> d
 
 
 async def _refused(bus: Bus, document_id: str, collection: str | None, error: Exception) -> dict[str, Any]:
-    told = {"type": type(error).__name__, "message": str(error), "retryable": False}
     data = _envelope(bus, document_id, collection)
-    return await _told(bus, data, {"status": "failed", "stage": "fetch", "error": told})
+    return await _told(bus, data, {"status": "failed", "stage": "fetch", "error": error_data(error)})
 
 
 def _once(documents: Iterator[Document | DocumentRefused]) -> Iterator[Document | DocumentRefused]:

@@ -6,7 +6,8 @@
         │   ├── UnsupportedType       no reader for its media type
         │   ├── BadEncoding           its bytes are not the text they claim to be
         │   ├── UnreadableDocument    the reader failed on it: damaged, encrypted, gone
-        │   └── EmptyDocument         nothing to index in it
+        │   ├── EmptyDocument         nothing to index in it
+        │   └── DocumentSuperseded    a later message about it was followed before
         ├── EmbeddingMismatch         vectors of another model or size than the collection has
         ├── ModelFailed               the gateway gave no embeddings or no answer
         ├── IndexBusy                 rows moved under a search each time it was tried; may pass
@@ -18,7 +19,9 @@ Messages name the document, never quote it. ``retryable`` tells the job queue wh
 
 from __future__ import annotations
 
-from kit.errors import ComponentError
+from typing import Any
+
+from kit.errors import ComponentError, KitError
 
 
 class RagError(ComponentError):
@@ -60,8 +63,16 @@ class EmptyDocument(DocumentRefused):
         super().__init__(document_id, reason)
 
 
+class DocumentSuperseded(DocumentRefused):
+    """A later message about the document was followed before this one came."""
+
+    def __init__(self, document_id: str) -> None:
+        super().__init__(document_id, "a later message about it came first, and what that one says holds")
+
+
 REFUSALS = frozenset(
-    kind.__name__ for kind in (DocumentRefused, UnsupportedType, BadEncoding, UnreadableDocument, EmptyDocument)
+    kind.__name__
+    for kind in (DocumentRefused, UnsupportedType, BadEncoding, UnreadableDocument, EmptyDocument, DocumentSuperseded)
 )
 """Names of the errors after which the same document will not do either."""
 
@@ -116,3 +127,9 @@ class FilterRefused(RagError):
     def __init__(self, reason: str, *, field: str | None = None) -> None:
         self.reason, self.field = reason, field
         super().__init__(f"filter on {field!r}: {reason}" if field else f"filter: {reason}")
+
+
+def error_data(error: BaseException, retryable: bool = False) -> dict[str, Any]:
+    """Return an error as a ``rag_status`` carries it, of one not the kit's own, which may quote, the name only."""
+    detail = str(error) if isinstance(error, KitError) else type(error).__name__
+    return {"type": type(error).__name__, "message": detail, "retryable": retryable}

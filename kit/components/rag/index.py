@@ -13,9 +13,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
@@ -23,10 +22,11 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 import numpy as np
 
 from kit.catalogue import check_id
-from kit.components import database_uri
+from kit.components import KEEP_VERSIONS, DatabaseFailed, commit, connect_database
 from kit.components.rag.candidates import Places, ranked
 from kit.components.rag.errors import EmbeddingMismatch, FilterRefused, IndexBusy
 from kit.components.rag.filters import Condition, of_documents, to_sql
+from kit.components.rag.latest import Latest, State, beyond, is_news, sent_before, states_of
 from kit.components.rag.ranking import Ranking
 from kit.components.rag.rows import COLUMNS, Entry, Hit, hits_of, schema, table_of, vectors_of
 from kit.components.rag.text import STOP_WORDS, content_words
@@ -48,16 +48,8 @@ _UNCOVERED = (256, 2000)  # rows that an index may leave out: reading 256 adds s
 _UNCOVERED_SHARE = 0.1  # … or this part of the table, between the two
 _ALWAYS = {"text", "grams", "document_id", "chunk_id"}  # columns with an index, however few rows there are
 _IDLE = 1.0  # s without a write, after which every row is covered
-_KEEP_VERSIONS = timedelta(minutes=10)  # readers of an older version have long finished
-_CONFLICTS = 5  # attempts of one write, when other workers write too
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class State:
-    """What the index knows of a document: the hash it was written under, and when its message was sent."""
-
-    sha256: str
-    sent_at: str
+_ATTEMPTS = 5  # of a search, when writes move rows under it
+_RENEW = 16  # versions of a table, after which its files are let go of that are of older ones
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,11 +64,19 @@ class Analysis:
 class Database:
     """A tenant's database: opens its collections."""
 
-    def __init__(self, connection: Any, *, analysis: Analysis | None = None, flat_rows: int = FLAT_ROWS) -> None:
-        self._connection = connection
+    def __init__(
+        self,
+        connect: Callable[[], Awaitable[Any]],
+        connection: Any,
+        *,
+        analysis: Analysis | None = None,
+        flat_rows: int = FLAT_ROWS,
+    ) -> None:
+        self._connect, self._connection = connect, connection
         self._analysis = analysis or Analysis()
         self._flat_rows = flat_rows
         self._collections: dict[str, Collection] = {}
+        self._latest: dict[str, Latest] = {}
         self._opening = asyncio.Lock()
 
     @classmethod
@@ -95,14 +95,8 @@ class Database:
             flat_rows: rows above which an IVF index takes over, which holds its vectors in memory.
             storage_options: credentials and the like for object storage; LanceDB also reads them from the environment.
         """
-        import lancedb
-
-        connection = await lancedb.connect_async(
-            database_uri(tenant_id, uri),
-            read_consistency_interval=timedelta(0),  # another worker's rows are seen at once; it costs 0.05 ms
-            storage_options=storage_options,
-        )
-        return cls(connection, analysis=analysis, flat_rows=flat_rows)
+        connect = partial(connect_database, tenant_id, uri, storage_options=storage_options)
+        return cls(connect, await connect(), analysis=analysis, flat_rows=flat_rows)
 
     async def collection(self, name: str = COLLECTION) -> Collection | None:
         """Return a collection, or None when nothing was ever written to it."""
@@ -150,14 +144,40 @@ class Database:
         return made
 
     async def _wrapped(self, name: str) -> Collection:
-        table = await self._connection.open_table(name)
-        return Collection(table, await table.schema(), analysis=self._analysis, flat_rows=self._flat_rows)
+        async def reopen() -> Any:
+            return await (await self._connect()).open_table(name)
+
+        table = await reopen()
+        return Collection(
+            reopen, table, await table.schema(), await self.latest(name),
+            analysis=self._analysis, flat_rows=self._flat_rows,
+        )  # fmt: skip
+
+    async def latest(self, name: str = COLLECTION) -> Latest:
+        """Return the notes of a collection, which may be there before it is itself."""
+        known = self._latest.get(name)
+        if known is None:
+            known = self._latest[name] = await Latest.open(self._connection, check_id(name, what="collection"))
+        return known
 
     async def close(self) -> None:
         """Cover what is not yet indexed, and release the database's files."""
         for collection in self._collections.values():
             await collection.close()
+        for notes in self._latest.values():
+            notes.close()
         self._connection.close()
+
+    async def write(self, name: str, entries: Sequence[Entry], *, model: str) -> dict[str, int]:
+        """Write to a collection as its ``upsert`` does; it is made as soon as there are passages for it."""
+        full = next((entry for entry in entries if entry.chunks), None)
+        if full is not None:
+            return await (await self.create(name, model=model, dimension=full.vectors.shape[1])).upsert(entries)
+        await (await self.latest(name)).note(entries)  # first: a worker that makes the collection now finds it there
+        known = await self.collection(name)
+        if known is None:
+            return {entry.document_id: 0 for entry in entries if entry.sha256 is None}
+        return await known.upsert(entries)
 
 
 class Collection:
@@ -167,8 +187,17 @@ class Collection:
         model: the model of its embeddings; dimension: their length.
     """
 
-    def __init__(self, table: Any, held: pa.Schema, *, analysis: Analysis, flat_rows: int = FLAT_ROWS) -> None:
-        self._table = table
+    def __init__(
+        self,
+        reopen: Callable[[], Awaitable[Any]],
+        table: Any,
+        held: pa.Schema,
+        latest: Latest,
+        *,
+        analysis: Analysis,
+        flat_rows: int = FLAT_ROWS,
+    ) -> None:
+        self._reopen, self._table, self._latest, self._opened_at = reopen, table, latest, 0
         self._analysis = analysis
         self._flat_rows = flat_rows
         self._writing = asyncio.Lock()
@@ -197,66 +226,78 @@ class Collection:
     # --- writing ------------------------------------------------------------------------------------------------
 
     async def states(self, document_ids: Sequence[str]) -> dict[str, State]:
-        """Return what is known of the documents that are in the index."""
-        columns = ["document_id", "sha256", "sent_at"]
-        condition = of_documents(document_ids)
-        found = await self._table.query().where(f"{condition} AND (position = 0)").select(columns).to_list()
-        return {row["document_id"]: State(sha256=row["sha256"], sent_at=row["sent_at"]) for row in found}
+        """Return what is known of documents: of those that are in the index, and of those that were deleted lately."""
+        await self._renew()
+        rows = self._table.query().where(of_documents(document_ids)).select(["document_id", "sha256", "sent_at"])
+        return states_of(await rows.to_arrow(), await self._latest.of(document_ids))
 
     async def upsert(self, entries: Sequence[Entry]) -> dict[str, int]:
         """Write documents: their passages in, their old ones out, in one commit; they are found when this returns.
 
-        A document that the index has in the same form, or from a later message, is left alone.
+        A document that the index has in the same form, or from a later message, is left alone. An entry without
+        passages deletes its document, or notes that it was sent again.
 
         Returns:
-            the ids of what was written, and how many old passages each lost or had replaced.
+            the ids of what now is as its entry says, and how many old passages each lost or had replaced.
         """
         async with self._writing:
             latest = {entry.document_id: entry for entry in sorted(entries, key=lambda entry: entry.sent_at)}
-            states = await self.states(list(latest))
-            news = [entry for key, entry in latest.items() if _is_news(entry, states.get(key))]
+            before = await self.states(list(latest))
+            news = {key: entry for key, entry in latest.items() if is_news(entry, before.get(key, State()))}
             if not news:
                 return {}
-            if not self._complete:
-                await self.ensure_indices()  # whoever made the table may have died before it made them
-            removed = await self._counts([entry.document_id for entry in news if entry.document_id in states])
-            table = table_of(news)
-            stale = of_documents(entry.document_id for entry in news)
-            await self._committed(partial(self._merge, table, stale))
-            await self._written(table.num_rows)
-            return {entry.document_id: removed.get(entry.document_id, 0) for entry in news}
+            await self._latest.note([entry for entry in news.values() if not entry.chunks])
+            replaced = [entry for entry in news.values() if entry.chunks or entry.sha256 is None]
+            if replaced:
+                await self._replace(replaced)
+            after = await self._settle(list(latest))
+            return {
+                key: before.get(key, State()).chunks
+                for key, entry in news.items()
+                if after.get(key, State()).sha256 == entry.sha256
+            }
 
-    async def delete(self, document_ids: Sequence[str]) -> int:
-        """Take documents out; returns how many passages went."""
-        async with self._writing:
-            condition = of_documents(document_ids)
-            count = int(await self._table.count_rows(condition))
-            if count:
-                await self._committed(partial(self._table.delete, condition))
-                await self._written(0)
-            return count
+    async def _replace(self, entries: Sequence[Entry]) -> None:
+        """Take documents' rows out, and put those in that they have now."""
+        stale = sent_before("<=", {entry.document_id: entry.sent_at for entry in entries})
+        full = [entry for entry in entries if entry.chunks]
+        if not full:
+            await self._delete(stale)
+            return
+        if not self._complete:
+            await self.ensure_indices()  # whoever made the table may have died before it made them
+        table = table_of(full)
+        await commit(self._table, partial(self._merge, table, stale))
+        await self._written(table.num_rows)
+
+    async def _delete(self, condition: str) -> None:
+        if await self._table.count_rows(condition):
+            await commit(self._table, partial(self._table.delete, condition))
+        await self._written(0)
+
+    async def _settle(self, document_ids: Sequence[str]) -> dict[str, State]:
+        """Take out the rows of older messages that another worker put in meanwhile; return what is known then."""
+        states = await self.states(document_ids)
+        odd = {key: state for key, state in states.items() if state.left_over}
+        deleted = {key: state.sent_at for key, state in odd.items() if state.sha256 is None}
+        written = {key: state.written_at for key, state in odd.items() if state.sha256 is not None}
+        if deleted:
+            await self._delete(sent_before("<=", deleted))
+        if written:
+            await self._delete(sent_before("<", written))
+        return states
 
     async def _merge(self, table: pa.Table, stale: str) -> None:
-        merge = self._table.merge_insert("chunk_id").when_matched_update_all().when_not_matched_insert_all()
+        merge = self._table.merge_insert("chunk_id").when_not_matched_insert_all()
+        merge.when_matched_update_all(where=f"target.sent_at <= source.sent_at OR target.sent_at > {beyond()}")
         await merge.when_not_matched_by_source_delete(stale).execute(table)
 
-    async def _counts(self, document_ids: Sequence[str]) -> dict[str, int]:
-        if not document_ids:
-            return {}
-        found = await self._table.query().where(of_documents(document_ids)).select(["document_id"]).to_arrow()
-        counted = found["document_id"].value_counts().to_pylist()
-        return {row["values"]: row["counts"] for row in counted}
-
-    async def _committed(self, write: Callable[[], Any]) -> None:
-        """Write, and again when another worker's commit came first: LanceDB refuses one of two that overlap."""
-        for attempt in range(1, _CONFLICTS + 1):
-            try:
-                await write()
-                return
-            except (RuntimeError, OSError) as error:
-                if attempt == _CONFLICTS or "conflict" not in str(error).lower():
-                    raise
-                await asyncio.sleep(0.05 * attempt)
+    async def _renew(self) -> None:
+        """Open the table anew after some versions: LanceDB's cache holds the files of every index there was open."""
+        version = await self.version()
+        if version - self._opened_at >= _RENEW:
+            self._opened_at = version
+            self._table = await self._reopen()
 
     # --- indices ------------------------------------------------------------------------------------------------
 
@@ -286,7 +327,7 @@ class Collection:
         if await self._table.count_rows() > self._flat_rows:
             wanted["vector"] = IvfFlat(distance_type="cosine")
         for column in wanted.keys() - held:
-            await self._committed(partial(self._table.create_index, column, config=wanted[column]))
+            await commit(self._table, partial(self._table.create_index, column, config=wanted[column]))
         self._complete = True
 
     async def resume(self) -> None:
@@ -296,13 +337,14 @@ class Collection:
             self._cover_later()
 
     async def cover(self) -> None:
-        """Bring every row into every index, and drop versions that nobody reads any more."""
+        """Bring every row into every index, and drop versions and notes that nobody needs any more."""
         async with self._writing:
             await self._cover()
 
     async def _cover(self) -> None:
         await self.ensure_indices()
-        await self._committed(partial(self._table.optimize, cleanup_older_than=_KEEP_VERSIONS))
+        await commit(self._table, partial(self._table.optimize, cleanup_older_than=KEEP_VERSIONS))
+        await self._latest.tidy()
         self._uncovered = 0
 
     async def _written(self, rows: int) -> None:
@@ -323,7 +365,7 @@ class Collection:
         self._idle = None  # from here on a write does not cancel it, it waits
         try:
             await self.cover()
-        except (RuntimeError, OSError) as error:
+        except (DatabaseFailed, RuntimeError, OSError) as error:
             # Nothing is lost: rows are found uncovered too, and the next write tries again.
             _log.warning("the indices of %s were not brought up to date: %s", self._table.name, error)
 
@@ -357,6 +399,7 @@ class Collection:
         Raises:
             FilterRefused: the filter does not fit the metadata.
         """
+        await self._renew()
         ranking = ranking or Ranking()
         where = None if condition is None else to_sql(condition)
         try:
@@ -386,7 +429,7 @@ class Collection:
     async def _hybrid(
         self, query: str, vector: Vector, top_k: int, where: str | None, threshold: float | None, ranking: Ranking
     ) -> list[Hit]:
-        for _ in range(_CONFLICTS):
+        for _ in range(_ATTEMPTS):
             tables = await self._candidates(query, vector, max(ranking.candidates, top_k), where, ranking)
             places = Places.of(tables)
             if not places.row_ids:
@@ -456,10 +499,6 @@ def nearest(table: Any, vector: Vector, limit: int) -> Any:
 
 def _columns(indices: Iterable[Any]) -> set[str]:
     return {column for index in indices for column in index.columns}
-
-
-def _is_news(entry: Entry, state: State | None) -> bool:
-    return state is None or (state.sha256 != entry.sha256 and state.sent_at <= entry.sent_at)
 
 
 async def _run(query: Any, where: str | None, columns: list[str], *, row_ids: bool = False) -> pa.Table:

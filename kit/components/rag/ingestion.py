@@ -15,11 +15,11 @@ from kit.catalogue import RAG_DOCUMENTS_INGESTED, RAG_INGEST, RAG_STATUS
 from kit.components.rag.batching import Batcher
 from kit.components.rag.chunking import Chunk, Chunking, chunk
 from kit.components.rag.embedding import Embedded, Embedder
-from kit.components.rag.errors import DocumentRefused, EmbeddingMismatch, EmptyDocument, RagError
+from kit.components.rag.errors import DocumentRefused, DocumentSuperseded, EmbeddingMismatch, EmptyDocument, error_data
 from kit.components.rag.index import COLLECTION, Database
+from kit.components.rag.latest import State
 from kit.components.rag.readers import HTML, PDF, PLAIN, Reading, read, title_from
 from kit.components.rag.rows import Entry, embedded_lead, embedded_text, fingerprint
-from kit.errors import BusError
 from kit.otel import semconv
 
 if TYPE_CHECKING:
@@ -48,7 +48,11 @@ class Ingester:
         data, started = message.data, time.monotonic()
         self._bus.telemetry.annotate({semconv.RAG_DOCUMENT_ID: data["document_id"]})
         try:
-            told = await (self._delete(data) if data.get("action") == "delete" else self._upsert(data, message.attempt))
+            _check_id(data["document_id"])
+            sent_at = f"{message.sent_at} {message.stored_at or ''}"  # of two sent at once, the one stored last
+            told = await (
+                self._delete(data, sent_at) if data.get("action") == "delete" else self._upsert(message, sent_at)
+            )
         except Exception as error:
             self._bus.telemetry.count(RAG_DOCUMENTS_INGESTED, status="error", error_type=type(error).__name__)
             await self._failed(data, message, error)
@@ -56,29 +60,30 @@ class Ingester:
         self._bus.telemetry.count(RAG_DOCUMENTS_INGESTED, status=told["status"])
         return await self._tell(data, duration=time.monotonic() - started, attempt=message.attempt, **told)
 
-    async def _delete(self, data: dict[str, Any]) -> dict[str, Any]:
-        collection = await self._database.collection(data.get("collection", COLLECTION))
-        removed = 0 if collection is None else await collection.delete([data["document_id"]])
-        return {"status": "deleted", "removed": removed}
+    async def _delete(self, data: dict[str, Any], sent_at: str) -> dict[str, Any]:
+        entry = Entry(document_id=data["document_id"], sha256=None, sent_at=sent_at)
+        removed = await self._writer(data.get("collection", COLLECTION)).add(entry)
+        return _superseded(data["document_id"]) if removed is None else {"status": "deleted", "removed": removed}
 
-    async def _upsert(self, data: dict[str, Any], attempt: int) -> dict[str, Any]:
+    async def _upsert(self, message: Message, sent_at: str) -> dict[str, Any]:
+        data, attempt = message.data, message.attempt
         await self._tell(data, status="processing", stage="fetch" if "claim" in data else "parse", attempt=attempt)
         content = await self._content(data)
         sha256 = self._fingerprint(data, content)
-        if await self._is_unchanged(data, sha256):
-            return {"status": "unchanged", "sha256": sha256}
+        if told := await self._known(data, sha256, sent_at):
+            return told
         reading, chunks = await self._chunks(data, content)
         title = data.get("title") or reading.title or title_from(data.get("source", ""))
         vectors, leads, embedded = await self._embedded(data, chunks, title)
         entry = Entry(
-            document_id=data["document_id"], sha256=sha256, sent_at=data["timestamp"], chunks=chunks, vectors=vectors,
+            document_id=data["document_id"], sha256=sha256, sent_at=sent_at, chunks=chunks, vectors=vectors,
             leads=leads, title=title, source=data.get("source", ""), metadata=data.get("metadata", {}),
             pages=reading.pages,
         )  # fmt: skip
         removed = await self._writer(data.get("collection", COLLECTION)).add(entry)
         self._bus.telemetry.annotate({semconv.CHUNKS_COUNT: len(chunks)})
-        if removed is None:  # a later message was faster
-            return {"status": "unchanged", "sha256": sha256}
+        if removed is None:  # a later message was faster, or another of the same text
+            return await self._known(data, sha256, sent_at) or _superseded(data["document_id"])
         tokens = {"prompt": embedded.tokens, "completion": 0, "total": embedded.tokens}
         told = {"status": "indexed", "chunks": len(chunks), "removed": removed, "sha256": sha256, "progress": 1.0}
         costs = {"tokens": tokens, "cost": embedded.cost, "currency": embedded.currency}
@@ -98,12 +103,19 @@ class Ingester:
             known["cut"] = [{k: v for k, v in part.items() if k != "embedding"} for part in data["chunks"]]
         return fingerprint(content, model=self._embedder.model, chunking=self._chunking, known=known)
 
-    async def _is_unchanged(self, data: dict[str, Any], sha256: str) -> bool:
-        collection = await self._database.collection(data.get("collection", COLLECTION))
-        if collection is None:
-            return False
-        state = (await collection.states([data["document_id"]])).get(data["document_id"])
-        return state is not None and state.sha256 == sha256
+    async def _known(self, data: dict[str, Any], sha256: str, sent_at: str) -> dict[str, Any] | None:
+        """Return the status of a document that needs no work; None where there is some."""
+        name, document_id = data.get("collection", COLLECTION), data["document_id"]
+        collection = await self._database.collection(name)
+        state = State() if collection is None else (await collection.states([document_id])).get(document_id, State())
+        if state.sha256 != sha256:
+            return _superseded(data["document_id"]) if state.sent_at > sent_at else None
+        if state.written_at == sent_at:  # by a worker that died before it said so
+            return {"status": "indexed", "chunks": state.chunks, "removed": 0, "sha256": sha256, "progress": 1.0}
+        again = Entry(document_id=document_id, sha256=sha256, sent_at=sent_at)
+        if state.sent_at <= sent_at and await self._writer(name).add(again) is None:
+            return None  # deleted meanwhile
+        return {"status": "unchanged", "sha256": sha256}
 
     async def _chunks(self, data: dict[str, Any], content: str | bytes) -> tuple[Reading, list[Chunk]]:
         """Return the document as text, and its passages: those that the sender cut, or our own."""
@@ -151,10 +163,10 @@ class Ingester:
         if writer is None:
 
             async def write(entries: Sequence[Entry]) -> list[int | None]:
-                dimension = entries[0].vectors.shape[1]
-                table = await self._database.create(collection, model=self._embedder.model, dimension=dimension)
-                removed = await table.upsert(entries)
-                return [removed.get(entry.document_id) for entry in entries]
+                """Return how many old passages went for each; None for one that is not as it says."""
+                removed = await self._database.write(collection, entries, model=self._embedder.model)
+                latest = {entry.document_id: entry for entry in sorted(entries, key=lambda entry: entry.sent_at)}
+                return [removed.get(e.document_id) if latest[e.document_id] is e else None for e in entries]
 
             writer = self._writers[collection] = Batcher(write, most=_WRITES)
         return writer
@@ -166,10 +178,10 @@ class Ingester:
         retryable = bool(getattr(error, "retryable", True))
         if retryable and message.attempt < RAG_INGEST.policy.max_attempts:
             return
-        detail = str(error) if isinstance(error, (RagError, BusError)) else type(error).__name__
-        told = {"type": type(error).__name__, "message": detail, "retryable": retryable}
         stage = "parse" if isinstance(error, DocumentRefused) else "index"
-        await self._tell(data, status="failed", stage=stage, error=told, attempt=message.attempt)
+        await self._tell(
+            data, status="failed", stage=stage, error=error_data(error, retryable), attempt=message.attempt
+        )
 
     async def _embedding(self, data: dict[str, Any], part: float) -> None:
         """Tell how far the embedding of a large document has come."""
@@ -184,6 +196,16 @@ class Ingester:
         status |= {"timestamp": codec.now(), **echo, **told}
         await self._bus.publish(RAG_STATUS, status)
         return status
+
+
+def _check_id(document_id: str) -> None:
+    if "\x00" in document_id:
+        raise DocumentRefused(document_id, "an id must not hold NUL")
+
+
+def _superseded(document_id: str) -> dict[str, Any]:
+    """Return the status of a message that came after a later one about its document."""
+    return {"status": "failed", "stage": "index", "error": error_data(DocumentSuperseded(document_id))}
 
 
 def _given(parts: list[dict[str, Any]]) -> list[Chunk]:

@@ -25,22 +25,27 @@ COLUMNS = [
 ]  # fmt: skip
 
 
+def _no_vectors() -> NDArray[np.float32]:
+    return np.zeros((0, 0), np.float32)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Entry:
     """A document ready for the index.
 
     Attributes:
-        sha256: over everything that its rows are made of, to recognise an unchanged one.
+        sha256: over everything that its rows are made of, to recognise an unchanged one; None: it is to be deleted.
         sent_at: when its message was sent; an older message never replaces a newer one's rows.
+        chunks: its passages; none for one to be deleted, or to be noted as sent again as it was.
         vectors, leads: embeddings of the passages and of their first sentences, float32 (n, dim).
     """
 
     document_id: str
-    sha256: str
+    sha256: str | None
     sent_at: str
-    chunks: Sequence[Chunk]
-    vectors: NDArray[np.float32]
-    leads: NDArray[np.float32]
+    chunks: Sequence[Chunk] = ()
+    vectors: NDArray[np.float32] = field(default_factory=_no_vectors)
+    leads: NDArray[np.float32] = field(default_factory=_no_vectors)
     title: str = ""
     source: str = ""
     metadata: Mapping[str, Any] = field(default_factory=dict)
