@@ -4,7 +4,8 @@
 always; any status); ``limited-1x1`` answers 429 with ``Retry-After: 1`` once; ``dated-2x1`` the same with the HTTP date
 of the second that begins 2 s later or less; ``hang`` never answers; ``cut`` breaks the connection in the middle (of a
 stream, or of the body); ``stall`` streams three words and no more; ``malformed`` sends a body that is no JSON;
-``json-{...}`` answers with that text; ``drip-0.05`` streams a word every 0.05 s.
+``json-{...}`` answers with that text; ``drip-0.05`` streams a word every 0.05 s. A model in ``answers`` answers
+with what stands there: a body (bytes, or what JSON can say), or the events of a stream (a list of them).
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from typing import Any, Self
 
 ANSWER = "The misbehaving provider answers well this time."
 
+STREAM_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+
 
 class MisbehavingProvider:
     """The server; ``async with MisbehavingProvider() as provider``.
@@ -30,6 +33,7 @@ class MisbehavingProvider:
         times: when they came, seconds of the epoch, by model.
         retry_at: what ``dated`` told last, in the same seconds.
         bodies: their bodies, in order.
+        answers: what to say, by model.
         left: answers whose reader went away before they ended.
     """
 
@@ -38,6 +42,7 @@ class MisbehavingProvider:
         self.times: defaultdict[str, list[float]] = defaultdict(list)
         self.retry_at = 0.0
         self.bodies: list[dict[str, Any]] = []
+        self.answers: dict[str, Any] = {}
         self.left = 0
         self.active = 0
         self.most_active = 0
@@ -95,6 +100,8 @@ class MisbehavingProvider:
                 return await self._error(writer, *refusal)
             if model == "hang":
                 await self._left_waiting(reader)
+            if (answer := self.answers.get(model)) is not None:
+                return await self._given(writer, answer)
             if "/embeddings" in head.split("\r\n")[0]:
                 return await self._embed(writer, body)
             return await self._complete(reader, writer, model, body)
@@ -117,6 +124,17 @@ class MisbehavingProvider:
                 after = formatdate(self.retry_at, usegmt=True)
             return 429, f"Retry-After: {after}\r\n"
         return None
+
+    async def _given(self, writer: asyncio.StreamWriter, answer: Any) -> bool:
+        if not isinstance(answer, list):
+            await self._send(writer, 200, answer if isinstance(answer, bytes) else json.dumps(answer).encode())
+            return True
+        writer.write(STREAM_HEAD)
+        for event in answer:
+            await self._event(writer, event)
+        writer.write(b"0\r\n\r\n")
+        await writer.drain()
+        return True
 
     async def _left_waiting(self, reader: asyncio.StreamReader) -> None:
         """Say nothing more until the other side goes away."""
@@ -170,7 +188,7 @@ class MisbehavingProvider:
 
     async def _stream(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, model: str) -> bool:
         """Send the answer as server-sent events, word by word."""
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
+        writer.write(STREAM_HEAD)
         pause = float(model.removeprefix("drip-")) if model.startswith("drip-") else 0.0
         words = re.findall(r"\S+\s*", ANSWER * (20 if pause else 1))
         for index, word in enumerate(words):
@@ -193,10 +211,10 @@ class MisbehavingProvider:
     def _chunk(self, model: str) -> dict[str, Any]:
         return {"id": f"chatcmpl-{self.calls[model]}", "object": "chat.completion.chunk", "created": 1, "model": model}
 
-    async def _event(self, writer: asyncio.StreamWriter, data: dict[str, Any]) -> None:
+    async def _event(self, writer: asyncio.StreamWriter, data: dict[str, Any] | bytes) -> None:
         if writer.is_closing():
             raise ConnectionResetError
-        event = f"data: {json.dumps(data)}\n\n".encode()
+        event = b"data: " + (data if isinstance(data, bytes) else json.dumps(data).encode()) + b"\n\n"
         writer.write(f"{len(event):x}\r\n".encode() + event + b"\r\n")
         await writer.drain()
 

@@ -583,7 +583,7 @@ async def test_the_source_of_a_price_is_said_for_every_model() -> None:
         "openai/smollm2": "offline model: no charge", "openai/nobodys": "no price known",
     }  # fmt: skip
     for name in models:
-        paid = prices.paid(name, None, 2, 3)
+        paid = prices.of(name, 2, 3)
         assert (paid.amount, paid.source) == (4.0, prices.source(name))
 
 

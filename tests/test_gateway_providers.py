@@ -97,7 +97,7 @@ async def test_a_caller_is_told_when_a_provider_wants_to_be_asked_again(
 async def test_what_a_provider_asks_to_wait_is_waited_before_every_retry(
     tenant_bus: Bus, provider: MisbehavingProvider, model: str
 ) -> None:
-    """The first retry is the gateway's own, the other is that of LiteLLM's Router; seconds or an HTTP date."""
+    """Whether it says so in seconds or by an HTTP date."""
     async with at_work(tenant_bus, models=models(provider, model), retries=2):
         response = await gateway.generate(tenant_bus, prompt="hello", model=model)
     assert (response["response"], response["attempts"]) == (ANSWER, 3)

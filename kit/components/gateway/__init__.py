@@ -10,6 +10,7 @@ import os
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from kit.catalogue import GATEWAY_CACHE_INVALIDATE, GATEWAY_EMBEDDINGS, GATEWAY_REQUESTS, RAG_EMBEDDINGS
@@ -111,7 +112,7 @@ async def serve(
         models: LiteLLM settings (``model``, ``api_base``, ``api_key``, prices) by the name that requests use.
         fallbacks: models to try when one fails, by its name.
         timeout: seconds for one call of a provider.
-        retries: further calls after a transient failure.
+        retries: further calls of a model after a transient failure; the queue adds none.
         cooldown: seconds for which a model that keeps failing is passed over when it has a fallback.
         cache_ttl: seconds for which a response is remembered; 0 turns the cache off.
         rate_limits: of calls, by model name, "*" for all others; a ``RateLimit`` or its fields.
@@ -131,7 +132,6 @@ async def serve(
     )  # fmt: skip
     parts = await _assemble(bus, settings)
     gateway, embedder = Gateway(parts), Embedder(parts, bus)
-    warming = asyncio.create_task(parts.providers.warm_up()) if settings.models or settings.fallbacks else None
 
     async def forget(message: Message) -> None:
         if parts.cache is not None:
@@ -145,12 +145,7 @@ async def serve(
         await bus.work(RAG_EMBEDDINGS, embedder.handle_bulk, concurrency=2),
     ]
 
-    async def end() -> None:
-        if warming is not None:
-            await asyncio.gather(warming, return_exceptions=True)
-        await _close(parts)
-
-    return Service(workers, end)
+    return Service(workers, partial(_close, parts))
 
 
 @asynccontextmanager
@@ -195,5 +190,6 @@ async def _assemble(bus: Bus, settings: Settings) -> Parts:
         flights=await Flights.open(bus, peers),
         peers=peers,
         worker_id=worker_id,
+        max_payload=lambda: bus.connection.max_payload,
         cache=await Cache.open(bus, settings.cache_ttl) if settings.cache_ttl else None,
     )

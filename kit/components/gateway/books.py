@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import logging
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,9 @@ from .parts import Parts
 from .prices import CURRENCY, Price
 from .responses import operation_of
 from .till import Meter
+from .usage import IMPLAUSIBLE, Asked, reported
 
+logger = logging.getLogger(__name__)
 _NOTHING = {"prompt": 0, "completion": 0, "total": 0}
 
 
@@ -39,9 +41,20 @@ class Books:
             telemetry.record(GATEWAY_COST, price.amount, model=meter.model, provider=provider)
         meter.pay(price.amount)
 
+    def used(self, model: str, response: Any, asked: Asked, said: str) -> tuple[dict[str, int], Price]:
+        """Return the tokens that a call took, and their price: as reported, or estimated where that cannot be."""
+        tokens, doubt = reported(getattr(response, "usage", None), asked, said)
+        if not doubt:
+            return tokens, self._parts.prices.paid(model, response, tokens)
+        if doubt == IMPLAUSIBLE:
+            logger.warning("the provider of %s reported more tokens than a call can take: they are estimated", model)
+        tokens = self._parts.providers.count(asked.texts, said)
+        price = self._parts.prices.of(model, tokens["prompt"], tokens["completion"])
+        return tokens, Price(amount=price.amount, source=f"{price.source}; {doubt}")
+
     def lost(
-        self, request: dict[str, Any], meter: Meter, first: str, error: BaseException, *, asked: Sequence[str],
-        said: str = "", seconds: float, **more: Any,
+        self, request: dict[str, Any], meter: Meter, first: str, error: BaseException, *, asked: Asked, said: str = "",
+        seconds: float, **more: Any,
     ) -> tuple[dict[str, int], Price] | None:  # fmt: skip
         """Tell of a call without an answer; return the tokens and the price that are taken for used nevertheless.
 
@@ -55,15 +68,13 @@ class Books:
             seconds: that it took.
             more: fields of its line in the log.
         """
+        failed = error if isinstance(error, ProviderFailed) else meter.lost
         worked = bool(meter.calling or said)
         model = meter.model if worked else first
         tokens, price = _NOTHING, Price(amount=0.0, source=self._parts.prices.source(model))
         if worked:
-            tokens = self._parts.providers.count(asked, said)
-            price = self._parts.prices.of(model, tokens["prompt"], tokens["completion"])
-            price = Price(amount=price.amount, source=f"{price.source}; tokens estimated")
+            tokens, price = self.used(model, getattr(error, "answer", None), asked, said or getattr(error, "said", ""))
             self.paid(meter, tokens, price)
-        failed = error if isinstance(error, ProviderFailed) else meter.lost
         if failed is not None:
             self.note(first, seconds, failed)
         known = error if isinstance(error, asyncio.CancelledError) else failed or error

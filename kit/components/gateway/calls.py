@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import partial
 from typing import Any
 
+from kit import codec
 from kit.catalogue import GATEWAY_PROVIDER_CALL
-from kit.errors import KitError
+from kit.errors import CodecError, KitError
 from kit.otel import Operation, semconv
 from kit.otel.genai import gen_ai_attributes
 
 from .books import Books
-from .errors import ProviderFailed, as_data
+from .errors import ProviderFailed, as_data, unusable
 from .flight import Emit
 from .litellm_calls import Call, provider_parameters
 from .parts import Parts
 from .prices import CURRENCY, Price
 from .relay import Relay
-from .responses import answer_of
+from .responses import BESIDE, BROKE_OFF, answer_of, said_in, wrap
 from .till import Meter
+from .usage import Asked, asked_of
 
 
 class Caller:
@@ -53,7 +56,7 @@ class Caller:
             if emit is None:
                 return await self._made(request, call, meter)
             call.parameters.update(stream=True, stream_options={"include_usage": True})
-            relay = Relay(request, emit, self._parts.providers)
+            relay = Relay(request, call.messages, emit, self._parts)
             try:
                 answer = await self._made(request, call, meter, relay)
             except KitError as error:
@@ -72,18 +75,51 @@ class Caller:
     ) -> dict[str, Any]:
         with self._span(request, call) as op:
             started = time.perf_counter()
-            work = self._parts.providers.complete(call, meter) if relay is None else relay.run(call, meter)
-            try:
-                response = await meter.within(self.patience(request), work)
-            except (KitError, asyncio.CancelledError) as error:
+
+            async def read(model: str, response: Any) -> tuple[Any, dict[str, Any]]:
+                whole = response if relay is None else await relay.read(model, response)
+                return whole, self._readable(request, model, whole, relay)
+
+            def lost(error: BaseException) -> None:
                 self._lost_call(request, call, meter, error, relay, time.perf_counter() - started, op)
+
+            try:
+                work = self._parts.providers.complete(call, meter, read, lost)
+                response, answer = await meter.within(self.patience(request), work)
+            except (KitError, asyncio.CancelledError) as error:
+                lost(error)
                 raise
-            answer = answer_of(response)
             more: dict[str, Any] = {}
             if relay is not None:
                 more = self._streamed(answer, relay, started, op)
             self._succeeded_call(request, call, meter, response, answer, time.perf_counter() - started, op, **more)
         return answer
+
+    def _readable(self, request: dict[str, Any], model: str, response: Any, relay: Relay | None) -> dict[str, Any]:
+        """Return an answer that can be given to whoever asked.
+
+        Raises:
+            ProviderFailed: there is none; it is paid all the same.
+        """
+        said, failed = "", partial(unusable, model, answer=response)
+        try:
+            if not response.choices:
+                raise failed("NoAnswer", retryable=False)
+            said, answer = said_in(response), answer_of(response)
+            whole = {**answer, "tokens": {"prompt": 0, "completion": 0, "total": 0}, "cost": 0.0, "model": model}
+            size = len(codec.encode("llm_response", wrap(request, whole, seconds=0.0, cached=False)))
+        except (CodecError, LookupError, AttributeError, TypeError, ValueError):
+            error = failed("MalformedAnswer", retryable=True, said=said)
+        else:
+            if answer["finish_reason"] in BROKE_OFF:
+                error = failed("AnswerCut", retryable=True, said=said)
+            elif size + BESIDE > self._parts.max_payload():
+                error = failed("AnswerTooLarge", retryable=False, said=said)
+            else:
+                return answer
+        if relay is not None and relay.sent:
+            error.final, error.retryable = True, False
+        raise error
 
     def _streamed(self, answer: dict[str, Any], relay: Relay, started: float, op: Operation) -> dict[str, Any]:
         """Complete a streamed answer; return what the log says of it besides."""
@@ -106,7 +142,6 @@ class Caller:
             messages=request.get("messages") or [{"role": "user", "content": request["prompt"]}],
             parameters=provider_parameters(request),
             timeout=self._timeout(request),
-            retries=0 if self._settings.deployment(model)["model"].startswith("kit/") else self._settings.retries,
             fallbacks=fallbacks,
         )
 
@@ -133,11 +168,11 @@ class Caller:
         op: Operation, **more: Any,
     ) -> None:  # fmt: skip
         """Complete an answer with what it cost, and tell spans, metrics, the log and the health of it."""
-        parts, tokens, model, attempts = self._parts, answer["tokens"], meter.model, meter.calls
-        price = parts.prices.paid(model, response, tokens["prompt"], tokens["completion"])
+        parts, model, attempts = self._parts, meter.model, meter.calls
+        tokens, price = self._books.used(model, response, self._asked(request, call, model), said_in(response))
         answer.update(
-            model=model, provider=parts.providers.provider_of(model), cost=price.amount, currency=CURRENCY,
-            price_source=price.source, attempts=attempts,
+            tokens=tokens, model=model, provider=parts.providers.provider_of(model), cost=price.amount,
+            currency=CURRENCY, price_source=price.source, attempts=attempts,
         )  # fmt: skip
         if model != request["model"]:
             answer["requested_model"] = request["model"]
@@ -159,9 +194,7 @@ class Caller:
         seconds: float, op: Operation,
     ) -> None:  # fmt: skip
         """Tell of a call without an answer."""
-        asked = [str(message.get("content") or "") for message in call.messages]
-        if tools := call.parameters.get("tools"):
-            asked.append(str(tools))
+        asked = self._asked(request, call, meter.model or call.model)
         paid = self._books.lost(
             request, meter, call.model, error, asked=asked, said="" if relay is None else relay.said, seconds=seconds,
             trace_id=op.trace_id, streamed=None if relay is None else True,
@@ -169,6 +202,11 @@ class Caller:
         )  # fmt: skip
         if paid is not None:
             op.update(_token_attributes(*paid))
+
+    def _asked(self, request: dict[str, Any], call: Call, model: str) -> Asked:
+        most = self._parts.prices.completion_bound(model, request)
+        shaped = [call.parameters[name] for name in ("tools", "response_format") if call.parameters.get(name)]
+        return asked_of(call.messages, shaped, most)
 
     def _answer_attributes(self, answer: dict[str, Any], price: Price) -> dict[str, Any]:
         tokens = answer["tokens"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,12 +17,12 @@ from kit.otel import semconv
 from kit.otel.genai import gen_ai_attributes
 
 from .books import Books
-from .errors import ProviderFailed, RequestRefused
+from .errors import RequestRefused, unusable
 from .litellm_calls import refuse_steering
 from .parts import Parts
 from .prices import CURRENCY
-from .responses import tokens_of
 from .till import Meter
+from .usage import asked_to_embed
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -67,7 +68,9 @@ class Embedder:
             model = self._parts.settings.embedding_model
         if len(texts) > _MOST_TEXTS:
             raise RequestRefused(f"{len(texts):,} texts are too many for one request: send at most {_MOST_TEXTS:,}")
-        vectors, told = await self._call(request, model, texts)
+        meter = self._meter(request, texts)
+        with meter.once():
+            vectors, told = await self._call(request, model, texts, meter)
         if request.get("normalize"):
             vectors = _normalised(vectors)
         echo: dict[str, Any] = {name: request[name] for name in ("document_id", "chunk_ids") if name in request}
@@ -86,10 +89,10 @@ class Embedder:
         )  # fmt: skip
 
     async def _call(
-        self, request: dict[str, Any], model: str, texts: list[str]
+        self, request: dict[str, Any], model: str, texts: list[str], meter: Meter
     ) -> tuple[NDArray[np.float32], dict[str, Any]]:
         """Call the provider: its span is the request's own, its metrics and its line in the log are like any call's."""
-        parts, meter = self._parts, self._meter(request, texts)
+        parts = self._parts
         provider, parameters = parts.providers.provider_of(model), self._parameters(request)
         seconds = float(request.get("timeout") or parts.settings.timeout * (1 + parts.settings.retries))
         about = gen_ai_attributes("embeddings", model=model, provider=provider, input_messages=_shown(texts))
@@ -97,13 +100,16 @@ class Embedder:
         try:
             await meter.enter(model)
             started = time.perf_counter()
-            try:
-                timeout = min(seconds, parts.settings.timeout)
-                work = parts.providers.embed(model, texts, timeout, parameters, meter)
-                response = await meter.within(seconds, work)
-                vectors = _vectors(response, len(texts), model)
-            except (KitError, asyncio.CancelledError) as error:
+
+            def lost(error: BaseException) -> None:
                 self._failed(request, meter, error, time.perf_counter() - started)
+
+            try:
+                timeout, read = min(seconds, parts.settings.timeout), partial(_read, len(texts), model)
+                work = parts.providers.embed(model, texts, timeout, parameters, meter, read, lost)
+                response, vectors = await meter.within(seconds, work)
+            except (KitError, asyncio.CancelledError) as error:
+                lost(error)
                 raise
             return vectors, self._succeeded(request, meter, response, vectors, time.perf_counter() - started)
         finally:
@@ -113,9 +119,9 @@ class Embedder:
         self, request: dict[str, Any], meter: Meter, response: Any, vectors: NDArray[np.float32], seconds: float
     ) -> dict[str, Any]:
         """Tell span, metrics, log and health of a call; return what its response says of tokens and cost."""
-        tokens, model, dimension = tokens_of(response.usage), meter.model, vectors.shape[1]
+        model, dimension = meter.model, vectors.shape[1]
         provider = self._parts.providers.provider_of(model)
-        price = self._parts.prices.paid(model, response, tokens["prompt"], 0)
+        tokens, price = self._books.used(model, response, asked_to_embed(request["texts"]), "")
         self._telemetry.count(GATEWAY_PROVIDER_CALLS, 1, status="success", provider=provider, model=model)
         self._books.paid(meter, tokens, price)
         attributes = gen_ai_attributes(
@@ -138,7 +144,7 @@ class Embedder:
             GATEWAY_PROVIDER_CALLS, 1, status="cancelled" if cancelled else "error", error_type=type(error).__name__,
             provider=self._parts.providers.provider_of(model), model=model,
         )  # fmt: skip
-        self._books.lost(request, meter, model, error, asked=request["texts"], seconds=seconds)
+        self._books.lost(request, meter, model, error, asked=asked_to_embed(request["texts"]), seconds=seconds)
 
     def _parameters(self, request: dict[str, Any]) -> dict[str, Any]:
         parameters = dict(request.get("parameters") or {})
@@ -156,12 +162,28 @@ class Embedder:
         return {"claim": await self._bus.put_object(name, data)}
 
 
-def _vectors(response: Any, expected: int, model: str) -> NDArray[np.float32]:
-    """Return a provider's embeddings in the order of the texts, float32 (n, dim)."""
-    rows = sorted(response.data, key=lambda row: row["index"])
-    if len(rows) != expected:
-        raise ProviderFailed(model, kind="MissingEmbeddings", status_code=None, retryable=True)
-    return np.asarray([row["embedding"] for row in rows], np.float32).reshape(expected, -1)
+def _read(expected: int, model: str, response: Any) -> tuple[Any, NDArray[np.float32]]:
+    """Return a provider's response, and its embeddings in the order of the texts, float32 (n, dim).
+
+    Raises:
+        ProviderFailed: they are none, too few, or not of one length.
+    """
+    try:
+        rows = list(response.data)
+        if any(row["index"] is not None for row in rows):
+            rows.sort(key=lambda row: int(row["index"]))
+            if [int(row["index"]) for row in rows] != list(range(len(rows))):
+                raise ValueError("each text has one embedding")
+        given = np.asarray([row["embedding"] for row in rows])
+        if given.dtype.kind not in "fiu" or given.shape != (expected, given.size // expected) or not given.size:
+            raise ValueError("an embedding is a row of numbers")
+        with np.errstate(over="ignore"):
+            vectors = given.astype(np.float32)
+        if not np.isfinite(vectors).all():
+            raise ValueError("an embedding is finite")
+    except (LookupError, TypeError, ValueError, AttributeError):
+        raise unusable(model, "MalformedEmbeddings", retryable=True, answer=response) from None
+    return response, vectors
 
 
 def _normalised(vectors: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -96,11 +96,19 @@ class ProviderFailed(GatewayError):
     Attributes:
         status_code: HTTP status, or None where no answer came.
         kind: LiteLLM's name for the failure, e.g. ``Timeout``; ``UnknownProvider`` for a model's name without one,
-            ``MissingKey`` where the gateway's environment has none for it.
+            ``MissingKey`` where the gateway's environment has none for it; ``MalformedAnswer``, ``NoAnswer``,
+            ``AnswerCut`` and ``AnswerTooLarge`` for answers that cannot be given.
         retry_after: seconds that the provider asked to wait, or None.
+        worked: whether the provider may have worked, and charges for it.
+        final: whether no other model is to be tried either.
+        answer: LiteLLM's response that cannot be given, or None.
+        said: what was said in it.
     """
 
     content_free = True  # a status and LiteLLM's name for it, never what the provider said
+    worked = final = False
+    answer: Any = None
+    said = ""
 
     def __init__(
         self,
@@ -122,7 +130,16 @@ class ProviderFailed(GatewayError):
 
 def timed_out(model: str = "") -> ProviderFailed:
     """Return the failure of a provider that did not answer in time."""
-    return ProviderFailed(model, kind="Timeout", status_code=408, retryable=False)
+    failed = ProviderFailed(model, kind="Timeout", status_code=408, retryable=False)
+    failed.worked = True
+    return failed
+
+
+def unusable(model: str, kind: str, *, retryable: bool, answer: Any = None, said: str = "") -> ProviderFailed:
+    """Return the failure of a provider that answered, so that it is paid, with what cannot be given to anybody."""
+    failed = ProviderFailed(model, kind=kind, status_code=None, retryable=retryable)
+    failed.worked, failed.answer, failed.said = True, answer, said
+    return failed
 
 
 class ResponseInvalid(GatewayError):

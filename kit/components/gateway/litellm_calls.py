@@ -1,4 +1,4 @@
-"""LiteLLM as the gateway uses it: loaded late and quietly, called directly, and by its Router once a call fails."""
+"""LiteLLM as the gateway uses it: loaded late and quietly, called directly, again and elsewhere once a call fails."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from kit.components import on_own_thread
 from kit.errors import KitError
 
-from .errors import ProviderFailed, RequestRefused
+from .errors import ProviderFailed, RequestRefused, timed_out, unusable
 from .settings import Settings
 
 if TYPE_CHECKING:
     from .till import Meter
+
+T = TypeVar("T")
 
 # What would let a request steer the gateway's own credentials, addresses or LiteLLM itself.
 _FORBIDDEN_TEXT = """
@@ -135,14 +137,12 @@ class Call:
         model: the name that the request used; ``fallbacks``: further names, in their order.
         messages: in the OpenAI format; ``parameters``: what else goes to the provider.
         timeout: seconds for each attempt.
-        retries: further attempts after a transient failure.
     """
 
     model: str
     messages: Sequence[dict[str, Any]]
     parameters: dict[str, Any]
     timeout: float
-    retries: int
     fallbacks: tuple[str, ...] = ()
 
 
@@ -153,29 +153,16 @@ class _Zero(int):
         return True
 
 
-class _NotLetThrough(ValueError):
-    """Told to LiteLLM's Router when the meter holds a call back: it is not tried again, but another model may be."""
-
-    status_code = 400
-
-
-_METER: ContextVar[Meter] = ContextVar("kit_gateway_meter")  # of the request for which the Router works
-
-
 class Providers:
-    """Calls models for one gateway: directly while all goes well, through LiteLLM's Router once something fails.
+    """Calls models for one gateway: each in turn, and each again after a transient failure.
 
     Attributes:
         litellm: the module; ``errors``: what it raises.
-
-    The Router brings backoff, ``Retry-After`` and fallbacks; its bookkeeping costs as much as LiteLLM's call itself, so
-    a request pays for it only when its first attempt has failed.
     """
 
     def __init__(self, settings: Settings, litellm: Any) -> None:
         self._settings = settings
         self.litellm = litellm
-        self._router: Any = None
         self._names: dict[str, str] = {}
         import openai  # LiteLLM's own errors hang under its tree
 
@@ -197,129 +184,96 @@ class Providers:
         except self.litellm.exceptions.BadRequestError:
             return str(deployment["model"]).partition("/")[0]
 
-    async def complete(self, call: Call, meter: Meter) -> Any:
-        """Call a chat model, retry and fall back as the call says; return LiteLLM's response, or its iterator.
+    async def complete(
+        self,
+        call: Call,
+        meter: Meter,
+        read: Callable[[str, Any], Awaitable[T]],
+        wasted: Callable[[ProviderFailed], None],
+    ) -> T:
+        """Call a chat model, retry and fall back as the call says; return what ``read`` makes of the response.
 
-        The first call has passed the meter; each further one does before it is made. The meter knows what was called
-        in the end, and how often.
+        Args:
+            call: what is asked.
+            meter: of the request: it has let the first call through, and does so with each further one.
+            read: gets the model's name and LiteLLM's response, or its iterator of a stream.
+            wasted: is told of a call that was worked on in vain, before the next one is made.
 
         Raises:
-            ProviderFailed: no attempt succeeded.
+            ProviderFailed: no call succeeded.
             RateLimited, BudgetExceeded, PriceUnknown: none did, and a further one was not let through.
             asyncio.CancelledError: the caller left.
         """
-        try:
-            return await self._direct(call)
-        except self.errors as error:
-            first = error
-        failed = self.failure(call.model, first)
-        meter.failed(failed)
-        if failed.retryable and call.retries > 0:
-            pause = self._pause(first, call.retries)
-            if meter.can_wait(max(pause, failed.retry_after or 0.0)):
-                await asyncio.sleep(pause)
-                return await self._routed(call, call.model, call.fallbacks, call.retries - 1, meter)
-        if call.fallbacks and failed.status_code not in (400, 413, 422):
-            return await self._routed(call, call.fallbacks[0], call.fallbacks[1:], call.retries, meter)
-        raise failed from None
+
+        async def once(model: str) -> T:
+            with unlogged(self.litellm):
+                response = await self.litellm.acompletion(
+                    messages=list(call.messages), timeout=call.timeout, max_retries=0, _skip_mcp_handler=True,
+                    **{**self._settings.deployment(model), **call.parameters},
+                )  # fmt: skip
+            return await read(model, response)
+
+        return await self._in_turn([call.model, *call.fallbacks], meter, once, wasted)
 
     async def embed(
-        self, model: str, texts: Sequence[str], timeout: float, parameters: dict[str, Any], meter: Meter
-    ) -> Any:
-        """Call an embedding model; transient failures are retried while somebody waits for the answer.
+        self, model: str, texts: Sequence[str], timeout: float, parameters: dict[str, Any], meter: Meter,
+        read: Callable[[Any], T], wasted: Callable[[ProviderFailed], None],
+    ) -> T:  # fmt: skip
+        """Call an embedding model as ``complete`` does a chat model, without fallbacks."""
 
-        Every call but the first passes the meter.
+        async def once(model: str) -> T:
+            with unlogged(self.litellm):
+                response = await self.litellm.aembedding(
+                    input=list(texts), timeout=timeout, max_retries=_Zero(0),
+                    **{**self._settings.deployment(model), **parameters},
+                )  # fmt: skip
+            return read(response)
 
-        Raises:
-            ProviderFailed: no attempt succeeded.
-            RateLimited, BudgetExceeded, PriceUnknown: none did, and a further one was not let through.
-        """
-        deployment = self._settings.deployment(model)
-        retries = 0 if deployment["model"].startswith("kit/") else self._settings.retries
-        while True:
-            try:
-                with unlogged(self.litellm):
-                    return await self.litellm.aembedding(
-                        input=list(texts), timeout=timeout, max_retries=_Zero(0), **{**deployment, **parameters}
-                    )
-            except self.errors as error:
-                failed = self.failure(model, error)
-                meter.failed(failed)
-                pause = self._pause(error, retries - meter.calls + 1)
-                again = failed.retryable and meter.calls <= retries
-                if not again or not meter.can_wait(max(pause, failed.retry_after or 0.0)):
-                    raise failed from None
-            await asyncio.sleep(pause)
-            await meter.enter(model)
+        return await self._in_turn([model], meter, once, wasted)
 
-    async def _direct(self, call: Call) -> Any:
-        deployment = self._settings.deployment(call.model)
-        with unlogged(self.litellm):
-            return await self.litellm.acompletion(
-                messages=list(call.messages), timeout=call.timeout, max_retries=0, _skip_mcp_handler=True,
-                **{**deployment, **call.parameters},
-            )  # fmt: skip
-
-    async def _routed(self, call: Call, model: str, fallbacks: Sequence[str], retries: int, meter: Meter) -> Any:
-        router = await self._router_for([model, *fallbacks])
-        _METER.set(meter)  # not reset: the Router also works while a stream is read that it has begun
-        try:
-            return await router.acompletion(
-                model=model, messages=list(call.messages), timeout=call.timeout, num_retries=retries,
-                fallbacks=[{model: list(fallbacks)}] if fallbacks else [], _skip_mcp_handler=True, **call.parameters,
-            )  # fmt: skip
-        except self.errors as error:
-            raise self.ended(call.model, error, meter) from None
-
-    def ended(self, model: str, error: Any, meter: Meter) -> KitError:
-        """Return why a call with all its retries and fallbacks failed: what was not let through might have answered."""
-        return meter.refused or self.failure(model, error)
-
-    async def warm_up(self) -> None:
-        """Make the Router ahead of the first failure: what it imports takes seconds, here on another thread."""
-        if self._router is None:
-            timeout = self._settings.timeout
-            make = functools.partial(
-                self.litellm.Router,
-                model_list=[], disable_cooldowns=True, retry_after=0, timeout=timeout, num_retries=0,
-            )  # fmt: skip
-            made = await on_own_thread(make, name="kit-litellm")
-            made.make_call = functools.partial(self._metered, made.make_call)
-            self._router = self._router or made
-
-    async def _metered(self, make_call: Callable[..., Awaitable[Any]], *args: Any, **kwargs: Any) -> Any:
-        """Make one call of the Router's, a retry's or a fallback's, if the meter lets it through."""
-        meter, model = _METER.get(), kwargs["model"]
-        try:
-            await meter.enter(model)
-        except KitError as error:
-            meter.refused = error
-            raise _NotLetThrough from error
-        try:
-            return await make_call(*args, **kwargs)
-        except self.errors as error:
-            meter.failed(self.failure(model, error))
-            raise
-
-    async def _router_for(self, models: Sequence[str]) -> Any:
-        """Return the Router, with the models in it that it needs now."""
-        await self.warm_up()
-        known = set(self._router.get_model_names())
+    async def _in_turn(
+        self, models: Sequence[str], meter: Meter, once: Callable[[str], Awaitable[T]],
+        wasted: Callable[[ProviderFailed], None],
+    ) -> T:  # fmt: skip
+        """Call models in turn until one answers: a retry waits first, as its provider asks or ever longer."""
         for model in models:
-            if model not in known:
-                deployment = self.litellm.router.Deployment(
-                    model_name=model,
-                    litellm_params={"max_retries": 0, **self._settings.deployment(model)},
-                )
-                self._router.add_deployment(deployment)
-        return self._router
+            left = retries = self.retries_of(model)
+            while True:
+                try:
+                    if not meter.calling:
+                        await meter.enter(model)
+                except KitError as error:  # this call is not let through; another model's may be
+                    meter.refused = error
+                    break
+                try:
+                    return await once(model)
+                except self.errors as error:
+                    failed, pause = self.failure(model, error), self._pause(error, left, retries)
+                except ProviderFailed as error:
+                    failed, pause = error, self._pause(error, left, retries)
+                meter.failed(failed)
+                again = failed.retryable and left > 0 and meter.can_wait(max(pause, failed.retry_after or 0.0))
+                if failed.final or not (again or model != models[-1]):
+                    raise meter.refused or failed
+                if failed.worked:
+                    wasted(failed)
+                meter.calling = False
+                if not again:
+                    break
+                left -= 1
+                await asyncio.sleep(pause)
+        raise meter.refused or meter.lost or timed_out(models[0])
 
-    def _pause(self, error: Any, retries: int) -> float:
-        """Seconds before the second attempt, by LiteLLM's own rule: Retry-After, else exponential with jitter."""
+    def retries_of(self, model: str) -> int:
+        """Return how many further calls a transient failure of a model is worth; an offline model has none."""
+        return 0 if self._settings.deployment(model)["model"].startswith("kit/") else self._settings.retries
+
+    def _pause(self, error: Any, left: int, retries: int) -> float:
+        """Seconds before the next attempt, by LiteLLM's own rule: Retry-After, else exponential with jitter."""
         headers = getattr(error, "litellm_response_headers", None)
         return float(
             self.litellm.calculate_retry_after(
-                remaining_retries=retries, max_retries=retries, response_headers=headers, min_timeout=0
+                remaining_retries=left, max_retries=retries, response_headers=headers, min_timeout=0
             )
         )
 
@@ -333,19 +287,25 @@ class Providers:
 
     def failure(self, model: str, error: Any) -> ProviderFailed:
         """Return the gateway's error for one of LiteLLM's; 402 and what else a retry cannot mend is not retryable."""
+        error = getattr(error, "original_exception", None) or error  # of a stream that broke off
         status = getattr(error, "status_code", None)
         status = int(status) if isinstance(status, int | str) and str(status).isdigit() else None
         headers = getattr(error, "litellm_response_headers", None) or {}
         unknown = status == 400 and "LLM Provider NOT provided" in str(error)
         if status in (None, 401, 500) and (missing := self._missing_key(model)):
             return ProviderFailed(model, kind="MissingKey", status_code=None, retryable=False, missing=missing)
-        return ProviderFailed(
+        worked, whole = _worked(error)
+        if whole and status == 500 and not self._settings.deployment(model)["model"].startswith("kit/"):
+            return unusable(model, "MalformedAnswer", retryable=True)  # LiteLLM's 500, not the provider's
+        failed = ProviderFailed(
             model,
             kind="UnknownProvider" if unknown else type(error).__name__,
             status_code=status,
             retryable=status is not None and (status in (408, 409, 429) or status >= 500),
             retry_after=_seconds_to_wait(str(headers.get("retry-after") or "")),
         )
+        failed.worked, failed.final = worked or failed.kind == "Timeout", status in (400, 413, 422)
+        return failed
 
     def count(self, asked: Sequence[str], said: str = "") -> dict[str, int]:
         """Return an estimate of the tokens that nobody reported, of texts that a model read and of what it wrote.
@@ -357,6 +317,22 @@ class Providers:
             for text in ("\n".join(asked), said)
         )
         return {"prompt": read, "completion": written, "total": read + written}
+
+
+def _worked(error: BaseException | None) -> tuple[bool, bool]:
+    """Say whether a provider may have worked on a call that failed, and whether its answer came whole.
+
+    LiteLLM tells of an answer that it cannot read as of a status 500. What tells them apart is the error of the HTTP
+    client beneath: there is none when the answer came.
+    """
+    while error is not None:
+        package, name = type(error).__module__.partition(".")[0], type(error).__name__
+        if package == "httpx":
+            return name in ("ReadError", "ReadTimeout", "WriteError", "RemoteProtocolError"), False
+        if package == "openai" and name not in ("OpenAIError", "APIConnectionError", "APITimeoutError"):
+            return False, False  # a status; of what broke on the way, httpx says where
+        error = error.__cause__ or error.__context__
+    return False, True
 
 
 def _seconds_to_wait(retry_after: str) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -33,4 +34,5 @@ class Parts:
     flights: Flights
     peers: Peers
     worker_id: str
+    max_payload: Callable[[], int]
     cache: Cache | None = None

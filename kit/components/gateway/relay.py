@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
-from .errors import ProviderFailed
+from kit import codec
+from kit.errors import CodecError
+
+from .errors import ProviderFailed, unusable
 from .flight import Emit
-from .litellm_calls import Call, Providers, close_stream
+from .litellm_calls import close_stream
+from .parts import Parts
 from .prices import CURRENCY
-from .responses import piece_of
-
-if TYPE_CHECKING:
-    from .till import Meter
+from .responses import BESIDE, BROKE_OFF, piece_of
 
 _KNOWN_PIECE = 40  # characters of a remembered answer that is streamed
 
@@ -24,41 +26,62 @@ class Relay:
         sent: how many pieces were passed on; first: when the first one was.
     """
 
-    def __init__(self, request: dict[str, Any], emit: Emit, providers: Providers) -> None:
-        self._request, self._emit, self._providers = request, emit, providers
+    def __init__(self, request: dict[str, Any], messages: Sequence[dict[str, Any]], emit: Emit, parts: Parts) -> None:
+        self._request, self._emit, self._parts, self._providers = request, emit, parts, parts.providers
+        self._messages = list(messages)
         self._chunks: list[Any] = []
         self.sent = 0
         self.first: float | None = None
 
-    async def run(self, call: Call, meter: Meter) -> Any:
-        """Relay the stream to its end, and return the whole as LiteLLM's response.
+    async def read(self, model: str, stream: Any) -> Any:
+        """Relay a stream to its end, and return the whole as LiteLLM's response.
 
         Raises:
             GatewayError: it broke off; retryable only while nothing was sent.
         """
-        stream = await self._providers.complete(call, meter)
+        self._chunks = []
         try:
             async for chunk in stream:
                 self._chunks.append(chunk)
                 piece = piece_of(chunk)
                 if piece:
                     self.first = self.first or time.perf_counter()
-                    await self._send(piece)
+                    await self._send(self._sendable(model, piece))
+            whole = self._providers.litellm.stream_chunk_builder(self._chunks, messages=self._messages)
+        except ProviderFailed as failed:
+            raise self._broken(failed) from None
         except self._providers.errors as error:
-            failed = self._providers.failure(call.model, error)
-            meter.failed(failed)
-            if meter.refused is not None:
-                raise meter.refused from None
-            failed.retryable = failed.retryable and not self.sent
-            raise failed from None
+            raise self._broken(self._providers.failure(model, error)) from None
         finally:
             await close_stream(stream)
-        whole = self._providers.litellm.stream_chunk_builder(self._chunks, messages=list(call.messages))
-        if whole is None or not whole.choices[0].finish_reason:
-            meter.failed(cut := ProviderFailed(call.model, kind="StreamCut", status_code=None, retryable=not self.sent))
-            raise cut
-        whole.usage = _usage_of(self._chunks) or whole.usage
+        # LiteLLM ends a stream that broke off with "stop", and counts itself what nobody reported.
+        finish = getattr(stream, "received_finish_reason", None)
+        if whole is None or not finish or finish in BROKE_OFF:
+            raise self._broken(unusable(model, "StreamCut", retryable=True))
+        whole.choices[0].provider_specific_fields = {"native_finish_reason": finish}
+        reports = [getattr(chunk, "usage", None) for chunk in getattr(stream, "chunks", ())]
+        whole.usage = next((usage for usage in reversed(reports) if usage), None)
         return whole
+
+    def _sendable(self, model: str, piece: dict[str, Any]) -> dict[str, Any]:
+        """Return a piece that its reader can be sent: it may ride along in another's stream, so that it is seen here.
+
+        Raises:
+            ProviderFailed: it breaks its contract, or no message holds it.
+        """
+        try:
+            size = len(codec.encode("llm_chunk", {"request_id": self._request["request_id"], "index": 0, **piece}))
+        except CodecError:
+            raise unusable(model, "MalformedAnswer", retryable=True) from None
+        if size + BESIDE > self._parts.max_payload():
+            raise unusable(model, "AnswerTooLarge", retryable=False)
+        return piece
+
+    def _broken(self, failed: ProviderFailed) -> ProviderFailed:
+        """Return the failure of a stream: what was sent cannot be sent again."""
+        failed.worked = failed.worked or bool(self._chunks)
+        failed.final, failed.retryable = failed.final or self.sent > 0, failed.retryable and not self.sent
+        return failed
 
     @property
     def said(self) -> str:
@@ -75,10 +98,6 @@ class Relay:
     async def _send(self, piece: dict[str, Any]) -> None:
         await self._emit({"request_id": self._request["request_id"], "index": self.sent, **piece})
         self.sent += 1
-
-
-def _usage_of(chunks: list[Any]) -> Any:
-    return next((chunk.usage for chunk in reversed(chunks) if getattr(chunk, "usage", None)), None)
 
 
 async def emit_known(request: dict[str, Any], answer: dict[str, Any], emit: Emit) -> None:

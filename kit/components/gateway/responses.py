@@ -9,17 +9,21 @@ from kit import codec
 
 # Of a request, what its response and its log line tell again.
 _ECHO = ("prompt_version", "user_id", "agent_id", "session_id")
+BESIDE = 4096  # bytes of a message around an answer: its headers, and what is known of it later
+# How providers say that an answer is whole, and that it broke off on their side.
+_ENDS = frozenset({"stop", "STOP", "end_turn", "stop_sequence", "COMPLETE", "eos", "eos_token"})
+BROKE_OFF = frozenset({"error", "ERROR", "network_error"})
 
 
 def answer_of(response: Any) -> dict[str, Any]:
-    """Return what a model said: text, tool calls, why it stopped, and the tokens it took."""
+    """Return what a model said: text, tool calls, and why it stopped.
+
+    Raises:
+        LookupError, AttributeError, TypeError, ValueError: it cannot be read.
+    """
     choice = response.choices[0]
     message = choice.message
-    answer: dict[str, Any] = {
-        "response": message.content,
-        "tokens": tokens_of(getattr(response, "usage", None)),
-        "finish_reason": choice.finish_reason or "stop",
-    }
+    answer: dict[str, Any] = {"response": message.content, "finish_reason": _finish_of(choice)}
     calls = [_call(call, index) for index, call in enumerate(message.tool_calls or ())]
     if calls:
         answer["tool_calls"] = calls
@@ -32,6 +36,24 @@ def answer_of(response: Any) -> dict[str, Any]:
     return answer
 
 
+def said_in(response: Any) -> str:
+    """Return all that a model wrote, in all its choices: text, reasoning and tool calls."""
+    said = []
+    for choice in response.choices:
+        message = choice.message
+        said += [message.content or "", getattr(message, "reasoning_content", None) or ""]
+        said += [f"{call.function.name or ''}{call.function.arguments or ''}" for call in message.tool_calls or ()]
+    return "".join(said)
+
+
+def _finish_of(choice: Any) -> str:
+    """Return why a model stopped. LiteLLM says "stop" of each reason that it does not know, and of some failures."""
+    told = (getattr(choice, "provider_specific_fields", None) or {}).get("native_finish_reason")
+    if told and choice.finish_reason in ("stop", None) and told not in _ENDS:
+        return str(told)[:200]
+    return choice.finish_reason or "stop"
+
+
 def _call(call: Any, index: int) -> dict[str, Any]:
     function = call.function
     return {
@@ -40,20 +62,6 @@ def _call(call: Any, index: int) -> dict[str, Any]:
         "index": index,
         "function": {"name": function.name or "unnamed", "arguments": function.arguments or ""},
     }
-
-
-def tokens_of(usage: Any) -> dict[str, int]:
-    """Return token counts; what a provider did not report is 0."""
-    prompt = int(getattr(usage, "prompt_tokens", 0) or 0)
-    completion = int(getattr(usage, "completion_tokens", 0) or 0)
-    tokens = {"prompt": prompt, "completion": completion, "total": prompt + completion}
-    cached = getattr(getattr(usage, "prompt_tokens_details", None), "cached_tokens", None)
-    reasoning = getattr(getattr(usage, "completion_tokens_details", None), "reasoning_tokens", None)
-    if cached:
-        tokens["cached"] = int(cached)
-    if reasoning:
-        tokens["reasoning"] = int(reasoning)
-    return tokens
 
 
 def wrap(request: Mapping[str, Any], answer: Mapping[str, Any], *, seconds: float, cached: bool) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +12,13 @@ from kit.errors import ConfigurationError
 
 DEFAULT_MODEL = "kit/extractive"
 DEFAULT_EMBEDDING_MODEL = "kit/static-256"
-PRICES = ("input_cost_per_token", "output_cost_per_token")  # LiteLLM's names
+# LiteLLM's names of prices: any, and those of tokens, which it counts in an answer's usage.
+_PRICE = re.compile(r"(?:^|_)(?:cost|pricing)(?:_|$)")
+_COUNTED = re.compile(
+    r"(?:input|output)_cost_per_token(?:_above_\d+k_tokens)?|cache_(?:read|creation)_input_token_cost(?:_above_\d+k_tokens)?"
+    r"|cache_creation_input_token_cost_above_1hr|input_cost_per_(?:audio|image|video)_token"
+    r"|output_cost_per_(?:audio|image|video|reasoning)_token"
+)
 PERIODS: dict[str, float | None] = {"hour": 3600.0, "day": 86400.0, "week": 604800.0, "month": None, "total": None}
 
 
@@ -102,7 +110,8 @@ class Settings:
             other name goes to LiteLLM as it is.
         fallbacks: models to try when one fails, by its name; a request's own list comes first.
         timeout: seconds for one call of a provider, and for a request that names no timeout of its own.
-        retries: further calls after a transient failure (429, 5xx, timeouts, broken connections).
+        retries: further calls of a model after a transient failure (429, 5xx, timeouts, broken connections, answers
+            that cannot be read); the queue adds none.
         cooldown: seconds for which a model that fails in a row is passed over when it has a fallback.
         cache_ttl: seconds for which a response is remembered; 0 turns the cache off.
         rate_limits: by model name; "*" is for every model that has none of its own.
@@ -135,6 +144,9 @@ class Settings:
         for name, deployment in self.models.items():
             if not isinstance(deployment.get("model"), str):
                 raise ConfigurationError(f"models[{name!r}] needs a 'model': its LiteLLM name, e.g. openai/gpt-4o-mini")
+            for key, value in deployment.items():
+                if _PRICE.search(key):
+                    _check_price(name, key, value)
 
     def rate_limit(self, model: str) -> RateLimit | None:
         """Return the limit for a model, or None."""
@@ -143,11 +155,20 @@ class Settings:
     def deployment(self, model: str) -> dict[str, Any]:
         """Return LiteLLM's settings for a model's name; without prices, which it would remember for others too."""
         told = self.models.get(model) or {"model": model}
-        return {name: value for name, value in told.items() if name not in PRICES}
+        return {name: value for name, value in told.items() if not _PRICE.search(name)}
 
-    def prices(self, model: str) -> tuple[float, float] | None:
-        """Return what a token of a model's prompt and of its response costs, where the settings say so."""
+    def prices(self, model: str) -> dict[str, float]:
+        """Return a model's own prices by LiteLLM's names, in USD a token; empty where the settings give none."""
         told = self.models.get(model) or {}
-        if not any(name in told for name in PRICES):
-            return None
-        return float(told.get(PRICES[0], 0.0)), float(told.get(PRICES[1], 0.0))
+        return {name: float(value) for name, value in told.items() if _PRICE.search(name)}
+
+
+def _check_price(model: str, key: str, value: Any) -> None:
+    """Refuse a price that would not be counted, and one that is no amount."""
+    if not _COUNTED.fullmatch(key):
+        raise ConfigurationError(
+            f"models[{model!r}] sets {key!r}, which the gateway cannot count: give prices per token, such as "
+            "input_cost_per_token, output_cost_per_token and cache_read_input_token_cost"
+        )
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+        raise ConfigurationError(f"models[{model!r}] sets {key!r} to {value!r}: it must be a number of USD, 0 or more")

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -64,7 +65,7 @@ class Meter:
 
     Attributes:
         model: what was called last; empty before the first call.
-        calls: how many calls were made since the last settlement.
+        calls: how many calls were made since the last settlement; ``made``: since the beginning.
         calling: whether a provider may be at work on the last one, or have been when nobody waited any longer.
         lost: how the last call that failed did so.
         refused: why the last call that was not let through was not.
@@ -79,6 +80,7 @@ class Meter:
         self._estimate, self._limit, self._unlimited_too = estimate, limit, unlimited_too
         self._not_before: dict[str, float] = {}
         self._paid = 0.0  # by earlier calls of the request
+        self.made = 0
         self._open()
 
     def _open(self) -> None:
@@ -91,7 +93,7 @@ class Meter:
     async def enter(self, model: str) -> None:
         """Let one call through: wait as its provider asked, take it from the allowance, reserve what it may cost.
 
-        Of several calls for one answer only the last is paid, so what is reserved is what the dearest may cost.
+        Of several calls for one answer the last is paid, and those that were worked on in vain.
 
         Raises:
             RateLimited, BudgetExceeded, PriceUnknown: it is not let through.
@@ -108,6 +110,7 @@ class Meter:
         await self._reserve(model)
         self.model, self.calling, self.refused = model, True, None
         self.calls += 1
+        self.made += 1
 
     async def within(self, seconds: float, call: Awaitable[T]) -> T:
         """Wait for a call, with all that is made for it, but not longer than somebody waits for its answer.
@@ -121,7 +124,17 @@ class Meter:
             async with asyncio.timeout(seconds):
                 return await call
         except TimeoutError:
-            raise timed_out(model) from None
+            raise (self.lost or timed_out(model)) from None  # what its provider answered says more
+
+    @contextmanager
+    def once(self) -> Iterator[None]:
+        """Have the queue not try a request again for which calls were made: the gateway has made all it is worth."""
+        try:
+            yield
+        except Exception as error:
+            if self.made:
+                error.retryable = False  # type: ignore[attr-defined]
+            raise
 
     def can_wait(self, seconds: float) -> bool:
         """Say whether somebody will still wait for the answer then."""
@@ -129,7 +142,7 @@ class Meter:
 
     def failed(self, error: ProviderFailed) -> None:
         """Note how a call failed. One that took too long may have been worked on all the same."""
-        self.lost, self.calling = error, error.kind == "Timeout"
+        self.lost, self.calling = error, error.worked
         if error.retry_after:
             self._not_before[error.model] = asyncio.get_running_loop().time() + error.retry_after
 
@@ -154,11 +167,12 @@ class Meter:
         if estimated is None:
             raise PriceUnknown(model)
         try:
-            if most is not None and self._paid + estimated > most:
+            if most is not None and (spent := self._paid + self._cost) + estimated > most:
                 raise BudgetExceeded(
-                    limit=most, spent=self._paid, estimated=estimated, currency=CURRENCY, period="request",
+                    limit=most, spent=spent, estimated=estimated, currency=CURRENCY, period="request",
                     reset_at=None,
                 )  # fmt: skip
+            estimated += self._cost
             if purse is None or estimated <= self._reserved:
                 return
             self._name = self._name or f"{self._request['request_id']}.{self._till.worker_id}.{uuid.uuid4().hex[:8]}"

@@ -16,7 +16,7 @@ from .errors import RequestExpired, ResponseInvalid, as_data
 from .flight import Emit, Landed
 from .parts import Parts
 from .relay import emit_known
-from .responses import tokens_of, wrap
+from .responses import wrap
 from .validation import check_request, check_response
 
 if TYPE_CHECKING:
@@ -142,13 +142,14 @@ class Gateway:
         cache, meter = self._parts.cache, self._caller.meter(request)
         epoch = cache.epoch if cache is not None else 0
         attempts = 1 + ((request.get("validation") or {}).get("retries", 0) if emit is None else 0)
-        for attempt in range(1, attempts + 1):
-            answer = await self._caller.call(request, meter, emit)
-            verdict = await self._validate(request, answer)
-            if verdict.passed:
-                break
-            if attempt == attempts:
-                raise ResponseInvalid(verdict.level, detail=verdict.detail or "", attempts=attempts)
+        with meter.once():
+            for attempt in range(1, attempts + 1):
+                answer = await self._caller.call(request, meter, emit)
+                verdict = await self._validate(request, answer)
+                if verdict.passed:
+                    break
+                if attempt == attempts:
+                    raise ResponseInvalid(verdict.level, detail=verdict.detail or "", attempts=attempts)
         answer["validation"] = verdict.as_data()
         await self._remember(where, answer, epoch)
         return answer
@@ -176,7 +177,7 @@ class Gateway:
 def _failed(request: dict[str, Any], error: Exception) -> dict[str, Any]:
     """The ``llm_response`` that tells watchers of a request without an answer."""
     answer = {
-        "response": None, "tokens": tokens_of(None), "cost": 0.0, "model": request["model"],
+        "response": None, "tokens": {"prompt": 0, "completion": 0, "total": 0}, "cost": 0.0, "model": request["model"],
         "finish_reason": "error",
     }  # fmt: skip
     return {**wrap(request, answer, seconds=0.0, cached=False), "status": "error", "error": as_data(error)}

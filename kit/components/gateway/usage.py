@@ -1,0 +1,78 @@
+"""What a call used: what its provider reported where that can be, else an estimate that says that it is one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+ESTIMATED = "tokens estimated"  # how prices say that nobody reported what they are for
+IMPLAUSIBLE = f"{ESTIMATED}, the provider's count is implausible"
+# Tokens of a prompt that a request does not show: a provider's own instructions and template; one picture or file.
+_UNSEEN, _ATTACHMENT = 16_384, 65_536
+_PART = 16  # tokens around a text of a batch
+_END = 8  # tokens that end an answer
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Asked:
+    """What a provider was given to read, and what it may use for it at most.
+
+    Attributes:
+        texts: that it read.
+        prompt: tokens that they may be.
+        completion: tokens that it may write, unless it showed more.
+    """
+
+    texts: Sequence[str]
+    prompt: int
+    completion: int
+
+
+def asked_of(messages: Iterable[Mapping[str, Any]], tools: Any, completion: int) -> Asked:
+    """Return what a conversation asks of a model that may write so many tokens."""
+    texts, attachments = [], 0
+    for message in messages:
+        content, calls = message.get("content"), message.get("tool_calls")
+        for part in content if isinstance(content, list) else [{"text": content}]:
+            text = part.get("text")
+            attachments += text is None and isinstance(content, list)
+            texts.append(str(text or ""))
+        texts += [str(calls)] if calls else []
+    texts += [str(tools)] if tools else []
+    return Asked(texts=texts, prompt=_size(texts) + _UNSEEN + attachments * _ATTACHMENT, completion=completion)
+
+
+def asked_to_embed(texts: Sequence[str]) -> Asked:
+    """Return what a batch of texts asks of an embedding model."""
+    return Asked(texts=texts, prompt=_size(texts) + _PART * (len(texts) + _PART), completion=0)
+
+
+def reported(usage: Any, asked: Asked, said: str) -> tuple[dict[str, int], str]:
+    """Return a provider's count of tokens, and what speaks against it: ``ESTIMATED``, ``IMPLAUSIBLE`` or nothing.
+
+    A token is a byte of text at least, so that a count beyond the bytes is none; what a model does not show of its
+    answer is bound by what the request allows it.
+    """
+    details, more = (getattr(usage, f"{kind}_tokens_details", None) for kind in ("prompt", "completion"))
+    tokens = {
+        "prompt": getattr(usage, "prompt_tokens", None) or 0,
+        "completion": getattr(usage, "completion_tokens", None) or 0,
+        "cached": getattr(details, "cached_tokens", None) or 0,
+        "reasoning": getattr(more, "reasoning_tokens", None) or 0,
+    }
+    if not all(isinstance(count, int) and count >= 0 for count in tokens.values()):
+        return {}, IMPLAUSIBLE
+    written = max(asked.completion, _size([said]) + _END)
+    if tokens["prompt"] > asked.prompt or max(tokens["completion"], tokens["reasoning"]) > written:
+        return {}, IMPLAUSIBLE
+    if tokens["cached"] > tokens["prompt"]:
+        return {}, IMPLAUSIBLE
+    if (not tokens["prompt"] and any(asked.texts)) or (not tokens["completion"] and said):
+        return {}, ESTIMATED
+    shown = {name: count for name, count in tokens.items() if count or name in ("prompt", "completion")}
+    return {**shown, "total": tokens["prompt"] + tokens["completion"]}, ""
+
+
+def _size(texts: Iterable[str]) -> int:
+    return sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
