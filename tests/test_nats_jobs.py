@@ -31,6 +31,8 @@ from kit.catalogue import (
 )
 from kit.errors import ComponentError, ConfigurationError, DeadlineExceeded, JobDead, NotStored
 from kit.nats import Bus, Message, Server, connect
+from kit.nats.layout import NORMAL
+from kit.nats.results import Recent
 
 TASK = sample("agent_task")
 RESULT = sample("agent_result")
@@ -729,6 +731,66 @@ async def test_a_result_is_told_once_the_connection_is_back(telemetry: Any) -> N
             assert (await connection.jetstream().stream_info(row.stream or "")).state.messages == 0
         assert done == [1]
         await connection.close()
+
+
+async def test_a_worker_keeps_its_results_by_time() -> None:
+    recent = Recent(0.2)
+    for number in range(3000):
+        recent.put(f"job-{number}", b"x", connected=True)
+    assert recent.get("job-0") == b"x"
+    await asyncio.sleep(0.25)
+    recent.put("while-away", b"y", connected=False)
+    assert recent.get("job-0") == b"x"  # what a server that is away may have lost is not forgotten meanwhile
+    recent.renew()
+    recent.put("back", b"z", connected=True)
+    assert recent.get("job-0") == b"x"
+    await asyncio.sleep(0.25)
+    recent.put("later", b"w", connected=True)
+    assert [recent.get(name) for name in ("job-0", "job-2999", "while-away", "back")] == [None] * 4
+    assert recent.get("later") == b"w"
+
+
+async def test_a_worker_bounds_what_it_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kit.nats.results._RECENT_TOTAL", 100_000)
+    recent = Recent(60.0)
+    recent.put("large", b"x" * 70_000, connected=True)
+    for number in range(1000):
+        recent.put(f"job-{number}", b"x" * 1000, connected=False)
+    assert recent.get("large") is None
+    assert recent.get("job-999") is not None
+    assert 50 < len(recent) <= 100
+
+
+async def test_jobs_that_are_done_leave_a_queue_that_delivers_them_no_more(
+    tenant_bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await tenant_bus.enqueue(QUICK, TASK, message_id="done")
+    await tenant_bus._results.remember(QUICK, "done", None, codec.encode("agent_result", RESULT))
+    recent = Recent(60.0)
+    for message_id in ("done-here", "unknown", "above"):
+        await tenant_bus.enqueue(QUICK, TASK, message_id=message_id)
+    recent.put("done-here", b"", connected=True)
+    streams = tenant_bus._streams
+    await streams.job_consumer(QUICK, tenant_bus.tenant_id, NORMAL, None)
+
+    async def seen_settled(_: Any, operation: Any) -> list[api.ConsumerInfo]:
+        info = await streams.context.consumer_info(operation.stream, operation.queue)
+        info.ack_floor = api.SequenceInfo(consumer_seq=3, stream_seq=3)  # as a server's crash leaves it
+        return [info]
+
+    monkeypatch.setattr("kit.nats.queues._consumers", seen_settled)
+    assert not await tenant_bus._results.clear(QUICK, 4, recent)
+    assert [await _id_at(tenant_bus, place) for place in range(1, 5)] == [None, None, "unknown", "above"]
+    assert await tenant_bus._results.clear(QUICK, 3, recent)
+    monkeypatch.undo()
+    effects = Effects()
+    async with await tenant_bus.work(QUICK, effects):
+        await eventually(lambda: sorted(map(str, effects.done)) == ["above", "unknown"])
+
+
+async def _id_at(bus: Bus, place: int) -> str | None:
+    kept = await bus._streams.at(QUICK.stream or "", place)
+    return None if kept is None else kept.headers["Nats-Msg-Id"]
 
 
 async def test_a_worker_that_is_cut_off_stops_working(telemetry: Any) -> None:

@@ -103,6 +103,25 @@ async def gave_up(streams: Streams, operation: Operation, consumer: str, kept: S
     return True if operation.mode is not Mode.JOB or sum(lying.values()) > max(counts) else None
 
 
+async def settled(streams: Streams, operation: Operation, last: int) -> tuple[list[Stored], bool]:
+    """Return jobs up to a sequence that lie below what their consumer has seen settled: it delivers them no more.
+
+    A server that crashed may know of an acknowledgement and still have the job. The second value says whether every
+    consumer has seen everything settled that it had to.
+    """
+    found, whole = list[Stored](), True
+    for known in await _consumers(streams, operation):
+        floor = known.ack_floor.stream_seq if known.ack_floor is not None else 0
+        subject, sequence = known.config.filter_subject or f"{operation.prefix}.>", 0
+        while (kept := await streams.next(operation.stream or "", subject, sequence + 1)) is not None:
+            sequence = kept.sequence
+            if sequence > min(floor, last):
+                whole = whole and sequence > last
+                break
+            found.append(kept)
+    return found, whole
+
+
 async def backlog(streams: Streams, operation: Operation) -> dict[str | None, int]:
     """Return how many jobs are not done yet, by receiver; under None those for nobody in particular."""
     found: dict[str | None, int] = {}

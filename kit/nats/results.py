@@ -6,23 +6,32 @@ notes: that it was too large to be kept for long, and that a dead letter was sen
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import math
+from collections import OrderedDict
 from typing import TYPE_CHECKING, NamedTuple
 
 from kit.catalogue import RESULTS_PREFIX, Operation
 from kit.errors import JobError, NoResponders
 from kit.nats.client import encode_headers
 from kit.nats.faults import Fault
-from kit.nats.ids import AGAIN, is_inbox, token
+from kit.nats.ids import AGAIN, is_inbox, job_id, token
 from kit.nats.layout import results_stream
+from kit.nats.queues import settled
 from kit.nats.streams import FIRST, TTL, Streams
 
 if TYPE_CHECKING:
     from kit.nats.connection import Connection
 
+_log = logging.getLogger("kit.nats")
+
 _SECONDS = 30.0  # for a cluster to keep a result, an election included
 _LARGE = 8 * 1024  # bytes; larger results are kept no longer than a lost acknowledgement needs
 _LARGE_SECONDS = 60.0  # at least
+_RECENT_BYTES = 64 * 1024  # of one result that a worker keeps by itself, at most
+_RECENT_OVERHEAD = 400  # bytes of memory beside each
+_RECENT_TOTAL = 64 * 1024 * 1024  # … of all of them
 RESULT_HEADERS = len(encode_headers({FIRST: "0", TTL: "9" * 10, AGAIN: "1"}))  # bytes beside a result, at most
 _NOBODY, _GONE, _OPEN = "-", "gone", "open"  # in place of a caller
 
@@ -50,6 +59,45 @@ class Memory(NamedTuple):
 
     answer: bytes | None
     is_open: bool
+
+
+class Recent:
+    """Results that a worker gave, by message id: a server that crashed may know nothing of them and ask again.
+
+    Args:
+        seconds: for which they are kept; those from before the connection was lost, from its return on.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds, self._since, self._size = seconds, 0.0, 0
+        self._kept: OrderedDict[str, tuple[float, bytes]] = OrderedDict()
+        self._loop = asyncio.get_running_loop()
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def get(self, message_id: str) -> bytes | None:
+        """Return a result that is still kept."""
+        return self._kept.get(message_id, (0.0, None))[1]
+
+    def put(self, message_id: str, answer: bytes, *, connected: bool) -> None:
+        """Keep a result; while ``connected``, forget what is old enough."""
+        if len(answer) > _RECENT_BYTES or message_id in self._kept:
+            return
+        now = self._loop.time()
+        self._kept[message_id] = now, answer
+        self._size += len(answer) + _RECENT_OVERHEAD
+        while self._size > _RECENT_TOTAL or (connected and max(self._oldest, self._since) < now - self._seconds):
+            _, (_, forgotten_answer) = self._kept.popitem(last=False)
+            self._size -= len(forgotten_answer) + _RECENT_OVERHEAD
+
+    def renew(self) -> None:
+        """Keep all that there is for as long as if it had come now."""
+        self._since = self._loop.time()
+
+    @property
+    def _oldest(self) -> float:
+        return next(iter(self._kept.values()))[0]
 
 
 class Results:
@@ -106,6 +154,20 @@ class Results:
     async def stored(self, operation: Operation) -> int:
         """Return the sequence of the last job that was ever enqueued."""
         return await self._streams.last_sequence(operation.stream or "")
+
+    async def clear(self, operation: Operation, last: int, recent: Recent) -> bool:
+        """Delete jobs up to a sequence that are done, and that the server keeps without delivering them any more.
+
+        Of what is not known to be done nothing is deleted. Return whether there is nothing more to look for.
+        """
+        found, whole = await settled(self._streams, operation, last)
+        for kept in found:
+            name = job_id(kept.headers, operation, kept.sequence)
+            if recent.get(name) is None and (await self.recall(operation, name)).answer is None:
+                _log.warning("%s %s is delivered no more, and nobody knows that it was done", operation.name, name)
+            else:
+                await self._streams.delete(operation.stream or "", kept.sequence)
+        return whole
 
     async def reopen(self, operation: Operation, message_id: str) -> None:
         """Forget how a job ended: it is to be done again."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -22,7 +21,7 @@ from kit.nats.ids import AGAIN, REPLY, Delivery, is_inbox, job_id
 from kit.nats.letters import Body, reason_of
 from kit.nats.message import Handler
 from kit.nats.pulling import Bind, Puller
-from kit.nats.results import Results
+from kit.nats.results import Recent, Results
 from kit.nats.route import Route
 from kit.nats.streaming import CallerGone
 from kit.nats.worker import Tasks, Worker
@@ -39,8 +38,7 @@ _NAK = b"-NAK "
 _HAND_BACK = 0.1  # s; before another worker gets what this one hands back on stop
 _BURY_AGAIN = 2.0  # s; before the next try, when a dead letter could not be stored
 _BACK = 60.0  # s; to wait for the connection, with a result that has to be told
-_RECENT = 1000  # results that a worker keeps by itself
-_RECENT_BYTES = 64 * 1024  # of one of them, at most
+_LATE = 10.0  # s; beyond the ack wait, for a server that crashed to give out once more what was done before
 _ALL = 2**63
 _CONFIRM = 2.0  # s; for an acknowledgement to be confirmed
 _ASK_AGAIN = 0.25  # s
@@ -118,7 +116,7 @@ class PullWorker(Worker):
         )
         self._pullers = tuple(puller for equals in self._by_rank for puller in equals)
         self._pulse: asyncio.Task[None] | None = None
-        self._recent: OrderedDict[str, bytes] = OrderedDict()  # results, in case the server loses them
+        self._recent = Recent(self._policy.ack_wait + _LATE)  # results, in case the server loses them
         self._doubt = 0  # up to this sequence in the stream, any job may have been done before
         self._careful = 0
         self._seconds = _QUICK * 2  # of a handler, smoothed
@@ -138,6 +136,8 @@ class PullWorker(Worker):
             raise
         self._pulse = self._loop.create_task(self._beat())
         self._bus.connection.on_reconnect.append(self._on_reconnect)
+        if self._once:
+            self._bus.background(self._clear_queue())
 
     @property
     def in_flight(self) -> int:
@@ -223,13 +223,30 @@ class PullWorker(Worker):
     def _on_reconnect(self) -> None:
         # A server that crashed forgets deliveries and acknowledgements of its last moments, and counts attempts anew.
         self._doubt = _ALL
+        self._recent.renew()
         self._bus.background(self._doubt_what_is_stored())
+        if self._once:
+            self._bus.background(self._clear_queue())
 
     async def _doubt_what_is_stored(self) -> None:
         try:
             self._doubt = await self._results.stored(self.operation)
         except KitError as error:
             _log.info("%r: every job is looked up: %s", self, error)
+
+    async def _clear_queue(self) -> None:
+        """Delete what a server that crashed keeps for ever though it was done, once that is not given out any more."""
+        reconnects, last = self._bus.connection.counters.reconnects, 0
+        while True:
+            await asyncio.sleep(self._policy.ack_wait + _LATE / 2)
+            if self._stopping is not None or self._bus.connection.counters.reconnects != reconnects:
+                return  # after a reconnect there is another look
+            try:
+                last = last or await self._results.stored(self.operation)
+                if await self._results.clear(self.operation, last, self._recent):
+                    return
+            except KitError as error:
+                _log.info("%r: what is done was not looked for: %s", self, error)
 
     # --- how it ends --------------------------------------------------------------------------------------------
 
@@ -258,10 +275,7 @@ class PullWorker(Worker):
     async def _remember(self, held: _Held, answer: bytes) -> None:
         headers = held.message.headers
         reply = headers.get(REPLY) if headers else None
-        if len(answer) <= _RECENT_BYTES:
-            self._recent[held.message_id] = answer
-            if len(self._recent) > _RECENT:
-                self._recent.popitem(last=False)
+        self._recent.put(held.message_id, answer, connected=self._bus.connection.client.is_connected)
         await self._results.remember(self.operation, held.message_id, reply, answer)
 
     async def _done_before(self, held: _Held) -> bool:
