@@ -140,7 +140,7 @@ class Bus:
 
         Args:
             operation: the catalogue's row.
-            handler: gets each event; what it returns is ignored.
+            handler: gets each event; what it returns is ignored. A plain function may block: it runs on a thread.
             to: listen as this one receiver, and not to what is for all.
             queue: share the events with all subscribers of the same queue group.
             durable: of a stored event: keep the place under this name, so that nothing is missed while away.
@@ -185,7 +185,8 @@ class Bus:
 
         Args:
             operation: the catalogue's row.
-            handler: its result is the answer; its exception is a typed error at the caller.
+            handler: its result is the answer; its exception is a typed error at the caller. A plain function may block:
+                it runs on a thread.
             concurrency: requests handled at once; some thousands more wait, what comes then is refused.
 
         Raises:
@@ -264,6 +265,7 @@ class Bus:
         Args:
             operation: the catalogue's row.
             handler: its result goes to the caller; its exception means another attempt later, as the row's policy says.
+                A plain function may block: it runs on a thread, which nothing can stop.
             concurrency: jobs handled at once.
             receivers: whose jobs it does beside those for nobody in particular.
 

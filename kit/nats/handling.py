@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -11,13 +12,14 @@ from nats.aio.msg import Msg
 from kit.catalogue import MESSAGES_REFUSED, Mode
 from kit.errors import BusError, PayloadTooLarge
 from kit.nats.faults import Fault, told
-from kit.nats.message import Handler
+from kit.nats.message import Handler, Message
 from kit.nats.results import RESULT_HEADERS
 from kit.nats.route import Route
 from kit.nats.streaming import CallerGone, chunks_for
 from kit.nats.worker import cancelled_from_outside
 from kit.otel import Operation as Recorded
 from kit.otel import extract, semconv, word_errors
+from kit.threads import on_own_thread
 
 if TYPE_CHECKING:
     from kit.nats.bus import Bus
@@ -50,11 +52,14 @@ class WorkerStopped(BusError):
 class Handling:
     """A handler and all that its messages have in common."""
 
-    __slots__ = ("_attributes", "_bus", "_handler", "_kind", "_row", "route")
+    __slots__ = ("_attributes", "_bus", "_handler", "_is_async", "_kind", "_row", "name", "route")
 
     def __init__(self, bus: Bus, route: Route, handler: Handler, *, kind: Kind, group: str | None) -> None:
         self.route = route
         self._bus, self._handler, self._kind = bus, handler, kind
+        function = handler.func if isinstance(handler, partial) else handler
+        self.name = getattr(function, "__qualname__", type(function).__qualname__)
+        self._is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
         self._row = route.operation.handle_span
         self._attributes: dict[str, Any] = dict(route.handle_attributes)
         if group is not None:
@@ -93,9 +98,7 @@ class Handling:
             envelope = route.read(message.data)
             word_errors(partial(told, data=envelope.data))
             handed = route.message(envelope, message_id=message_id, attempt=attempt, chunks=chunks, stored_at=stored_at)
-            answer = self._handler(handed)
-            if answer is not None and not isinstance(answer, dict):  # else a plain function has answered at once
-                answer = await answer
+            answer = await self._handle(handed)
             return self._fitting(route.encode_result(answer))
         except asyncio.CancelledError as cancelled:
             if chunks is not None and chunks.gone:
@@ -117,6 +120,12 @@ class Handling:
         fault = Fault(error, None if envelope is None else envelope.data, refused=envelope is None)
         fault.record(recorded)
         return fault
+
+    async def _handle(self, handed: Message) -> dict[str, Any] | None:
+        """Return the handler's answer; a plain function may block, so it gets a thread, and the loop goes on."""
+        call = partial(self._handler, handed)
+        answer = call() if self._is_async else await on_own_thread(call, name=self.name)
+        return answer if answer is None or isinstance(answer, dict) else await answer
 
     def count_refused(self, error: BaseException) -> None:
         """Count a message that no handler got to see."""

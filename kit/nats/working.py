@@ -45,6 +45,10 @@ _ASK_AGAIN = 0.25  # s
 _GIVE_UP = 1.0  # s; to leave again what could not be started
 _QUICK = 0.005  # s; handlers that take less get their next messages ahead of time
 _AHEAD = 16  # messages at most
+_STOOD_STILL = (
+    "the event loop stood still for %.1f s while %s was at work on %s: no heartbeat went out, and after %g s without "
+    "one another worker does the same job; a plain function (def) gets a thread of its own"
+)
 _CAREFUL = 64  # messages to go without any ahead, after one that was delivered before
 
 
@@ -368,8 +372,13 @@ class PullWorker(Worker):
     async def _beat(self) -> None:
         """Tell the server what is still worked on; give up what it must have given to another; pull what was lost."""
         every = self._policy.ack_wait / 3
+        pause = min(every, 1.0)
         while True:
-            await asyncio.sleep(min(every, 1.0))
+            handled, began = self.handled, self._loop.time()
+            await asyncio.sleep(pause)
+            stood = self._loop.time() - began - pause
+            if stood > every and (self._held or self.handled > handled):
+                _log.warning(_STOOD_STILL, stood, self._handling.name, self.operation.name, self._policy.ack_wait)
             try:
                 await self._keep_leases(every)
                 if self._stopping is None:

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from kit import codec
 from kit.catalogue import AGENT_TOOL_RESULTS
-from kit.components import on_own_thread, start_thread
 from kit.components.agents.arguments import check_callable, describe_arguments
 from kit.components.agents.engine import Agno, agno_classes
 from kit.components.agents.errors import ArgumentsRefused, ToolElsewhere, ToolError, ToolFailed, ToolTimeout
@@ -24,6 +23,7 @@ from kit.errors import CodecError, ConfigurationError
 from kit.nats.faults import told
 from kit.nats.worker import is_cancellation
 from kit.otel import semconv
+from kit.threads import on_own_thread, start_thread
 
 if TYPE_CHECKING:
     from kit.nats.bus import Bus

@@ -15,8 +15,8 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from kit.components import on_own_thread
 from kit.errors import KitError
+from kit.threads import on_own_thread
 
 from .errors import ProviderFailed, RequestRefused, timed_out, unusable
 from .settings import Settings
