@@ -6,8 +6,11 @@ import base64
 import hashlib
 import json
 import os
+import re
+import socket
 import subprocess
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,9 +21,9 @@ import pytest
 import trustme
 
 from kit.errors import ConfigurationError, ConnectError
-from kit.nats.auth import Given, resolve
+from kit.nats.auth import Given, explain, resolve
 from kit.nats.child import find_binary
-from kit.nats.connection import connect
+from kit.nats.connection import Connection, connect
 
 
 @pytest.fixture(autouse=True)
@@ -297,3 +300,95 @@ def test_the_environment_counts_only_where_nothing_is_given() -> None:
     assert "of-the-environment" not in repr(resolve(Given(url="nats://ann:secret-word@c:3"), {}))
     assert resolve(Given(), {}).urls == ("nats://127.0.0.1:4222",)
     assert resolve(Given(url=["tls://ann:secret-word@c:3"]), {}).where == "tls://c:3"
+
+
+# --- secrets are never shown ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("url", "user", "password"),
+    [
+        ("nats://ann:S3/CRET@h:1", "ann", "S3/CRET"),
+        ("nats://ann:S3@CRET@h:1", "ann", "S3@CRET"),
+        ("nats://ann:S3%40%2F%3FCRET@h:1", "ann", "S3@/?CRET"),
+        ("nats://ann:100%S3CRET@h:1", "ann", "100%S3CRET"),
+        ("nats://ann:S3:CRET@h:1", "ann", "S3:CRET"),
+        ("nats://ann:S3,CRET@h:1,nats://h:2", "ann", "S3,CRET"),
+        ("nats://ann:S3//CRET@[::1]:1", "ann", "S3//CRET"),
+        ("ann:S3CRET@h:1,h:2", "ann", "S3CRET"),
+        ("nats://a%40b:S3CRET@h:1", "a@b", "S3CRET"),
+    ],
+)
+def test_a_password_in_a_url_is_read_and_never_shown(url: str, user: str, password: str) -> None:
+    found = resolve(Given(url=url), {})
+    assert found.options == {"user": user, "password": password}
+    shown = [repr(found), found.where, found.who, repr(Given(url=url)), explain(OSError("x"), found, 1.0), *found.urls]
+    assert not any("S3" in text or "CRET" in text for text in shown)
+    assert all(re.fullmatch(r"(nats://)?(h|\[::1\]):\d", place) for place in found.urls)
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"NATS_URL": "nats://h:1?token=S3CRET"},
+        {"NATS_URL": "nats://h:1/?auth_token=S3CRET"},
+        {"NATS_URL": "nats://ann:S3CRET#x@h:1"},
+        {"NATS_URL": "nats://ann:S3?CRET@h:1"},
+        {"NATS_URL": "nats://ann:S3CRET/pw"},
+        {"NATS_URL": "nats://ann:S3CRET@h:1,nats://ann:OTHER-S3CRET@h:2"},
+        {"NATS_URL": "amqp://ann:S3CRET@h:1"},
+        {"NATS_NKEY_SEED": "SUS3CRETSEEDTHATWASMISTYPED"},
+        {"NATS_NKEY_SEED": "SU" + "S3CRET" * 9 + "AB"},
+        {"NATS_NKEY_SEED": "SU" + "A" * 40 + "\x00S3CRET"},
+        {"NATS_CREDS": "-----BEGIN NATS USER JWT-----\nS3CRET.S3CRET\n"},
+        {"NATS_CREDS": "-----BEGIN USER NKEY SEED-----\nS3CRET\n"},
+        {"NATS_CREDS": "S3CRET" * 200},
+        {"NATS_CREDS": "/etc/nats/{tenant}.creds"},
+        {"NATS_USER": "ann", "NATS_PASSWORD": "S3CRET", "NATS_TOKEN": "S3CRET"},
+    ],
+)
+def test_what_is_refused_shows_no_secret(variables: dict[str, str]) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        resolve(Given(), variables)
+    assert "S3" not in "".join(traceback.format_exception(caught.value))
+    assert "CRET" not in str(caught.value)
+
+
+def test_one_environment_serves_several_tenants(tmp_path: Path) -> None:
+    for tenant in ("acme", "globex"):
+        (tmp_path / f"{tenant}.env").write_text(f"NATS_URL=nats://h:1\nNATS_USER={tenant}\nNATS_PASSWORD=of={tenant}\n")
+    of_globex = resolve(Given(), {"NATS_CREDS": f"{tmp_path}/{{tenant}}.env"}, tenant_id="globex")
+    assert of_globex.options == {"user": "globex", "password": "of=globex"}
+    one = resolve(Given(), {"NATS_USER": "kit-{tenant}", "NATS_PASSWORD": "{tenant}"}, tenant_id="acme")
+    assert one.options == {"user": "kit-acme", "password": "{tenant}"}
+
+
+@pytest.mark.parametrize(
+    ("url", "exposed"),
+    [
+        ("nats://10.0.0.7:4222", True),
+        ("some-host", True),
+        ("ws://some-host:80/nats", True),
+        ("nats://127.0.0.1:4222,nats://10.0.0.7:4222", True),
+        ("nats://127.0.0.1:4222", False),
+        ("localhost", False),
+        ("nats://[::1]:4222", False),
+        ("tls://10.0.0.7:4222", False),
+        ("wss://some-host", False),
+    ],
+)
+async def test_credentials_that_go_unencrypted_are_warned_of(
+    url: str, exposed: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def unreachable(*_: object) -> Exception:
+        return socket.gaierror()
+
+    monkeypatch.setattr(Connection, "establish", unreachable)
+    with pytest.raises(ConnectError):
+        await connect(url, user="ann", password="S3CRET")
+    assert ("unencrypted: use tls://" in caplog.text) is exposed
+    assert "S3CRET" not in caplog.text
+    caplog.clear()
+    with pytest.raises(ConnectError):
+        await connect(url)
+    assert caplog.text == ""

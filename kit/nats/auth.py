@@ -1,19 +1,26 @@
 """Where to connect and as whom: from arguments or from the environment, checked before anything is sent.
 
 ==================  =========================================================================================
-``NATS_URL``        one URL, or several with commas between: ``nats://``, ``tls://``, ``ws://``, ``wss://``
+``NATS_URL``        one URL, or several with commas between: ``nats://``, ``tls://``, ``ws://``, ``wss://``; a user
+                    and a password in it are read as percent-encoded
 ``NATS_USER``       with ``NATS_PASSWORD``
 ``NATS_TOKEN``      a token
-``NATS_CREDS``      path of a credentials file (JWT and seed), or its text
+``NATS_CREDS``      path of a credentials file (JWT and seed), or its text; or path of a file with the lines
+                    ``NATS_USER=…`` and ``NATS_PASSWORD=…``, as ``kit server`` writes it
 ``NATS_NKEY_SEED``  path of a file with an nkey seed, or the seed
 ``NATS_CA``         path of the PEM file with the authorities that may have signed the server's certificate
 ``NATS_CERT``       with ``NATS_KEY``: paths of the client's own certificate and key
 ==================  =========================================================================================
+
+``{tenant}`` in NATS_USER, NATS_CREDS and NATS_NKEY_SEED stands for the tenant's id, so that one process can serve
+several: ``NATS_CREDS=/etc/nats/{tenant}.creds``. No error, repr or log line shows a password, a token or a seed: of a
+URL they show what is a scheme, a host and a port, and of a file that cannot be read only the variable that names it.
 """
 
 from __future__ import annotations
 
 import base64
+import ipaddress
 import os
 import re
 import socket
@@ -22,7 +29,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote
 
 import nats.errors
 
@@ -32,6 +39,12 @@ DEFAULT_URL = "nats://127.0.0.1:4222"
 _JWT = re.compile(r"BEGIN NATS USER JWT-+\s+(\S+)")
 _SEED = re.compile(r"BEGIN USER NKEY SEED-+\s+(S[A-Z2-7]{57})")
 _BARE_SEED = re.compile(r"S[A-Z2-7]{57}")
+_TENANT = "{tenant}"
+_LINES = ("NATS_USER", "NATS_PASSWORD")
+_LINE = re.compile(r"^(NATS_USER|NATS_PASSWORD)=(.*)$", re.MULTILINE)
+_BETWEEN = re.compile(r",\s*(?=(?:nats|tls|ws|wss)://)")
+_PLACE = r"(?:[\w.-]+|\[[0-9A-Fa-f:.]+\])(?::\d{1,5})?(?:/[\w./-]*)?"
+_URL = re.compile(rf"(?:(nats|tls|ws|wss)://|(?!\w+://))(?:([^?#]*)@)?({_PLACE}(?:\s*,\s*{_PLACE})*)\s*,?\s*")
 _HOW = "set NATS_USER and NATS_PASSWORD, NATS_TOKEN, NATS_CREDS or NATS_NKEY_SEED"
 
 
@@ -40,28 +53,35 @@ class Access:
     """Where to connect and as whom; no repr shows a secret.
 
     Attributes:
-        urls: as given, perhaps with a user and a password in them.
+        urls: as given, without a user and a password.
         options: what nats-py's ``connect`` takes for it.
         who: the identity in words, for messages.
         tls: whether an unencrypted connection is to be refused.
     """
 
-    urls: tuple[str, ...] = field(repr=False)
+    urls: tuple[str, ...]
     options: dict[str, Any] = field(repr=False)
     who: str
     tls: bool
 
     @property
     def where(self) -> str:
-        """The URLs without user and password."""
-        return ", ".join(_without_secret(url) for url in self.urls)
+        """The URLs in words."""
+        return ", ".join(self.urls)
+
+    @property
+    def exposed(self) -> tuple[str, ...]:
+        """The URLs beyond this machine to which credentials may go unencrypted."""
+        if not self.who or self.tls:
+            return ()
+        return tuple(url for url in self.urls if not url.startswith(("tls://", "wss://")) and not _is_loopback(url))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Given:
     """What the caller named; None means: look into the environment."""
 
-    url: str | Sequence[str] | None = None
+    url: str | Sequence[str] | None = field(default=None, repr=False)
     user: str | None = None
     password: str | None = field(default=None, repr=False)
     token: str | None = field(default=None, repr=False)
@@ -73,19 +93,21 @@ class Given:
     tls_hostname: str | None = None
 
 
-def resolve(given: Given, environment: Mapping[str, str] = os.environ) -> Access:
+def resolve(given: Given, environment: Mapping[str, str] = os.environ, *, tenant_id: str | None = None) -> Access:
     """Complete what is given by the environment, and check it.
 
-    Credentials of the environment count only when none are given: the two are never mixed.
+    Credentials of the environment count only when none are given: the two are never mixed. Those in the URL count
+    last.
 
     Raises:
         ConfigurationError: something contradictory, incomplete or unreadable.
     """
-    urls = _urls(given.url, environment.get("NATS_URL"))
-    options, who = _identity(given, environment)
-    if not who:
-        inside = urlsplit(urls[0])
-        who = f"user {inside.username!r}" if inside.password else "the token in the URL" if inside.username else ""
+    urls, login = _urls(given.url, environment.get("NATS_URL"))
+    options, who = _identity(given, environment, tenant_id)
+    if not who and login:
+        user, colon, password = login.partition(":")
+        options = {"user": unquote(user), "password": unquote(password)} if colon else {"token": unquote(user)}
+        who = f"user {options['user']!r}" if colon else "the token in the URL"
     context = _tls_context(given, environment)
     if context is not None:
         options["tls"] = context
@@ -118,6 +140,8 @@ def _is_refusal(error: BaseException | None) -> bool:
 
 def _reason(error: BaseException | None, access: Access, seconds: float) -> str:
     error = getattr(error, "certificate_error", error)  # aiohttp wraps it, for wss://
+    if "connections exceeded" in str(error):
+        return f"it takes no more connections of this account ({error}): close some, or raise its max_connections"
     match error:
         case nats.errors.SecureConnWantedError():
             return "it offers no TLS, which tls:// or a CA asks for; no credentials were sent"
@@ -143,27 +167,47 @@ def _reason(error: BaseException | None, access: Access, seconds: float) -> str:
     return str(error)
 
 
-def _urls(given: str | Sequence[str] | None, named: str | None) -> tuple[str, ...]:
+def _urls(given: str | Sequence[str] | None, named: str | None) -> tuple[tuple[str, ...], str]:
+    """The URLs without their user and password, and these, as they stand there."""
     chosen = given or named or DEFAULT_URL
-    several = chosen.split(",") if isinstance(chosen, str) else chosen
-    urls = tuple(url.strip() for url in several if url.strip())
-    for url in urls:
-        scheme = urlsplit(url).scheme if "://" in url else "nats"
-        if scheme not in ("nats", "tls", "ws", "wss"):
+    several = _BETWEEN.split(chosen) if isinstance(chosen, str) else chosen
+    urls: list[str] = []
+    logins: set[str] = set()
+    for number, url in enumerate((url.strip(" ,") for url in several), 1):
+        if not url:
+            continue
+        found = _URL.fullmatch(url)
+        if found is None:
             raise ConfigurationError(
-                f"{_without_secret(url)} is no NATS URL: nats://, tls://, ws:// or wss://host:port"
+                f"URL {number} of {len(several)} is no NATS URL: nats://, tls://, ws:// or wss://host:port, with "
+                "commas between several; user and password go into NATS_USER and NATS_PASSWORD, a token into NATS_TOKEN"
             )
+        scheme, login, places = found.groups()
+        urls += [f"{scheme}://{place.strip()}" if scheme else place.strip() for place in places.split(",")]
+        logins |= {login} if login else set()
     if not urls:
         raise ConfigurationError("NATS_URL is empty: nats://host:port, several with commas between")
-    return urls
+    if len(logins) > 1:
+        raise ConfigurationError("the URLs have different credentials: the servers of one cluster take the same")
+    return tuple(urls), logins.pop() if logins else ""
 
 
-def _identity(given: Given, environment: Mapping[str, str]) -> tuple[dict[str, Any], str]:
+def _is_loopback(url: str) -> bool:
+    host = re.sub(r":\d+$", "", url.partition("://")[2].partition("/")[0] or url).strip("[]")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _identity(given: Given, environment: Mapping[str, str], tenant_id: str | None) -> tuple[dict[str, Any], str]:
     """The credentials as options of nats-py, and in words."""
     names = ("user", "password", "token", "creds", "nkey_seed")
     found = {name: str(value) for name in names if (value := getattr(given, name)) is not None}
     if not found:
         found = {name: value for name in names if (value := environment.get(f"NATS_{name.upper()}"))}
+        for name in {"user", "creds", "nkey_seed"} & found.keys():
+            found[name] = _of_tenant(f"NATS_{name.upper()}", found[name], tenant_id)
     kinds = {"user" if name == "password" else name for name in found}
     if len(kinds) > 1:
         raise ConfigurationError(f"several kinds of credentials at once ({', '.join(sorted(kinds))}): give one")
@@ -179,9 +223,20 @@ def _identity(given: Given, environment: Mapping[str, str]) -> tuple[dict[str, A
     return _creds(found["creds"]) if kind == "creds" else _nkey(found["nkey_seed"])
 
 
+def _of_tenant(variable: str, value: str, tenant_id: str | None) -> str:
+    if _TENANT not in value:
+        return value
+    if tenant_id is None:
+        raise ConfigurationError(f"{variable} has {_TENANT} in it, and it is not said which tenant connects")
+    return value.replace(_TENANT, tenant_id)
+
+
 def _creds(value: str) -> tuple[dict[str, Any], str]:
     """Options for a credentials file; nats-py's own reader never ends on a file that is none."""
     inline = "BEGIN NATS USER JWT" in value
+    if not inline and len(login := dict(_LINE.findall(_read(value, "NATS_CREDS")))) == len(_LINES):
+        user, password = (login[name].strip() for name in _LINES)
+        return {"user": user, "password": password}, f"user {user!r}"
     name = "the credentials given as text" if inline else f"the credentials file {value}"
 
     def part(pattern: re.Pattern[str]) -> str:
@@ -245,9 +300,8 @@ def _tls_context(given: Given, environment: Mapping[str, str]) -> ssl.SSLContext
 def _read(path: str, variable: str) -> str:
     try:
         return Path(path).expanduser().read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{variable} cannot be read: {error}") from None
-
-
-def _without_secret(url: str) -> str:
-    return re.sub(r"(^|//)[^/@]*@", r"\1", url)
+    except (OSError, ValueError, RuntimeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise ConfigurationError(
+            f"{variable} cannot be read: it is neither what it should be nor the path of a file ({why})"
+        ) from None
