@@ -9,6 +9,7 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -295,15 +296,32 @@ def running_server() -> Iterator[dict[str, str]]:
     """`kit server`, and what it says a client of acme needs."""
     running = _Running("server", "--port", "0", "--tenants", "acme,globex")
     said = running.read_until("Ctrl-C stops it")
-    needed = dict(re.findall(r"(NATS_\w+)=(\S+)", next(line for line in said.splitlines() if "NATS_USER=acme" in line)))
+    needed = dict(re.findall(r"(NATS_\w+)=(\S+)", next(line for line in said.splitlines() if "acme.env" in line)))
     yield needed
     assert running.end(signal.SIGINT) == 0
     assert running.said.endswith("stopped\n")
 
 
 def test_a_server_says_how_to_connect(running_server: dict[str, str]) -> None:
-    assert set(running_server) == {"NATS_URL", "NATS_USER", "NATS_PASSWORD"}
+    assert set(running_server) == {"NATS_URL", "NATS_CREDS"}
     assert running_server["NATS_URL"].startswith("nats://127.0.0.1:")
+
+
+def test_a_server_that_crashes_too_often_ends_with_1(tmp_path: Path) -> None:
+    running = _Running("server", "--port", "0", "--store", str(tmp_path / "store"))
+    running.read_until("Ctrl-C stops it")
+    killed: set[str] = set()
+    deadline = time.monotonic() + 60.0
+    while len(killed) < 6 and time.monotonic() < deadline:
+        for ports in set((tmp_path / "store" / "run").glob("*.ports")):
+            if ports.name not in killed:
+                killed.add(ports.name)
+                os.kill(int(ports.stem.rpartition("_")[2]), signal.SIGKILL)
+        time.sleep(0.02)
+    said, _ = running.process.communicate(timeout=30)
+    assert running.process.returncode == 1, said
+    assert "kit server: the server crashed too often: 6 times within a minute" in said
+    assert (tmp_path / "store" / "jetstream").exists()
 
 
 def test_dead_letters_are_listed_and_replayed(running_server: dict[str, str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import os
 import signal
@@ -19,7 +20,9 @@ from typing import Any
 import pytest
 from jupyter_client.manager import KernelManager
 
-from kit.errors import ConfigurationError, ConnectError, ServerError, StoreInUse
+import kit
+from kit.catalogue import AGENT_TASKS
+from kit.errors import ConfigurationError, ConnectError, KitError, NotStored, ServerError, StoreInUse
 from kit.nats import child, supervisor
 from kit.nats.config import Limits
 from kit.nats.connection import connect
@@ -370,6 +373,147 @@ async def test_a_crashed_server_is_started_again_on_its_port() -> None:
             pass
 
 
+async def test_a_halted_server_that_does_not_start_again_keeps_its_store() -> None:
+    async with Server() as server:
+        async with await server.connect("acme") as acme:
+            await acme.jetstream().add_stream(name="KEPT", subjects=["kept"])
+        port, store = int(server.url.rpartition(":")[2]), server.store
+        await server.halt()
+        with socket.socket() as holder:
+            holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            holder.bind(("127.0.0.1", port))
+            holder.listen()
+            with pytest.raises(ServerError, match="is taken"):
+                await server.start()
+        assert store.exists()
+        await server.start()
+        async with await server.connect("acme") as acme:
+            assert await acme.jetstream().stream_info("KEPT")
+    assert not store.exists()
+
+
+# --- given up, and a full disk ----------------------------------------------------------------------------------
+
+TASK = {"task_id": "t", "task_type": "a", "parameters": {}, "timestamp": "2025-06-01T12:00:00Z"}
+CALLS: dict[str, Any] = {
+    "enqueue": lambda bus, data: bus.enqueue(AGENT_TASKS, data, timeout=4.0),
+    "run": lambda bus, data: bus.run(AGENT_TASKS, data, timeout=4.0),
+    "put": lambda bus, data: _put(bus, str(data).encode()),
+    "put_object": lambda bus, data: bus.put_object("large", str(data).encode() * 4),
+}
+
+
+async def _put(bus: Any, value: bytes) -> None:
+    await (await bus.store("notes")).put("key", value)
+
+
+async def give_up(server: Server) -> None:
+    """Kill the server six times within a minute."""
+    for _ in range(6):
+        await asyncio.to_thread(server.crash)
+        assert await until(lambda before=server._child.restarts: not server.is_up or server._child.restarts > before)
+        await until(lambda: not server.is_up, 0.05)
+    assert await until(lambda: not server.is_up)
+
+
+async def test_a_server_that_is_given_up_is_named_by_every_call_and_starts_again_with_its_store() -> None:
+    async with kit.start() as lab:
+        assert lab.server is not None
+        job = await lab.bus.enqueue(AGENT_TASKS, TASK)
+        store = lab.server.store
+        await give_up(lab.server)
+        for shown in (repr(lab), repr(lab.server)):
+            assert "the server crashed too often: 6 times" in shown
+            assert str(store) in shown
+        for name, call in CALLS.items():
+            with pytest.raises(KitError, match="the server crashed too often") as caught:
+                await call(lab.bus, TASK)
+            assert "reconnects by itself" not in str(caught.value), name
+        with pytest.raises(ServerError, match="the server crashed too often"):
+            _ = lab.server.url
+        assert store.exists()
+        await lab.server.start()
+        await lab.bus.connection.wait_connected(10.0)
+        assert await lab.bus.backlog(AGENT_TASKS) == {None: 1}
+        again = await lab.bus.enqueue(AGENT_TASKS, TASK, message_id=job.message_id)
+        assert again.message_id == job.message_id
+        assert "crashed" not in repr(lab)
+    assert not store.exists()
+
+
+async def test_a_server_that_is_given_up_leaves_its_store_behind(caplog: pytest.LogCaptureFixture) -> None:
+    async with Server() as server:
+        store = server.store
+        await give_up(server)
+    assert f"kit.start(store='{store}') brings them back" in caplog.text
+    async with kit.start(store=store):
+        pass
+    child.shutil.rmtree(store)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 24 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(folder)], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"needs the right to mount a file system: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def fill(path: Path) -> None:
+    with contextlib.suppress(OSError), path.open("wb", buffering=0) as file:
+        while True:
+            file.write(b"x" * 100_000)
+
+
+async def test_a_full_disk_is_named_and_the_server_goes_on_when_there_is_room(small_disk: Path) -> None:
+    large = {**TASK, "parameters": {"text": "x" * 200_000}}
+    async with kit.start(store=small_disk / "store") as lab:
+        assert lab.server is not None
+        await lab.bus.enqueue(AGENT_TASKS, TASK)
+        await _put(lab.bus, b"first")
+        for _ in range(2):  # and once more
+            fill(small_disk / "filling")
+            for name, call in CALLS.items():
+                began = time.monotonic()
+                with pytest.raises(KitError, match=f"the disk of {small_disk / 'store'} is full"):
+                    await call(lab.bus, large)
+                assert time.monotonic() - began < 10.0, name  # measured: 2 s
+            with pytest.raises(NotStored, match="is full"):
+                await lab.bus.enqueue(AGENT_TASKS, large, timeout=30.0)
+            assert "is full" in repr(lab)
+            (small_disk / "filling").unlink()
+            await lab.bus.enqueue(AGENT_TASKS, TASK, timeout=20.0)
+            await _put(lab.bus, b"again")
+            assert "is full" not in repr(lab)
+        assert (await lab.bus.backlog(AGENT_TASKS))[None] >= 3
+
+
+async def test_a_server_starts_when_a_full_disk_has_room_again(small_disk: Path) -> None:
+    async with Server(small_disk / "store") as server:
+        async with await server.connect("acme"):
+            fill(small_disk / "filling")
+            assert await until(lambda: "is full" in server.trouble)
+            for _ in range(3):
+                with contextlib.suppress(ServerError, ProcessLookupError):
+                    os.kill(server.pid or -1 << 20, signal.SIGKILL)
+                await asyncio.sleep(0.1)
+            with pytest.raises(ServerError, match="is full"):
+                await server.add_tenant("initech")
+            (small_disk / "filling").unlink()
+            assert await until(lambda: not server.trouble, 20.0)
+        async with await server.connect("acme"):
+            pass
+    fill(small_disk / "filling")
+    with pytest.raises(ServerError, match=f"the disk of {small_disk / 'other'} is full"):
+        await Server(small_disk / "other").start()
+
+
 async def test_a_killed_supervisor_takes_the_server_along_and_is_reported() -> None:
     server = Server()
     await server.start()
@@ -447,9 +591,9 @@ async def test_run_server_tells_how_to_connect_and_ends_by_a_signal(tmp_path: Pa
     running = asyncio.ensure_future(run_server(tmp_path, 0, ("acme", "globex"), show=said.append))
     assert await until(lambda: len(said) == 4 or running.done())
     path = tmp_path / "env" / "globex.env"
-    assert str(path) in said[2]
+    assert said[2] == f"export NATS_URL={variables_of(path)['NATS_URL']} NATS_CREDS={path}"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    variables = dict(line.split("=", 1) for line in path.read_text().splitlines())
+    variables = variables_of(path)
     assert not any(variables["NATS_PASSWORD"] in line for line in said)
     url, user, password = (variables[name] for name in ("NATS_URL", "NATS_USER", "NATS_PASSWORD"))
     async with await connect(url, user=user, password=password) as connection:
@@ -458,6 +602,10 @@ async def test_run_server_tells_how_to_connect_and_ends_by_a_signal(tmp_path: Pa
     await asyncio.wait_for(running, 5.0)
     with pytest.raises(ConnectError):
         await connect(url, user=user, password=password, connect_timeout=0.1)
+
+
+def variables_of(path: Path) -> dict[str, str]:
+    return dict(line.split("=", 1) for line in path.read_text().splitlines())
 
 
 async def test_run_server_ends_when_its_server_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -569,8 +717,22 @@ async def test_a_server_that_crashes_too_often_is_given_up(tmp_path: Path, monke
     events = [await supervised.event() for _ in range(8)]
     assert [event["event"] for event in events] == ["running", "crashed"] * 3 + ["gave_up", "stopped"]
     assert events[1]["code"] == 7
+    assert supervised.store.exists()  # what it has acknowledged
     assert "fake server -p 4242" in str(events[6]["tail"])
     assert await supervised.end() == 1
+
+
+async def test_a_log_that_tells_of_a_full_disk_leads_to_a_restart_that_is_no_crash(tmp_path: Path) -> None:
+    supervised = Supervised(tmp_path)
+    for _ in range(7):
+        assert (await supervised.event())["event"] == "running"
+        with (tmp_path / "log").open("a") as log:
+            log.write("[ERR] Filestore [X] Critical write error: write 1.blk: no space left on device\n")
+        assert [(await supervised.event())["event"] for _ in range(2)] == ["full", "crashed"]
+    assert (await supervised.event())["event"] == "running"
+    supervised.tell("stop")
+    assert (await supervised.event())["event"] == "stopped"
+    assert await supervised.end() == 0
 
 
 async def test_a_restart_that_never_listens_counts_as_a_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

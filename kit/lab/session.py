@@ -63,7 +63,7 @@ class Lab:
     def __repr__(self) -> str:
         if self.stopped:
             return f"Lab of {self.tenant_id}, stopped"
-        where = "embedded server" if self.server is not None else "given server"
+        where = "given server" if self.server is None else self.server.trouble or "embedded server"
         serving = f", serving {', '.join(self.services)}" if self.services else ""
         return f"Lab of {self.tenant_id}, {where}{serving}"
 
@@ -127,9 +127,12 @@ class Lab:
         from kit.nats.bus import Bus
         from kit.nats.connection import connect
 
-        if self.server is not None:
-            access = {"credentials": self.server.credentials(tenant_id), **access}
-        connection: Connection = await connect(self.url, tenant_id=tenant_id, name=f"lab-{tenant_id}", **access)
+        name = f"lab-{tenant_id}"
+        connection: Connection
+        if self.server is not None and not access:
+            connection = await self.server.connect(tenant_id, name=name)
+        else:
+            connection = await connect(self.url, tenant_id=tenant_id, name=name, **access)
         self._ends.append((f"connection of {tenant_id}", connection.close))
         bus = Bus(connection, tenant_id, self.telemetry)
         self._ends.append((f"bus of {tenant_id}", bus.close))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 
@@ -37,12 +39,16 @@ class Child:
         pid: of nats-server, 0 while it is down.
         port: that clients connect to, 0 until it listens.
         restarts: how often it was started again after a crash.
+        ended: why it is gone for good.
+        lost: whether it was given up: a temporary store is then kept.
+        full: whether its disk has no room.
     """
 
     def __init__(self, binary: Path, store: Path, lock: int, *, remove: bool) -> None:
         self.pid = self.port = 0
         self.restarts = -1  # the first start is none
-        self.ended: str | None = None  # why it is gone for good
+        self.ended: str | None = None
+        self.lost = self.full = False
         self._store, self._remove, self._asked = store, remove, False
         self._changed = threading.Condition()
         with (store / "supervisor.log").open("ab") as errors:
@@ -75,19 +81,22 @@ class Child:
             self._changed.wait_for(lambda: self.port or self.ended, _START)
             reason = self.ended or ("" if self.port else f"nats-server did not answer within {_START:g} s")
         if reason:
-            self.stop()
+            self.stop("halt")
             raise ServerError(reason)
 
     def wait_running(self) -> int:
         """Wait while it is being restarted; return its process id.
 
         Raises:
-            ServerError: it is gone for good.
+            ServerError: it is gone for good, or its disk is full, or it takes longer than 12 s.
         """
         with self._changed:
-            self._changed.wait_for(lambda: self.pid or self.ended, _START)
-        self.check()
-        return self.pid
+            self._changed.wait_for(lambda: self.pid or self.ended or self.full, _START)
+            self.check()
+            if not self.pid:  # as a process id, 0 is everybody's
+                why = f"the disk of {self._store} is full" if self.full else f"it did not start again in {_START:g} s"
+                raise ServerError(f"the server does not run: {why}")
+            return self.pid
 
     def check(self) -> None:
         """Raise when the server is gone for good.
@@ -96,7 +105,7 @@ class Child:
             ServerError: it is.
         """
         if self.ended is not None:
-            raise ServerError(f"the server does not run: {self.ended}")
+            raise ServerError(self.ended if self.lost else f"the server does not run: {self.ended}")
 
     def reload(self) -> None:
         """Have the server read its configuration again, and wait until it has.
@@ -133,7 +142,7 @@ class Child:
         self.release()
         with self._changed:
             self._changed.wait_for(lambda: self.ended is not None, 1.0)
-        if self._remove and how == "stop":  # its supervisor has, unless it was killed
+        if self._remove and how == "stop" and not self.lost:  # its supervisor has, unless it was killed
             shutil.rmtree(self._store, ignore_errors=True)
 
     def release(self) -> None:
@@ -172,13 +181,17 @@ class Child:
             case {"event": "running", "pid": int(pid), "port": int(port)}:
                 self.pid, self.port = pid, port
                 self.restarts += 1
+                self.full = False
+            case {"event": "full"}:
+                self.full = True
             case {"event": "crashed"}:
                 self.pid = 0
             case {"event": "failed", "tail": str(tail)}:
                 self.ended = _failure("nats-server did not start", tail)
-            case {"event": "gave_up", "tail": str(tail)}:
-                self.pid = 0
-                self.ended = _failure("nats-server crashed too often and was given up", tail)
+            case {"event": "gave_up", "tail": str(tail), "code": int(code), "crashes": int(crashes)}:
+                self.pid, self.lost = 0, True
+                what = f"the server crashed too often: {crashes} times within a minute, at last with exit code {code}"
+                self.ended = _failure(f"{what}; its streams are kept in {self._store}", tail)
 
 
 def _failure(what: str, tail: str) -> str:
@@ -235,11 +248,9 @@ def take(store: Path) -> int:
         StoreInUse: another process owns the store.
         ServerError: the folder cannot be made or written to.
     """
-    try:
+    with writable(store):
         store.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(store / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-    except OSError as error:
-        raise ServerError(f"the store {store} cannot be used: {error}") from error
     began = time.monotonic()
     while True:
         try:
@@ -251,9 +262,25 @@ def take(store: Path) -> int:
                 continue
             os.close(descriptor)
             raise StoreInUse(str(store), pid=owner) from None
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        with writable(store):
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, str(os.getpid()).encode(), 0)
         return descriptor
+
+
+@contextlib.contextmanager
+def writable(store: Path) -> Iterator[None]:
+    """Say of what cannot be written that it is the store.
+
+    Raises:
+        ServerError: it cannot be written to.
+    """
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        what = f"the disk of {store} is full" if full else f"the store {store} cannot be used: {error}"
+        raise ServerError(what) from error
 
 
 def _lives(pid: int) -> bool:

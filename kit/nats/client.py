@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -64,6 +65,7 @@ class Client(NatsClient):
         super().__init__()
         self.tls_wanted = False
         self.closed_because = ""
+        self.trouble: Callable[[], str] = str  # why the server cannot work, where it is this program's own
         self.refused = 0  # publishes that were not taken, for whatever reason
         self.takers: dict[int, Direct] = {}  # by the subscription's id
         self._writing = False
@@ -165,6 +167,8 @@ class Client(NatsClient):
 
     def why_down(self) -> str:
         """Say why nothing can be sent."""
+        if trouble := self.trouble():
+            return trouble
         if self.is_closed:
             return self.closed_because or "the connection was closed"
         if self.is_draining:

@@ -40,6 +40,7 @@ from kit.nats.config import Credentials
 from kit.nats.deadlines import bounded, expire, settle, within
 
 _log = logging.getLogger("kit.nats")
+_access_log = logging.getLogger("kit.access")  # heard also where what happens to connections is not
 
 _BACKOFF = (0.05, 2.0)  # s; first and longest wait between attempts to reconnect, each times 0.5 to 1
 _ATTEMPT = 2.0  # s; for one server to answer
@@ -345,7 +346,9 @@ class Connection:
         self.counters.errors += 1
         lost = isinstance(error, nats.errors.StaleConnectionError) or not self.client.is_connected
         handled = not lost  # then it comes out of a handler; else it is why the connection breaks or does not come back
-        _log.log(logging.ERROR if handled else logging.INFO, "%s: %r", self.name, error, exc_info=handled and error)
+        _log.log(
+            logging.ERROR if handled else logging.INFO, "%s: %r", self.name, error, exc_info=error if handled else None
+        )
 
     async def on_disconnected(self) -> None:
         """Note that the connection broke."""
@@ -478,8 +481,14 @@ async def connect(
         Given(
             url=url, user=user, password=password, token=token, creds=creds, nkey_seed=nkey_seed,
             ca=ca, cert=cert, key=key, tls_hostname=tls_hostname,
-        )
+        ),
+        tenant_id=tenant_id,
     )  # fmt: skip
+    if access.exposed:
+        _access_log.warning(
+            "the credentials (%s) and all messages may go to %s unencrypted: use tls://",
+            access.who, ", ".join(access.exposed),
+        )  # fmt: skip
     loop = asyncio.get_running_loop()
     deadline, pause = loop.time() + connect_timeout, _BACKOFF[0]
     while True:

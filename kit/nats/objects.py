@@ -15,7 +15,7 @@ from nats.js.object_store import ObjectStore
 from kit.catalogue import check_id
 from kit.errors import BusError, ConfigurationError
 from kit.nats.client import SURROGATE
-from kit.nats.streams import NAME_IN_USE, Streams, asked
+from kit.nats.streams import NAME_IN_USE, Streams
 
 if TYPE_CHECKING:
     from kit.nats.connection import Connection
@@ -37,14 +37,14 @@ class Objects:
         store = await self._made(bucket)
         chunk = min(_CHUNK, self._connection.max_payload // 2)
         meta = api.ObjectMeta(name=name, options=api.ObjectMetaOptions(max_chunk_size=chunk))
-        with asked(f"object {name}"):
+        with self._streams.asked(f"object {name}"):
             await store.put(name, bytes(data), meta)
         return {"bucket": bucket, "name": name, "size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
     async def get(self, claim: dict[str, Any]) -> bytes:
         """Return the object, checked against its claim."""
         bucket, name, size = _parts(claim)
-        with asked(f"object {name}"):
+        with self._streams.asked(f"object {name}"):
             try:
                 info = await (await self._opened(bucket)).get_info(name)
             except nats.js.errors.NotFoundError:
@@ -67,7 +67,7 @@ class Objects:
     async def delete(self, claim: dict[str, Any]) -> None:
         """Delete the object; do nothing when it is gone."""
         bucket, name, _ = _parts(claim)
-        with asked(f"object {name}"):
+        with self._streams.asked(f"object {name}"):
             try:
                 await (await self._opened(bucket)).delete(name)
             except nats.js.errors.NotFoundError:

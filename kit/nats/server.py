@@ -8,6 +8,8 @@ it alive across interrupts and crashes, and ends it when the kernel ends.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import os
 import secrets as tokens
 import shlex
@@ -22,10 +24,12 @@ from typing import Self
 
 from kit.catalogue import check_id
 from kit.errors import ConfigurationError, ServerError
-from kit.nats.child import Child, find_binary, take
+from kit.nats.child import Child, find_binary, take, writable
 from kit.nats.config import HOST, SYSTEM, Credentials, Limits, Routes, Secrets, render, write_private
 from kit.nats.connection import Connection, connect
 from kit.nats.monitor import Monitor, look
+
+_log = logging.getLogger("kit.nats")
 
 
 class Server:
@@ -62,7 +66,8 @@ class Server:
         self._busy = threading.Lock()
 
     def __repr__(self) -> str:
-        return f"<Server {self.url if self.is_up else 'stopped'} tenants={', '.join(self.tenants)}>"
+        state = self.trouble or (self.url if self.is_up else "stopped")
+        return f"<Server {state} tenants={', '.join(self.tenants)}>"
 
     # --- life ---------------------------------------------------------------------------------------------------
 
@@ -119,12 +124,12 @@ class Server:
                     self._child = Child(binary, store, lock, remove=self._folder is None)
                 finally:
                     os.close(lock)  # its processes hold it from now on
+                weakref.finalize(self, self._child.release)
+                self._child.wait_started()
             except BaseException:
                 if fresh:
                     shutil.rmtree(store, ignore_errors=True)
                 raise
-            weakref.finalize(self, self._child.release)
-            self._child.wait_started()
             self._store, self._port = store, self._child.port
 
     def shutdown(self) -> None:
@@ -132,6 +137,8 @@ class Server:
         with self._busy:
             if self._child is not None:
                 self._child.stop()
+                if self._child.lost and self._folder is None and self._store is not None:
+                    _log.warning("%s; kit.start(store=%r) brings them back", self.trouble, str(self._store))
             self._store, self._port = None, self._requested
 
     def _halt(self, kill: bool) -> None:
@@ -140,9 +147,10 @@ class Server:
 
     def _prepare(self, store: Path) -> None:
         """Write what the server reads."""
-        (store / "run").mkdir(exist_ok=True)
-        for stale in (store / "run").glob("*.ports"):  # of a server that was killed; process ids come again
-            stale.unlink()
+        with writable(store):
+            (store / "run").mkdir(exist_ok=True)
+            for stale in (store / "run").glob("*.ports"):  # of a server that was killed; process ids come again
+                stale.unlink()
         if not self._shared:
             self._secrets = Secrets.load(store / "secrets.json")
         assert self._secrets is not None
@@ -152,11 +160,20 @@ class Server:
 
     def _write(self, store: Path, port: int) -> None:
         assert self._secrets is not None
-        self._secrets.save(store / "secrets.json")
         text = render(
             name=self.name, store=store, port=port, secrets=self._secrets, limits=self._limits, routes=self._routes
         )
-        write_private(store / "server.conf", text)
+        with writable(store):
+            self._secrets.save(store / "secrets.json")
+            write_private(store / "server.conf", text)
+
+    def check(self) -> None:
+        """Raise when the server is not up, nor being restarted.
+
+        Raises:
+            ServerError: it was not started, was stopped, or has crashed too often.
+        """
+        self._running()
 
     def _running(self) -> Child:
         if self._child is None:
@@ -170,6 +187,17 @@ class Server:
     def is_up(self) -> bool:
         """Whether the server runs, or is being restarted after a crash."""
         return self._child is not None and self._child.ended is None
+
+    @property
+    def trouble(self) -> str:
+        """Why the server can do nothing, or not store anything, in words; empty when all is well."""
+        child = self._child
+        if child is None or self._store is None:
+            return ""
+        if child.lost and child.ended is not None:
+            why = child.ended.partition("; its last lines:")[0]
+            return f"{why}: `await server.start()` starts it anew"
+        return f"the disk of {self._store} is full: free some space, the server goes on by itself" if child.full else ""
 
     @property
     def url(self) -> str:
@@ -217,8 +245,11 @@ class Server:
         return Credentials(user=tenant_id, password=passwords[tenant_id])
 
     async def connect(self, tenant_id: str, *, name: str = "kit") -> Connection:
-        """Connect as a tenant."""
-        return await connect(self.url, tenant_id=tenant_id, credentials=self.credentials(tenant_id), name=name)
+        """Connect as a tenant; what keeps the server from working is then named by the errors of calls."""
+        connection = await connect(self.url, tenant_id=tenant_id, credentials=self.credentials(tenant_id), name=name)
+        server = weakref.ref(self)  # a forgotten server is collected, whoever is connected
+        connection.client.trouble = lambda: known.trouble if (known := server()) is not None else ""
+        return connection
 
     async def connect_system(self) -> Connection:
         """Connect to the system account, which may watch the whole server and nothing of the tenants' messages."""
@@ -260,34 +291,40 @@ class Server:
 
 
 async def run_server(
-    store: str | Path,
+    store: str | Path | None,
     port: int = 4222,
     tenants: Iterable[str] = ("acme",),
     *,
     limits: Limits | None = None,
     show: Callable[[str], object] = print,
 ) -> None:
-    """Run a server until SIGINT or SIGTERM, and show how to connect to it.
+    """Run a server until SIGINT or SIGTERM, and show how to connect to it, and what keeps it from working.
 
     Each tenant's variables (NATS_URL, NATS_USER, NATS_PASSWORD) are written to ``<store>/env/<tenant>.env``, which only
-    its owner can read.
+    its owner can read and NATS_CREDS may name.
 
     Raises:
         ServerError: it did not start, or crashed too often.
     """
-    ended = asyncio.Event()
+    asked = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, ended.set)
+        loop.add_signal_handler(number, asked.set)
     try:
         async with Server(store, tenants, port, limits=limits) as server:
-            show(f"nats-server listens at {server.url} and keeps its streams in {server.store}")
-            for tenant_id, path in _write_environments(server).items():
-                show(f"connect as {tenant_id}: set -a; . {shlex.quote(str(path))}; set +a")
-            show("stop it with Ctrl-C")
-            while not ended.is_set():
-                await _within_half_a_second(ended)
-                server._running()
+            show(f"nats-server at {server.url}, streams in {server.store}")
+            for path in _write_environments(server).values():
+                show(f"export NATS_URL={server.url} NATS_CREDS={shlex.quote(str(path))}")
+            show("Ctrl-C stops it")
+            trouble = ""
+            while not asked.is_set():
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(asked.wait(), 0.2)
+                server.check()
+                if server.trouble != trouble:
+                    trouble = server.trouble
+                    _log.warning(trouble or "the server works again")
+        show("stopped")
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)
@@ -296,16 +333,10 @@ async def run_server(
 def _write_environments(server: Server) -> dict[str, Path]:
     """Write one file of variables for each tenant."""
     folder = server.store / "env"
-    folder.mkdir(mode=0o700, exist_ok=True)
     paths = {tenant_id: folder / f"{tenant_id}.env" for tenant_id in server.tenants}
-    for tenant_id, path in paths.items():
-        variables = server.credentials(tenant_id).environment(server.url)
-        write_private(path, "".join(f"{name}={value}\n" for name, value in variables.items()))
+    with writable(server.store):
+        folder.mkdir(mode=0o700, exist_ok=True)
+        for tenant_id, path in paths.items():
+            variables = server.credentials(tenant_id).environment(server.url)
+            write_private(path, "".join(f"{name}={value}\n" for name, value in variables.items()))
     return paths
-
-
-async def _within_half_a_second(event: asyncio.Event) -> None:
-    try:
-        await asyncio.wait_for(event.wait(), 0.5)
-    except TimeoutError:
-        return

@@ -15,7 +15,7 @@ from nats.js.kv import KV_DEL, KV_OP, KV_PURGE, KeyValue
 
 from kit import codec
 from kit.errors import BusError, ConfigurationError, Conflict
-from kit.nats.streams import DIRECT_GET, NAME_IN_USE, SEQUENCE, TTL, Streams, asked
+from kit.nats.streams import DIRECT_GET, NAME_IN_USE, SEQUENCE, TTL, Streams
 
 _KEY = re.compile(r"[-/_=a-zA-Z0-9]+(\.[-/_=a-zA-Z0-9]+)*")
 _LONGEST_KEY = 512
@@ -106,7 +106,7 @@ class Store:
     async def keys(self, prefix: str = "") -> list[str]:
         """Return the keys that begin with ``prefix``, in order."""
         found: list[str] = []
-        with asked(f"store {self.bucket}"):
+        with self._streams.asked(f"store {self.bucket}"):
             watcher = await self._kv.watch(">", ignore_deletes=True, meta_only=True)
             async for entry in watcher:
                 if entry is None:
@@ -121,7 +121,7 @@ class Store:
 
         Without ``values`` only keys and revisions are sent: what is there has ``b""`` for its value.
         """
-        with asked(f"store {self.bucket}"):
+        with self._streams.asked(f"store {self.bucket}"):
             watcher = await self._kv.watch(">", meta_only=not values)
         try:
             async for entry in watcher:

@@ -260,7 +260,9 @@ class Streams:
                     subject, payload, timeout=min(left, TRY_SECONDS), headers=headers
                 )
             except DeadlineExceeded:
-                reason = f"no acknowledgement within {timeout:g} s"
+                reason = self.trouble or f"no acknowledgement within {timeout:g} s"
+                if self.trouble:
+                    break
             except NoResponders:
                 reason = "no stream covers the subject"
                 await asyncio.sleep(_PAUSE)
@@ -274,7 +276,7 @@ class Streams:
                 said = codec.loads(answer.data)
                 if "error" not in said:
                     return Ack(said["seq"], bool(said.get("duplicate")))
-                reason = said["error"].get("description", "refused")
+                reason = self.trouble or said["error"].get("description", "refused")
                 if said["error"].get("err_code") == _NOT_FIRST:
                     return Ack(0, duplicate=True)
                 if said["error"].get("err_code") == _MESSAGE_TOO_LARGE:
@@ -355,10 +357,12 @@ class Streams:
         deadline = loop.time() + _API_SECONDS
         while True:
             left = deadline - loop.time()
-            timeout = min(left, TRY_SECONDS) if self.clustered and not once else left
+            timeout = min(left, TRY_SECONDS) if (self.clustered and not once) or self.trouble else left
             try:
                 return await self._connection.request(subject, payload, timeout=timeout, headers=headers)
             except (NoResponders, DeadlineExceeded) as error:
+                if self.trouble:
+                    raise BusError(f"{subject}: {self.trouble}") from error
                 silent = isinstance(error, DeadlineExceeded)
                 if not self.clustered or (once and silent) or loop.time() + _PAUSE >= deadline:
                     raise
@@ -375,12 +379,33 @@ class Streams:
         deadline = loop.time() + _ELECTION
         while True:
             try:
-                with asked(what):
+                with self.asked(what):
                     return await work()
             except (NoResponders, DeadlineExceeded):
                 if not self.clustered or loop.time() > deadline:
                     raise
             await asyncio.sleep(_PAUSE)
+
+    @contextmanager
+    def asked(self, what: str) -> Iterator[None]:
+        """Turn what nats-py raises into the kit's errors, with what keeps the server from working, if it is known.
+
+        Raises:
+            ConfigurationError: the server refuses what was asked.
+            DeadlineExceeded, NoResponders, BusError: it did not answer.
+        """
+        try:
+            with asked(what):
+                yield
+        except (NoResponders, DeadlineExceeded, ConfigurationError) as error:
+            if self.trouble:
+                raise BusError(f"{what}: {self.trouble}") from error
+            raise
+
+    @property
+    def trouble(self) -> str:
+        """Why the server cannot work, as far as it is known here; else empty."""
+        return self._connection.client.trouble()
 
     @property
     def clustered(self) -> bool:

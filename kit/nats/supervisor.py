@@ -5,7 +5,11 @@ worker) and nats-server. It imports the standard library only, and little of it,
 server's start. The owner writes one line of JSON, the order, and then commands to its standard input: ``stop``,
 ``halt`` (stop, but keep a temporary store) or ``kill`` (the same, as a power cut would). The supervisor answers with
 one line of JSON for each event on its standard output. The end of that pipe, or another parent process, means that the
-owner is gone, however it died.
+owner is gone, however it died. A temporary store is removed only when the owner wanted the end or is gone: what a
+server that is given up has acknowledged stays on the disk.
+
+A full disk: nats-server's file store takes no more writes after one has failed, not even when there is room again. So
+the supervisor looks for a disk without room, tells the owner, and restarts the server when there is some.
 
 Why a process: PR_SET_PDEATHSIG fires when the *thread* that forked dies, and a kernel starts servers from worker
 threads; macOS has nothing of the kind. Here a single thread forks, so the signal is sound, and it covers the one case
@@ -14,8 +18,9 @@ that the pipe does not: the supervisor itself being killed.
 
 from __future__ import annotations
 
-# ruff: noqa: PTH108, PTH110, PTH118, PTH119, PTH123
+# ruff: noqa: PTH108, PTH110, PTH118, PTH119, PTH120, PTH123, PTH202
 # pathlib would add a third to the start of this process
+import errno
 import json
 import os
 import select
@@ -32,6 +37,8 @@ _START = 10.0  # s; to wait for the server to listen
 _ORPHAN_GRACE = 1.0  # s; between SIGTERM and SIGKILL when the owner is gone: nothing may be left after 2 s
 _BACKOFF = (0.05, 0.1, 0.2, 0.5, 1.0)  # s; before restart 1, 2, …; one crash more within the window gives up
 _WINDOW = 60.0  # s; crashes older than this are forgotten
+_ROOM = 1 << 20  # bytes; below, and after a failed write, it is tried whether the disk still takes this much
+_NO_ROOM = (b"no space left on device", b"disk quota exceeded")  # Source: Go's texts of ENOSPC and EDQUOT
 _TAIL = 15  # lines of what the server said last
 _PR_SET_PDEATHSIG = 1  # Source: linux/prctl.h
 
@@ -60,6 +67,8 @@ class Supervisor:
         self._port: int | None = None
         self._crashes: list[float] = []
         self._grace: float | None = None  # s; set once the end is wanted
+        self._full = False
+        self._read = 0  # bytes of the log; what was there before the server started is history
 
     def run(self) -> int:
         """Run the server until the owner stops it or is gone; return the exit status of this process."""
@@ -72,6 +81,8 @@ class Supervisor:
                 self._listen(_POLL)
                 code = self._reap()
                 if code is not None and self._grace is None and not self._restart(code):
+                    return 1
+                if self._was_full() and not self._restart(None):
                     return 1
             return 0
         finally:
@@ -88,7 +99,7 @@ class Supervisor:
         while self._grace is None:
             port = self._read_port()
             if port is not None:
-                self._port = port
+                self._port, self._full = port, False
                 self._tell(event="running", pid=self._pid, port=port)
                 return True
             if self._reap() is not None or time.monotonic() > deadline:
@@ -96,19 +107,77 @@ class Supervisor:
             self._listen(0.002)
         return False
 
-    def _restart(self, code: int) -> bool:
-        """Start a crashed server again, on the port that its clients know; give up when it crashes too often."""
+    def _restart(self, code: int | None) -> bool:
+        """Start a server again that crashed, or that a full disk has stopped, on the port that its clients know.
+
+        It gives up when the server crashes too often.
+        """
+        if code is None:
+            self._kill(self._order.grace)
         self._tell(event="crashed", code=code)
         while self._grace is None:
+            if self._lacks_room(_ROOM):  # no start would succeed
+                self._note_full()
+                self._listen(_POLL)
+                continue
             now = time.monotonic()
-            self._crashes = [when for when in self._crashes if now - when < _WINDOW] + [now]
+            if code is not None:
+                self._crashes = [when for when in self._crashes if now - when < _WINDOW] + [now]
             if len(self._crashes) > len(_BACKOFF):
-                self._tell(event="gave_up", code=code, tail=self._tail())
+                self._tell(event="gave_up", code=code, crashes=len(self._crashes), tail=self._tail())
                 return False
-            self._listen(_BACKOFF[len(self._crashes) - 1])
+            self._listen(_BACKOFF[max(len(self._crashes) - 1, 0)])
             if self._grace is None and self._start():
                 return True
             self._kill(0.0)  # it never listened
+            code = -1 if code is None else code
+        return False
+
+    def _was_full(self) -> bool:
+        """Look whether the disk is full, and return whether it was and has room again."""
+        if self._grace is not None or not self._pid:
+            return False
+        if not self._full and (self._log_says_full() or self._lacks_room(1 << 16)):
+            self._note_full()
+        return self._full and not self._lacks_room(_ROOM)
+
+    def _note_full(self) -> None:
+        if not self._full:
+            self._full = True
+            self._tell(event="full")
+
+    def _log_says_full(self) -> bool:
+        """Whether the server has said so since the last look; on a full disk the line itself may be missing."""
+        try:
+            with open(self._order.log, "rb") as file:
+                if file.seek(0, os.SEEK_END) < self._read:  # it was rotated
+                    self._read = 0
+                file.seek(self._read)
+                said = file.read()
+        except OSError:
+            return False
+        self._read += said.rfind(b"\n") + 1  # what is half written is read again
+        return any(text in said for text in _NO_ROOM)
+
+    def _lacks_room(self, needed: int) -> bool:
+        """Whether the disk does not take so many bytes more: a quota and missing inodes do not show otherwise."""
+        folder = os.path.dirname(self._order.log)
+        path = os.path.join(folder, "room")
+        try:
+            free = os.statvfs(folder)
+            scarce = free.f_bavail * free.f_frsize <= _ROOM or (free.f_files > 0 and free.f_favail == 0)
+            if scarce == self._full:  # what the file system says is enough, unless it contradicts what was seen
+                return scarce
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
+            try:
+                while needed > 0:
+                    needed -= os.write(descriptor, b"\0" * needed)
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+                os.unlink(path)
+        except OSError as error:
+            return error.errno in (errno.ENOSPC, errno.EDQUOT)
         return False
 
     def _listen(self, seconds: float) -> None:
@@ -137,6 +206,7 @@ class Supervisor:
         prctl = _prctl()
         supervisor = os.getpid()
         console = os.open(self._order.console, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        self._read = os.path.getsize(self._order.log) if os.path.exists(self._order.log) else 0
         self._pid = os.fork()
         if self._pid == 0:  # pragma: no cover - the child, on its way to be another program
             try:
@@ -185,7 +255,7 @@ class Supervisor:
 
     def _end(self) -> None:
         self._kill(self._order.grace if self._grace is None else self._grace)
-        if self._order.remove is not None:
+        if self._order.remove is not None and self._grace is not None:
             import shutil
 
             shutil.rmtree(self._order.remove, ignore_errors=True)

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from kit.lab.cli.console import Commands, command, say, whole
 
-if TYPE_CHECKING:
-    from kit.nats.server import Server
-
 _DETAILS = """\
-Each tenant has an account of its own; the lines it prints are what a client of that tenant needs:
+Each tenant has an account of its own; the line it prints for a tenant is what a client of that tenant needs (the
+password is in the file that NATS_CREDS names, which only its owner can read):
 
   kit server --store .kit/nats --tenants acme,globex
-  export NATS_URL=… NATS_USER=acme NATS_PASSWORD=…      (as printed)
-  kit worker gateway rag document_qa
+  export NATS_URL=… NATS_CREDS=…/env/acme.env           (as printed)
+  kit worker gateway rag document_qa --tenant acme
 
-It listens on loopback only. For more than one machine run nats-server itself and set NATS_URL to it.
+It listens on loopback only. It ends with 1 when nats-server crashes too often; its streams are then kept.
 """
 
 
@@ -33,24 +30,8 @@ def configure(commands: Commands) -> None:
 def _run(chosen: argparse.Namespace) -> int:
     import asyncio
 
-    asyncio.run(_serve(chosen.store, [tenant for tenant in chosen.tenants.split(",") if tenant], chosen.port))
+    from kit.nats.server import run_server
+
+    tenants = [tenant for tenant in chosen.tenants.split(",") if tenant]
+    asyncio.run(run_server(chosen.store, chosen.port, tenants, show=say))
     return 0
-
-
-async def _serve(store: Path | None, tenants: list[str], port: int) -> None:
-    from kit.lab.cli.signals import asked_to_end
-    from kit.nats.server import Server
-
-    with asked_to_end() as asked:
-        async with Server(store, tenants=tenants, port=port) as server:
-            _tell(server)
-            await asked.wait()
-    say("stopped")
-
-
-def _tell(server: Server) -> None:
-    say(f"nats-server at {server.url}, streams in {server.store}")
-    for tenant in server.tenants:
-        who = server.credentials(tenant)
-        say(f"export NATS_URL={server.url} NATS_USER={who.user} NATS_PASSWORD={who.password}")
-    say("Ctrl-C stops it")
