@@ -101,8 +101,8 @@ def test_an_envelope_is_frozen() -> None:
 
 def test_the_latest_version_is_written_unless_one_is_named() -> None:
     request = {"request_id": "r", "prompt": "hi", "model": "m", "tenant_id": "acme", "timestamp": now()}
-    assert versions("llm_request") == ("1.0", "1.1")
-    assert decode(encode("llm_request", request)).schema_version == latest("llm_request") == "1.1"
+    assert versions("llm_request") == ("1.0", "1.1", "1.2")
+    assert decode(encode("llm_request", request)).schema_version == latest("llm_request") == "1.2"
     assert decode(encode("llm_request", request, "1.0")).schema_version == "1.0"
 
 
@@ -403,7 +403,7 @@ def test_now_is_utc_to_the_microsecond() -> None:
 
 def test_every_message_type_has_a_latest_version() -> None:
     assert all(latest(name) == versions(name)[-1] for name in message_types())
-    assert schema("llm_request")["$id"] == "urn:kit:schema:llm_request:1.1"
+    assert schema("llm_request")["$id"] == "urn:kit:schema:llm_request:1.2"
     assert schema("llm_request", "1.0")["title"] == "llm_request 1.0"
     with pytest.raises(UnknownContract):
         versions("nobody")

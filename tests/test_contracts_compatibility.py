@@ -174,7 +174,7 @@ def test_the_kits_contracts_keep_what_they_declare() -> None:
 
 def test_the_exception_is_a_real_one() -> None:
     found = check_compatibility("llm_request", "FULL_TRANSITIVE")
-    assert {(f.reader, f.writer) for f in found} == {("1.0", "1.1")}
+    assert {(f.reader, f.writer) for f in found} == {("1.0", "1.1"), ("1.0", "1.2")}
     assert any(f.path == "/prompt" and f.fixture is None for f in found)
     assert any(f.fixture == "llm_request/1.1/valid/full.json" for f in found)
 

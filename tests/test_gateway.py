@@ -197,7 +197,7 @@ async def test_what_cannot_be_passed_on_is_refused_by_name(tenant_bus: Bus, monk
         with pytest.raises(gateway.ProviderFailed, match=r"\(MissingKey\): OPENAI_API_KEY is not set where") as keyless:
             await gateway.generate(tenant_bus, prompt="x", model="openai/gpt-4o", timeout=10)
         assert (keyless.value.kind, keyless.value.retryable) == ("MissingKey", False)
-        with pytest.raises(JobDead, match="needs a schema"):
+        with pytest.raises(gateway.RequestRefused, match="needs a schema"):
             await gateway.generate(tenant_bus, prompt="x", validation={"level": "json_schema"})
         await until(lambda: len(failures) == 5)
     assert {row["status"] for row in failures} == {"error"}
@@ -830,7 +830,7 @@ async def test_a_schema_that_is_none_or_reaches_out_is_refused() -> None:
 
     for schema in ({"type": "nonsense"}, {"$ref": "http://127.0.0.1:9/schema.json"}):
         asked = {"prompt": "x", "validation": {"level": "json_schema", "schema": schema}}
-        with pytest.raises(ConfigurationError, match=r"validation\.schema"):
+        with pytest.raises(gateway.RequestRefused, match=r"validation\.schema"):
             await check_response(asked, {"response": "{}"})
 
 

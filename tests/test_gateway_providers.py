@@ -16,6 +16,7 @@ from test_gateway import at_work, second_bus, spans_of, total, until, watched, w
 
 from kit.catalogue import GATEWAY_COST_ALERTS, GATEWAY_HEALTH, LLMOPS_OPERATIONS
 from kit.components import gateway
+from kit.errors import DeadlineExceeded
 from kit.nats.bus import Bus
 from kit.nats.server import Server
 
@@ -69,6 +70,18 @@ async def test_a_transient_failure_is_retried(tenant_bus: Bus, provider: Misbeha
     assert (provider.calls[model], response["attempts"]) == (2, 2)
     if model.startswith("limited"):
         assert seconds >= 1.0, "Retry-After was not honoured"
+
+
+async def test_a_second_answer_is_not_asked_for_when_nobody_waits_for_it(
+    tenant_bus: Bus, provider: MisbehavingProvider
+) -> None:
+    async with at_work(tenant_bus, models=models(provider, "ok", "slow-0.6"), cache_ttl=0):
+        await gateway.generate(tenant_bus, prompt="hello", model="ok")  # LiteLLM imports what it needs
+        check = {"level": "json_schema", "schema": {"type": "integer"}, "retries": 10}
+        with pytest.raises((gateway.GatewayError, DeadlineExceeded)):
+            await gateway.generate(tenant_bus, prompt="hello", model="slow-0.6", validation=check, timeout=3.0)
+        await until(lambda: provider.active == 0)
+    assert 1 <= provider.calls["slow-0.6"] <= 5
 
 
 @pytest.mark.parametrize("status", [400, 401, 402, 404])

@@ -92,13 +92,13 @@ def test_a_newer_minor_is_brought_to_the_newest_known_and_keeps_what_is_unknown(
     data = {**COMMON, "messages": [USER], "mood": "curious"}
     payload = json.dumps({"schema_version": "1.9", "message_type": "llm_request", "data": data}).encode()
     envelope = decode(payload)
-    assert migrate(envelope, "1.1") == Envelope("llm_request", "1.1", data)
+    assert migrate(envelope, "1.2") == Envelope("llm_request", "1.2", data)
     with pytest.raises(MigrationError) as caught:
         migrate(envelope, "1.0")
     assert caught.value.path == "/data/mood"
 
 
-@pytest.mark.parametrize("target", ["1.2", "2.0", "", "latest"])
+@pytest.mark.parametrize("target", ["1.3", "2.0", "", "latest"])
 def test_an_unknown_target_is_refused(target: str) -> None:
     with pytest.raises(UnknownContract):
         migrate(request("1.0", **OLD), target)
@@ -122,6 +122,15 @@ def test_what_a_step_brings_out_is_validated(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(ContractViolation) as caught:
         migrate(request("1.0", **OLD), "1.1")
     assert caught.value.path == "/data/stream"
+
+
+def test_parameters_that_an_older_minor_has_no_field_for_go_where_it_has_its_others() -> None:
+    new = request("1.2", **OLD | {"parameters": {"temperature": 0.5, "n": 2, "user": "ada", "extra": {"top_k": 1}}})
+    old = migrate(new, "1.1")
+    assert old.data["parameters"] == {"temperature": 0.5, "extra": {"top_k": 1, "n": 2, "user": "ada"}}
+    assert migrate(old, "1.2").data == old.data
+    with pytest.raises(MigrationError):
+        migrate(new, "1.0")
 
 
 @pytest.mark.parametrize("file", sorted(FIXTURES.glob("llm_request/1.0/valid/*")), ids=lambda file: file.stem)

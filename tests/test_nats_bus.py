@@ -91,11 +91,11 @@ async def test_a_request_is_answered_with_a_checked_message(bus: Bus) -> None:
 
 async def test_an_older_version_is_migrated_to_the_latest(bus: Bus, raw: nats.NATS) -> None:
     row = replace(API_QUERIES, message_type="llm_request", result_type="llm_response")
-    old = codec.migrate(codec.Envelope("llm_request", "1.1", sample("llm_request")), "1.0").data
+    old = codec.migrate(codec.Envelope("llm_request", "1.2", sample("llm_request")), "1.0").data
     heard = Heard(sample("llm_response"))
     async with await bus.serve(row, heard):
         await raw.request(row.subject("acme"), codec.encode("llm_request", old, "1.0"), timeout=2)
-    assert heard.messages[0].schema_version == "1.1"
+    assert heard.messages[0].schema_version == "1.2"
     assert heard.messages[0].data["messages"]
 
 

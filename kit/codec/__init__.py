@@ -17,7 +17,8 @@ from kit.errors import CodecError, ContractViolation, MalformedEnvelope, Migrati
 from .compatibility import Compatibility, Incompatibility, check_compatibility
 from .contracts import registry
 from .envelope import Envelope, decode, encode, now, validate
-from .exact import dumps, loads
+from .exact import dumps, loads, shorten
+from .foreign import Fault, ForeignSchema
 from .migrations import migrate
 from .released import check_released, release
 
@@ -26,6 +27,8 @@ __all__ = [
     "Compatibility",
     "ContractViolation",
     "Envelope",
+    "Fault",
+    "ForeignSchema",
     "Incompatibility",
     "MalformedEnvelope",
     "MigrationError",
@@ -42,6 +45,7 @@ __all__ = [
     "now",
     "release",
     "schema",
+    "shorten",
     "validate",
     "versions",
 ]

@@ -109,3 +109,29 @@ def _only_prompt(messages: list[dict[str, Any]]) -> str:
     if not isinstance(content, str):
         raise _lost("content that is not text is no prompt", "/data/messages/0/content")
     return content
+
+
+_PARAMETERS_OF_1_2 = ("max_completion_tokens", "n", "logit_bias", "top_logprobs", "user")
+
+
+@step("llm_request", "1.1", "1.2")
+def llm_request_same(data: dict[str, Any]) -> dict[str, Any]:
+    """Leave a request as it is: 1.2 only names further parameters."""
+    return data
+
+
+@step("llm_request", "1.2", "1.1")
+def llm_request_to_1_1(data: dict[str, Any]) -> dict[str, Any]:
+    """Put the parameters that 1.1 has no field for where it has its others: into ``extra``.
+
+    Raises:
+        MigrationError: a field that is unknown here would be lost; the path names it.
+    """
+    for name in data:
+        if name not in registry().schema("llm_request", "1.1")["properties"]:
+            raise _lost("1.1 has no such field", f"/data/{name}")
+    given = data.get("parameters") or {}
+    if not (moved := {name: given[name] for name in _PARAMETERS_OF_1_2 if name in given}):
+        return data
+    rest = {name: value for name, value in given.items() if name not in moved}
+    return {**data, "parameters": {**rest, "extra": {**given.get("extra", {}), **moved}}}

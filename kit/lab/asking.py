@@ -113,7 +113,8 @@ async def _served(question: Question, progress: TextIO) -> AsyncIterator[Lab]:
     line = _Line(progress)
     async with lab:
         line.show(f"starting {', '.join(NEEDED)} …")
-        await lab.serve(*NEEDED, uri=question.store / "lancedb")
+        own = {} if question.model is None else {"model": question.model}  # named by the operator, so let through
+        await lab.serve(*NEEDED, uri=question.store / "lancedb", **own)
         line.end()
         yield lab
 

@@ -168,9 +168,9 @@ async def test_codec_versioning(tenant_bus: Bus) -> None:
     await stream.publish(subject, codec.encode("llm_request", old.data, "1.0"))
     await eventually(lambda: len(seen) == 1)
     # A handler sees the latest version, whatever was written.
-    assert seen[0].schema_version == "1.1"
-    assert codec.migrate(old, "1.1").data == seen[0].data
-    assert codec.migrate(codec.migrate(old, "1.1"), "1.0").data == old.data
+    assert seen[0].schema_version == "1.2"
+    assert codec.migrate(old, "1.2").data == seen[0].data
+    assert codec.migrate(codec.migrate(old, "1.2"), "1.0").data == old.data
     newer = codec.loads(codec.encode("llm_request", sample("llm_request")))
     newer["schema_version"], newer["data"]["added_later"] = "1.9", "kept"
     await stream.publish(subject, codec.dumps(newer))
@@ -183,4 +183,4 @@ async def test_codec_versioning(tenant_bus: Bus) -> None:
     assert letter.payload == codec.dumps(newer)
     assert len(seen) == 2
     with pytest.raises(MigrationError):
-        codec.migrate(codec.Envelope("llm_request", "1.1", sample("llm_request", tools=[])), "1.0")
+        codec.migrate(codec.Envelope("llm_request", "1.2", sample("llm_request", tools=[])), "1.0")

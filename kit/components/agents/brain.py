@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 _MESSAGE = ("role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content", "refusal")
 _FUNCTION = ("name", "description", "parameters", "strict")
 _PARAMETERS_TEXT = """
-temperature max_tokens top_p seed stop presence_penalty frequency_penalty response_format parallel_tool_calls
-reasoning_effort logprobs
+temperature max_tokens max_completion_tokens top_p n seed stop presence_penalty frequency_penalty response_format
+parallel_tool_calls reasoning_effort logprobs top_logprobs logit_bias user
 """
 _PARAMETERS = frozenset(_PARAMETERS_TEXT.split())
 # Not the caller's to say: addresses and keys are the gateway's, and the bus streams in its own way.

@@ -15,7 +15,6 @@ import hashlib
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise, takewhile
 from typing import TYPE_CHECKING, Any
 
 from kit import codec
@@ -55,22 +54,13 @@ class ToolRecord:
 
     def check(self, arguments: Mapping[str, Any]) -> None:
         """Raise ArgumentsRefused, with path and rule, unless the arguments fit the schema."""
-        import jsonschema  # type: ignore[import-untyped]
-        from referencing import Registry
-
-        # An empty registry: a schema must not make anybody fetch another one from anywhere.
-        validator = jsonschema.Draft202012Validator(dict(self.parameters), registry=Registry())
-        faults = sorted(validator.iter_errors(dict(arguments)), key=lambda fault: str(fault.json_path))
-        if faults:
-            raise ArgumentsRefused(self.name, f"{_declared_path(faults[0])} breaks the rule '{faults[0].validator}'")
-
-
-def _declared_path(fault: Any) -> str:
-    """Return the JSON path of a fault, up to the first key that its schema does not name: such keys are content."""
-    steps = list(fault.absolute_schema_path)
-    declared = {name for rule, name in pairwise(steps) if rule == "properties"}
-    known = takewhile(lambda key: isinstance(key, int) or key in declared, fault.absolute_path)
-    return "$" + "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in known)
+        try:
+            fault = codec.ForeignSchema(self.parameters).fault(dict(arguments))
+        except codec.CodecError as error:
+            raise ArgumentsRefused(self.name, f"they cannot be checked: {error.reason}") from None
+        if fault is not None:
+            path = "$" + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in fault.declared)
+            raise ArgumentsRefused(self.name, f"{path} breaks the rule '{fault.rule}'" if fault.rule else fault.reason)
 
 
 async def find_tool(bus: Bus, name: str) -> ToolRecord:

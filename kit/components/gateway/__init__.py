@@ -92,6 +92,7 @@ async def serve(
     model: str = DEFAULT_MODEL,
     embedding_model: str = DEFAULT_EMBEDDING_MODEL,
     models: Mapping[str, Mapping[str, Any]] | None = None,
+    providers: Sequence[str] | None = None,
     fallbacks: Mapping[str, Sequence[str]] | None = None,
     timeout: float = 60.0,
     retries: int = 2,
@@ -110,6 +111,8 @@ async def serve(
         model: what answers when a request names the model "default".
         embedding_model: what embeds when a request names the model "default".
         models: LiteLLM settings (``model``, ``api_base``, ``api_key``, prices) by the name that requests use.
+        providers: those whose models a request may name beside ``models``, e.g. ``["openai", "bedrock"]``; None is
+            every well-known one whose key (``OPENAI_API_KEY``, …) the environment has.
         fallbacks: models to try when one fails, by its name.
         timeout: seconds for one call of a provider.
         retries: further calls of a model after a transient failure; the queue adds none.
@@ -125,8 +128,9 @@ async def serve(
         ConfigurationError: a setting that cannot work.
     """
     settings = Settings(
-        model=model, embedding_model=embedding_model, models=models or {}, fallbacks=fallbacks or {}, timeout=timeout,
-        retries=retries, cooldown=cooldown, cache_ttl=cache_ttl, budget=budget_of(budget),
+        model=model, embedding_model=embedding_model, models=models or {}, providers=providers,
+        fallbacks=fallbacks or {}, timeout=timeout, retries=retries, cooldown=cooldown, cache_ttl=cache_ttl,
+        budget=budget_of(budget),
         rate_limits={name: rate_limit_of(limit) for name, limit in (rate_limits or {}).items()},
         concurrency=concurrency, health_interval=health_interval, log_interval=log_interval,
     )  # fmt: skip

@@ -16,7 +16,8 @@ from kit.otel.genai import gen_ai_attributes
 from .books import Books
 from .errors import ProviderFailed, as_data, unusable
 from .flight import Emit
-from .litellm_calls import Call, provider_parameters
+from .litellm_calls import Call
+from .parameters import chat_parameters
 from .parts import Parts
 from .prices import CURRENCY, Price
 from .relay import Relay
@@ -140,7 +141,7 @@ class Caller:
         return Call(
             model=model,
             messages=request.get("messages") or [{"role": "user", "content": request["prompt"]}],
-            parameters=provider_parameters(request),
+            parameters=chat_parameters(request),
             timeout=self._timeout(request),
             fallbacks=fallbacks,
         )

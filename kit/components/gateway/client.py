@@ -18,10 +18,10 @@ from kit.catalogue import (
     GATEWAY_REQUESTS,
     RAG_EMBEDDINGS,
 )
-from kit.errors import ConfigurationError, JobDead, RemoteError
+from kit.errors import ConfigurationError, ContractViolation, JobDead, RemoteError
 
 from .cache import delete_keys, doomed_keys, open_cache_store
-from .errors import error_of
+from .errors import RequestRefused, error_of
 from .health import BUCKET as HEALTH_BUCKET
 
 if TYPE_CHECKING:
@@ -39,8 +39,8 @@ session_id task_id component metadata
 """
 _FIELDS = frozenset(_FIELDS_TEXT.split())
 _PARAMETERS_TEXT = """
-temperature max_tokens top_p seed stop presence_penalty frequency_penalty response_format parallel_tool_calls
-reasoning_effort logprobs
+temperature max_tokens max_completion_tokens top_p n seed stop presence_penalty frequency_penalty response_format
+parallel_tool_calls reasoning_effort logprobs top_logprobs logit_bias user
 """
 _PARAMETERS = frozenset(_PARAMETERS_TEXT.split())
 
@@ -64,8 +64,7 @@ async def generate(
         timeout: seconds for the answer; nobody works on the request after that.
         request_id: asked again under the same id, it is the same request and is answered once.
         options: the request's further fields (``tools``, ``validation``, ``cache``, ``fallbacks``, ``max_cost``,
-            ``prompt_version``, …) and parameters (``temperature``, ``max_tokens``, …); anything else is passed to the
-            provider.
+            ``prompt_version``, …) and parameters (``temperature``, ``max_tokens``, …); the gateway refuses any other.
 
     Raises:
         RateLimited, BudgetExceeded, PriceUnknown, ProviderFailed, ResponseInvalid, RequestExpired, RequestRefused: as
@@ -136,7 +135,7 @@ async def embed(
 
     Args:
         bus: of the tenant.
-        texts: any number; none gives an array of shape (0, 0).
+        texts: any number; none gives an array of shape (0, 0), and a single ``str`` is one text.
         model: a LiteLLM embedding model, or "default".
         timeout: seconds for each request.
         fields: further fields of ``embedding_request``, such as ``input_type`` or ``dimensions``.
@@ -145,7 +144,7 @@ async def embed(
         GatewayError: the gateway refused or its provider failed.
         NoResponders: no gateway is at work.
     """
-    gate = asyncio.Semaphore(_AT_ONCE)
+    gate, texts = asyncio.Semaphore(_AT_ONCE), _listed(texts)
 
     async def one(batch: Sequence[str]) -> NDArray[np.float32]:
         async with gate:
@@ -170,10 +169,23 @@ async def embed_bulk(
         GatewayError: the gateway refused or its provider failed in every attempt.
         DeadlineExceeded: it is not done yet.
     """
-    data = _embedding_request(bus, texts, model, None, fields)
+    data = _embedding_request(bus, _listed(texts), model, None, fields)
     with _typed(model):
         answered = await bus.run(RAG_EMBEDDINGS, data, timeout=timeout)
     return await vectors_of(bus, answered.data)
+
+
+def _listed(texts: Sequence[str]) -> Sequence[str]:
+    """Return the texts as a sequence; a ``str``, which is one too (of its letters), is one text.
+
+    Raises:
+        ConfigurationError: something among them is no text.
+    """
+    listed = [texts] if isinstance(texts, str) else texts if isinstance(texts, list | tuple) else list(texts)
+    for text in listed:
+        if not isinstance(text, str):
+            raise ConfigurationError(f"texts are str, not {type(text).__name__}")
+    return listed
 
 
 async def vectors_of(bus: Bus, response: Mapping[str, Any]) -> NDArray[np.float32]:
@@ -249,6 +261,8 @@ def _request(
     """Build an ``llm_request`` from arguments."""
     if (prompt is None) == (messages is None):
         raise ConfigurationError("give either prompt= or messages=")
+    if isinstance(messages, str | Mapping):
+        raise ConfigurationError("messages is a list of messages: [{'role': 'user', 'content': …}]")
     if not math.isfinite(timeout) or timeout <= 0:
         raise ConfigurationError(f"timeout {timeout} is no number of seconds above 0")
     fields = {name: value for name, value in options.items() if name in _FIELDS and value is not None}
@@ -288,6 +302,10 @@ def _typed(model: str) -> Iterator[None]:
     """Raise the gateway's own errors in place of what the bus reports of them."""
     try:
         yield
+    except ContractViolation as error:
+        if (error.path or "").startswith("/data/parameters"):
+            raise RequestRefused(f"{(error.path or '')[6:].replace('/', '.')}: {error.reason}") from error
+        raise
     except (JobDead, RemoteError) as error:
         known = error_of(error.error_type, error.detail, model, error.retry_after)
         if known is None:

@@ -18,7 +18,7 @@ from kit.otel.genai import gen_ai_attributes
 
 from .books import Books
 from .errors import RequestRefused, unusable
-from .litellm_calls import refuse_steering
+from .parameters import embedding_parameters
 from .parts import Parts
 from .prices import CURRENCY
 from .till import Meter
@@ -68,6 +68,7 @@ class Embedder:
             model = self._parts.settings.embedding_model
         if len(texts) > _MOST_TEXTS:
             raise RequestRefused(f"{len(texts):,} texts are too many for one request: send at most {_MOST_TEXTS:,}")
+        self._parts.providers.admit(model)
         meter = self._meter(request, texts)
         with meter.once():
             vectors, told = await self._call(request, model, texts, meter)
@@ -93,7 +94,7 @@ class Embedder:
     ) -> tuple[NDArray[np.float32], dict[str, Any]]:
         """Call the provider: its span is the request's own, its metrics and its line in the log are like any call's."""
         parts = self._parts
-        provider, parameters = parts.providers.provider_of(model), self._parameters(request)
+        provider, parameters = parts.providers.provider_of(model), embedding_parameters(request)
         seconds = float(request.get("timeout") or parts.settings.timeout * (1 + parts.settings.retries))
         about = gen_ai_attributes("embeddings", model=model, provider=provider, input_messages=_shown(texts))
         self._telemetry.annotate({**about, semconv.REQUEST_ID: request["request_id"], semconv.EMBEDDING_MODEL: model})
@@ -145,13 +146,6 @@ class Embedder:
             provider=self._parts.providers.provider_of(model), model=model,
         )  # fmt: skip
         self._books.lost(request, meter, model, error, asked=asked_to_embed(request["texts"]), seconds=seconds)
-
-    def _parameters(self, request: dict[str, Any]) -> dict[str, Any]:
-        parameters = dict(request.get("parameters") or {})
-        refuse_steering(parameters)
-        if "dimensions" in request:
-            parameters["dimensions"] = request["dimensions"]
-        return parameters
 
     async def _carried(self, vectors: NDArray[np.float32]) -> dict[str, Any]:
         """The embeddings themselves, or a claim for them when no message could hold them."""

@@ -19,6 +19,7 @@ from kit.errors import KitError
 from kit.threads import on_own_thread
 
 from .errors import ProviderFailed, RequestRefused, timed_out, unusable
+from .parameters import is_model_name
 from .settings import Settings
 
 if TYPE_CHECKING:
@@ -26,13 +27,15 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# What would let a request steer the gateway's own credentials, addresses or LiteLLM itself.
-_FORBIDDEN_TEXT = """
-api_base base_url api_key api_version headers extra_headers custom_llm_provider organization client model
-messages callbacks success_callback failure_callback mock_response fallbacks num_retries max_retries timeout
-stream tools tool_choice input
+# Providers whose models a request may name when the gateway's environment has their key; others the settings enable.
+_KEYED_TEXT = """
+ai21 anthropic azure azure_ai cerebras codestral cohere dashscope databricks deepinfra deepseek fireworks_ai gemini
+groq huggingface hyperbolic jina_ai meta_llama minimax mistral moonshot nebius novita nvidia_nim openai openrouter
+replicate sambanova voyage xai zai
 """
-_FORBIDDEN = frozenset(_FORBIDDEN_TEXT.split())
+_KEYS = {name: f"{name.upper()}_API_KEY" for name in _KEYED_TEXT.split()} | {
+    "together_ai": "TOGETHERAI_API_KEY", "perplexity": "PERPLEXITYAI_API_KEY",
+}  # fmt: skip
 _MOST_NAMES = 1000
 _MOST_COUNTED = 100_000  # characters; a longer text is taken to have a token for four of them, so that nobody waits
 _CALLBACKS = operator.attrgetter(
@@ -167,6 +170,40 @@ class Providers:
         import openai  # LiteLLM's own errors hang under its tree
 
         self.errors: tuple[type[Exception], ...] = (openai.OpenAIError, ValueError)
+
+    def admit(self, model: str) -> None:
+        """Let a model be called: one that the settings name, or any of a provider that the operator enabled.
+
+        Raises:
+            RequestRefused: it is neither, or no name of a model.
+            ProviderFailed: nobody knows its provider, or its key is not in the gateway's environment.
+        """
+        enabled = self._settings.providers
+        if model in self._settings.named:
+            return
+        if not is_model_name(model):
+            raise RequestRefused("that is no model's name: use letters, digits and . _ : @ + - between single slashes")
+        provider = self._vendor(model)
+        if provider == "kit" or (enabled is not None and provider in enabled):
+            return
+        key = _KEYS.get(provider) if enabled is None else None
+        if key is None:
+            raise RequestRefused(
+                f"the models of {provider} are not enabled here: the gateway's settings name them (models=), "
+                "or their provider (providers=)"
+            )
+        if not os.environ.get(key) and not (provider == "gemini" and os.environ.get("GOOGLE_API_KEY")):
+            raise ProviderFailed(model, kind="MissingKey", status_code=None, retryable=False, missing=key)
+
+    def _vendor(self, model: str) -> str:
+        """Return who runs a model, by its name alone: LiteLLM's own way asks some providers over the network."""
+        prefix, slash, _ = model.partition("/")
+        if slash and (prefix == "kit" or prefix in self.litellm.provider_list):
+            return prefix
+        listed = self.litellm.model_cost.get(model) if model in listed_models(self.litellm) else None
+        if listed is None:
+            raise ProviderFailed(model, kind="UnknownProvider", status_code=400, retryable=False)
+        return str(listed.get("litellm_provider"))
 
     def provider_of(self, model: str) -> str:
         """Return who runs a model, as LiteLLM names it: ``openai``, ``kit``, …"""
@@ -344,32 +381,6 @@ def _seconds_to_wait(retry_after: str) -> float | None:
     except ValueError:
         return None
     return max((date.replace(tzinfo=date.tzinfo or UTC) - datetime.now(UTC)).total_seconds(), 0.0) or None
-
-
-def refuse_steering(extra: dict[str, Any]) -> None:
-    """Refuse parameters of a request that would steer the gateway's credentials, addresses or LiteLLM itself.
-
-    Raises:
-        RequestRefused: naming them.
-    """
-    refused = sorted(name for name in extra if name in _FORBIDDEN or name.startswith(("litellm", "mock_", "_", "aws_")))
-    if refused:
-        raise RequestRefused(f"a request must not set {', '.join(refused)}: the gateway's settings do")
-
-
-def provider_parameters(data: dict[str, Any]) -> dict[str, Any]:
-    """Return what of an ``llm_request`` goes to the provider.
-
-    Raises:
-        RequestRefused: ``parameters.extra`` would steer the gateway itself.
-    """
-    parameters = dict(data.get("parameters") or {})
-    extra = parameters.pop("extra", {})
-    refuse_steering(extra)
-    for name in ("tools", "tool_choice"):
-        if data.get(name):
-            parameters[name] = data[name]
-    return {**parameters, **extra}
 
 
 async def close_stream(response: Any) -> None:

@@ -106,8 +106,10 @@ class Settings:
     Attributes:
         model: what answers when a request names the model "default".
         embedding_model: what embeds when a request names the model "default".
-        models: LiteLLM settings (``model``, ``api_base``, ``api_key``, prices, …) by the name that requests use; any
-            other name goes to LiteLLM as it is.
+        models: LiteLLM settings (``model``, ``api_base``, ``api_key``, prices, …) by the name that requests use.
+        providers: LiteLLM's names of those whose models a request may name beside ``models``, as ``("openai",
+            "bedrock")``; None is every well-known one whose key (``OPENAI_API_KEY``, …) the environment has. ``kit/``
+            models may always be named.
         fallbacks: models to try when one fails, by its name; a request's own list comes first.
         timeout: seconds for one call of a provider, and for a request that names no timeout of its own.
         retries: further calls of a model after a transient failure (429, 5xx, timeouts, broken connections, answers
@@ -125,6 +127,7 @@ class Settings:
     model: str = DEFAULT_MODEL
     embedding_model: str = DEFAULT_EMBEDDING_MODEL
     models: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    providers: Sequence[str] | None = None
     fallbacks: Mapping[str, Sequence[str]] = field(default_factory=dict)
     timeout: float = 60.0
     retries: int = 2
@@ -135,12 +138,18 @@ class Settings:
     concurrency: int = 32
     health_interval: float = 30.0
     log_interval: float = 0.02
+    named: frozenset[str] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.timeout <= 0 or self.concurrency < 1 or min(self.retries, self.cache_ttl, self.log_interval) < 0:
             raise ConfigurationError(
                 "timeout and concurrency must be above 0; retries, cache_ttl and log_interval not below"
             )
+        if isinstance(self.providers, str):
+            raise ConfigurationError(f"providers is a list of names: [{self.providers!r}]")
+        listed = (name for names in self.fallbacks.values() for name in names)
+        named = frozenset((self.model, self.embedding_model, *self.models, *self.fallbacks, *listed))
+        object.__setattr__(self, "named", named)  # the operator's own names
         for name, deployment in self.models.items():
             if not isinstance(deployment.get("model"), str):
                 raise ConfigurationError(f"models[{name!r}] needs a 'model': its LiteLLM name, e.g. openai/gpt-4o-mini")

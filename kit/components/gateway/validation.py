@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kit.errors import ConfigurationError
+from kit.codec import CodecError, ForeignSchema, shorten
 
+from .errors import RequestRefused
 from .models.language import STOPWORDS, split_units, stem, words
 from .models.prompt import read_messages
 from .models.static import static_embeddings
+from .parameters import foreign_schema
 
 if TYPE_CHECKING:
     from .models.static import StaticEmbeddings
@@ -67,7 +69,7 @@ async def check_response(request: Mapping[str, Any], response: Mapping[str, Any]
     A stricter level includes ``format``.
 
     Raises:
-        ConfigurationError: the request's schema is none.
+        RequestRefused: the request's schema is none that can be used.
     """
     asked = request.get("validation") or {}
     level = asked.get("level", "none")
@@ -92,11 +94,11 @@ async def check_response(request: Mapping[str, Any], response: Mapping[str, Any]
     return Verdict(level=level, passed=True)
 
 
-def check_request(request: Mapping[str, Any]) -> None:
+def check_schema(request: Mapping[str, Any]) -> None:
     """Refuse a check that cannot be made, before anything is spent on the response.
 
     Raises:
-        ConfigurationError: a JSON Schema is asked for and none is given.
+        RequestRefused: a JSON Schema is asked for, and there is none or none that can be used.
     """
     asked = request.get("validation") or {}
     if asked.get("level") == "json_schema":
@@ -138,41 +140,32 @@ def _parsed(text: str) -> Any:
     fenced = _FENCE.match(text)
     try:
         return json.loads(fenced.group(1) if fenced else text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return _BROKEN
 
 
-def _schema_of(request: Mapping[str, Any], asked: Mapping[str, Any]) -> Mapping[str, Any]:
+def _schema_of(request: Mapping[str, Any], asked: Mapping[str, Any]) -> ForeignSchema:
     """The schema to check against: the validation's own, or the one of ``response_format``."""
     named = (request.get("parameters") or {}).get("response_format", {}).get("json_schema", {}).get("schema")
     schema = asked.get("schema") or named
     if not isinstance(schema, Mapping):
-        raise ConfigurationError("validation level json_schema needs a schema: in validation.schema or response_format")
-    return schema
+        raise RequestRefused("validation level json_schema needs a schema: in validation.schema or response_format")
+    return foreign_schema(schema, "validation.schema", used=True)
 
 
-def _schema_fault(text: str, schema: Mapping[str, Any]) -> str | None:
+def _schema_fault(text: str, schema: ForeignSchema) -> str | None:
     """What breaks the schema, by path and rule; never by value."""
-    import jsonschema  # type: ignore[import-untyped]
-    from referencing import Registry
-    from referencing.exceptions import Unresolvable
-
     value = _parsed(text)
     if value is _BROKEN:
         return "it is no JSON"
     try:
-        jsonschema.Draft202012Validator.check_schema(schema)
-    except jsonschema.SchemaError as error:
-        raise ConfigurationError(
-            f"validation.schema is no JSON Schema: {error.validator} at {error.json_path}"
-        ) from None
-    # An empty registry: a schema must not make the gateway fetch another one from anywhere.
-    validator = jsonschema.Draft202012Validator(schema, registry=Registry())
-    try:
-        faults = sorted(validator.iter_errors(value), key=lambda fault: str(fault.json_path))
-    except Unresolvable:
-        raise ConfigurationError("validation.schema refers to another schema: put it inside, under $defs") from None
-    return f"{faults[0].json_path} breaks the rule '{faults[0].validator}'" if faults else None
+        fault = schema.fault(value)
+    except CodecError as error:
+        return error.reason
+    if fault is None:
+        return None
+    path = "$" + "".join(f"[{part}]" if isinstance(part, int) else f".{shorten(part, 60)}" for part in fault.path)
+    return f"{path} breaks the rule '{fault.rule}'" if fault.rule else fault.reason
 
 
 def grounding(response: str, passages: Sequence[str], model: StaticEmbeddings) -> float:

@@ -14,10 +14,11 @@ from .cache import Cache, cache_key, remembered, stored_key
 from .calls import Caller
 from .errors import RequestExpired, ResponseInvalid, as_data
 from .flight import Emit, Landed
+from .parameters import check_request
 from .parts import Parts
 from .relay import emit_known
 from .responses import wrap
-from .validation import check_request, check_response
+from .validation import check_response, check_schema
 
 if TYPE_CHECKING:
     from kit.nats.message import Message
@@ -118,6 +119,9 @@ class Gateway:
         if request["model"] == "default":
             request["model"] = self._settings.model
         check_request(request)
+        check_schema(request)
+        for model in (request["model"], *(request.get("fallbacks") or ())):
+            self._parts.providers.admit(model)
         length = len(request.get("prompt") or "") or sum(len(str(m.get("content") or "")) for m in request["messages"])
         self._telemetry.annotate(
             {
@@ -142,14 +146,17 @@ class Gateway:
         cache, meter = self._parts.cache, self._caller.meter(request)
         epoch = cache.epoch if cache is not None else 0
         attempts = 1 + ((request.get("validation") or {}).get("retries", 0) if emit is None else 0)
+        now = asyncio.get_running_loop().time
+        ends = now() + self._caller.patience(request)
         with meter.once():
             for attempt in range(1, attempts + 1):
                 answer = await self._caller.call(request, meter, emit)
                 verdict = await self._validate(request, answer)
                 if verdict.passed:
                     break
-                if attempt == attempts:
-                    raise ResponseInvalid(verdict.level, detail=verdict.detail or "", attempts=attempts)
+                request = {**request, "timeout": ends - now()}  # nobody waits longer for a second answer than for one
+                if attempt == attempts or request["timeout"] <= 0:
+                    raise ResponseInvalid(verdict.level, detail=verdict.detail or "", attempts=attempt)
         answer["validation"] = verdict.as_data()
         await self._remember(where, answer, epoch)
         return answer

@@ -1,0 +1,211 @@
+"""What of a request may reach a provider: an allowlist. All else (addresses, keys, …) is the operator's, by settings.
+
+Names, types and bounds are those of the contract; where an older one left something open, it is narrowed here.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from kit import codec
+
+from .errors import RequestRefused
+
+_MOST_TOKENS = 10_000_000
+_MOST_FALLBACKS = 16
+_MOST_RETRIES = 10  # of a failed check
+_NAME = {"type": "string", "pattern": "^[A-Za-z0-9_-]{1,64}$"}
+_SHORT = {"type": "string", "minLength": 1, "maxLength": 200}
+_TOKENS = {"type": "integer", "minimum": 1, "maximum": _MOST_TOKENS}
+
+
+def _closed(required: str, **properties: Any) -> dict[str, Any]:
+    return {
+        "type": "object", "properties": properties, "required": required.split(), "additionalProperties": False,
+    }  # fmt: skip
+
+
+# Of chat, what the released contracts leave open. Source: the OpenAI API reference.
+_NARROWED: dict[str, Any] = {
+    "max_tokens": _TOKENS,
+    "reasoning_effort": _NAME,
+    "stop": {"anyOf": [_SHORT, {"type": "array", "items": _SHORT, "maxItems": 16}]},
+    "response_format": _closed(
+        "type",
+        type={"enum": ["text", "json_object", "json_schema"]},
+        json_schema=_closed(
+            "name", name=_NAME, description={"type": "string"}, schema={"type": "object"},
+            strict={"type": ["boolean", "null"]},
+        ),
+    ),
+    "logit_bias": {
+        "type": "object", "maxProperties": 1000,
+        "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
+    },
+    "tool_choice": {
+        "anyOf": [
+            {"enum": ["auto", "none", "required"]},
+            _closed("type function", type={"const": "function"}, function=_closed("name", name=_SHORT)),
+        ]
+    },
+}  # fmt: skip
+_EMBEDDING: dict[str, Any] = {
+    "dimensions": {"type": "integer", "minimum": 1, "maximum": 100_000},
+    "encoding_format": {"const": "float"},
+    "user": _SHORT,
+}
+# Parts of a message: text, or what is given as data. LiteLLM fetches a URL itself, from where the gateway stands.
+_CACHED = _closed("type", type={"const": "ephemeral"}, ttl={"enum": ["5m", "1h"]})
+_PARTS: dict[str, Any] = {
+    "text": _closed("type text", type=True, text={"type": "string"}, cache_control=_CACHED),
+    "refusal": _closed("type refusal", type=True, refusal={"type": "string"}),
+    "image_url": _closed(
+        "type image_url", type=True, cache_control=_CACHED,
+        image_url=_closed("url", url={"type": "string"}, detail={"enum": ["auto", "low", "high"]}),
+    ),
+    "input_audio": _closed(
+        "type input_audio", type=True,
+        input_audio=_closed("data format", data={"type": "string"}, format={"enum": ["wav", "mp3"]}),
+    ),
+    "file": _closed(
+        "type file", type=True, cache_control=_CACHED,
+        file=_closed("file_data", file_data={"type": "string"}, filename=_SHORT),
+    ),
+}  # fmt: skip
+_INLINE = {"image_url": "url", "input_audio": "data", "file": "file_data"}
+_DATA_URL = re.compile(r"data:[a-z]{1,20}/[a-z0-9.+-]{1,100};base64,", re.ASCII)
+_BASE64 = re.compile(r"[A-Za-z0-9+/]*={0,2}", re.ASCII)
+_SEGMENT = re.compile(r"[A-Za-z0-9@_][A-Za-z0-9._:@+-]*", re.ASCII)
+
+Allowed = Mapping[str, codec.ForeignSchema]
+
+
+@functools.cache
+def _chat() -> Allowed:
+    contract = codec.schema("llm_request")["properties"]["parameters"]["properties"]
+    taken: dict[str, dict[str, Any]] = {
+        name: rule for name, rule in {**contract, **_NARROWED}.items() if name != "extra"
+    }
+    return {name: codec.ForeignSchema(rule) for name, rule in taken.items()}
+
+
+@functools.cache
+def _embedding() -> Allowed:
+    return {name: codec.ForeignSchema(rule) for name, rule in _EMBEDDING.items()}
+
+
+@functools.cache
+def _part(kind: str) -> codec.ForeignSchema:
+    return codec.ForeignSchema(_PARTS[kind])
+
+
+def check_request(request: dict[str, Any]) -> None:
+    """Refuse an ``llm_request`` that asks for what only the operator may set; what remains may go to a provider.
+
+    Parameters that its writer had no field for (``extra``) are put among the others.
+
+    Raises:
+        RequestRefused: saying what it must not ask for.
+    """
+    given = dict(request.get("parameters") or {})
+    given |= given.pop("extra", None) or {}
+    if given:
+        request["parameters"] = given
+    if given or request.get("tool_choice"):
+        _admit(_chat(), given | ({"tool_choice": request["tool_choice"]} if request.get("tool_choice") else {}))
+    named = given.get("response_format", {}).get("json_schema", {}).get("schema")
+    schemas = [named, *(tool["function"].get("parameters") for tool in request.get("tools") or ())]
+    for schema in filter(None, schemas):
+        foreign_schema(schema, "the schema of a tool or of response_format")
+    _check_messages(request.get("messages") or ())
+    if len(request.get("fallbacks") or ()) > _MOST_FALLBACKS:
+        raise RequestRefused(f"a request has at most {_MOST_FALLBACKS} fallbacks")
+    if (request.get("validation") or {}).get("retries", 0) > _MOST_RETRIES:
+        raise RequestRefused(f"validation.retries is at most {_MOST_RETRIES}")
+
+
+def chat_parameters(request: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what of a checked request goes to the provider beside its messages."""
+    return {
+        **(request.get("parameters") or {}),
+        **{name: request[name] for name in ("tools", "tool_choice") if request.get(name)},
+    }
+
+
+def embedding_parameters(request: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what of an ``embedding_request`` goes to the provider beside its texts.
+
+    Raises:
+        RequestRefused: a parameter that no request may set, or a value out of its bounds; named.
+    """
+    parameters = dict(request.get("parameters") or {})
+    if "dimensions" in request:
+        parameters["dimensions"] = request["dimensions"]
+    _admit(_embedding(), parameters)
+    return parameters
+
+
+def is_model_name(name: str) -> bool:
+    """Whether a name is one that a provider could give a model: no URL, no path, nothing but ASCII."""
+    return len(name) <= 200 and all(map(_SEGMENT.fullmatch, name.split("/")))
+
+
+def foreign_schema(schema: Any, where: str, *, used: bool = False) -> codec.ForeignSchema:
+    """Return a request's own JSON Schema, within its bounds.
+
+    Args:
+        schema: as it came.
+        where: what it is, for the error.
+        used: whether the gateway itself will judge by it, and not only the provider.
+
+    Raises:
+        RequestRefused: it is too large, or refers to anything outside itself, or cannot be used.
+    """
+    try:
+        found = codec.ForeignSchema(schema)
+        return found.compile() if used else found
+    except codec.CodecError as error:
+        raise RequestRefused(f"{where}: {error.reason}") from None
+
+
+def _check_messages(messages: Iterable[Mapping[str, Any]]) -> None:
+    """Refuse parts that are anything but text, or images, sound and files given as data."""
+    for number, message in enumerate(messages):
+        content = message.get("content")
+        for position, part in enumerate(content if isinstance(content, list) else ()):
+            where = f"messages[{number}].content[{position}]"
+            kind = part.get("type")
+            if not isinstance(kind, str) or kind not in _PARTS:
+                raise RequestRefused(f"{where} is of no type that is passed on: {', '.join(_PARTS)}")
+            _judge(_part(kind), part, where)
+            if kind in _INLINE and not _is_inline(kind, part[kind][_INLINE[kind]]):
+                wanted = "base64 data" if kind == "input_audio" else "a data: URL in base64"
+                raise RequestRefused(f"{where} must be {wanted}: the gateway fetches nothing for a request")
+
+
+def _admit(allowed: Allowed, parameters: Mapping[str, Any]) -> None:
+    if refused := sorted(parameters.keys() - allowed.keys()):
+        shown = ", ".join(codec.shorten(name, 60) for name in refused[:10])
+        raise RequestRefused(f"a request must not set {shown}: the gateway's settings may, for one of their models")
+    for name, value in parameters.items():
+        _judge(allowed[name], value, f"parameters.{name}")
+
+
+def _judge(schema: codec.ForeignSchema, value: Any, where: str) -> None:
+    try:
+        fault = schema.fault(value)
+    except codec.CodecError as error:
+        raise RequestRefused(f"{where}: {error.reason}") from None
+    if fault is not None:
+        path = "".join(f".{codec.shorten(str(part), 60)}" for part in fault.path)
+        raise RequestRefused(f"{where}{path}: {fault.reason}")
+
+
+def _is_inline(kind: str, data: str) -> bool:
+    if kind == "input_audio":
+        return bool(_BASE64.fullmatch(data))
+    header = _DATA_URL.match(data)
+    return header is not None and bool(_BASE64.fullmatch(data, header.end()))
