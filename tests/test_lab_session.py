@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from samples import eventually
 
 import kit
-from kit.catalogue import RAG_QUERIES, RAG_STATUS
+from kit import cells
+from kit.catalogue import AGENT_MESSAGE, AGENT_TASKS, RAG_QUERIES, RAG_STATUS
 from kit.errors import ConfigurationError, ConnectError, NoResponders, StoreInUse
 from kit.lab import components, session
 from kit.lab.session import Lab
@@ -203,21 +205,60 @@ async def test_what_does_not_end_does_not_keep_the_rest_from_ending(lab: Lab) ->
 
 
 async def test_running_a_cell_again_stops_what_it_started_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    cell = session._Cell("cell-1", "run 1")
-    monkeypatch.setattr(session, "_current_cell", lambda: cell)
+    cell = cells.Cell("cell-1", "run 1")
+    monkeypatch.setattr(cells, "current_cell", lambda: cell)
     first, beside = await kit.start("acme"), await kit.start("acme")  # two in one run of the cell
-    monkeypatch.setattr(session, "_current_cell", lambda: session._Cell("cell-2", "run 2"))
+    monkeypatch.setattr(cells, "current_cell", lambda: cells.Cell("cell-2", "run 2"))
     other = await kit.start("acme")
     assert not first.stopped
-    monkeypatch.setattr(session, "_current_cell", lambda: session._Cell("cell-1", "run 3"))
+    monkeypatch.setattr(cells, "current_cell", lambda: cells.Cell("cell-1", "run 3"))
     again = await kit.start("acme")
     assert (first.stopped, beside.stopped, other.stopped, again.stopped) == (True, True, False, False)
     await other.stop()
     await again.stop()
 
 
+async def test_running_a_cell_again_replaces_what_it_subscribed_served_and_worked_on(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[str] = []
+
+    async def run(execution: int) -> None:
+        """Run one cell once more, with handlers defined anew, as a notebook does."""
+        monkeypatch.setattr(cells, "current_cell", lambda: cells.Cell("cell-1", f"run {execution}"))
+
+        async def hear(message: Any) -> None:
+            heard.append(f"hear {execution}")
+
+        async def answer(message: Any) -> dict[str, Any]:
+            return {**_data("rag_result"), "answer": f"run {execution}"}
+
+        async def work(message: Any) -> dict[str, Any]:
+            return {**_data("agent_result"), "output": {"by": f"run {execution}"}}
+
+        await lab.bus.subscribe(AGENT_MESSAGE, hear)
+        await lab.bus.subscribe(AGENT_MESSAGE, lambda message: heard.append(f"plain {execution}"))
+        await lab.bus.serve(RAG_QUERIES, answer)
+        await lab.bus.work(AGENT_TASKS, work)
+        await lab.serve("prompts")
+
+    monkeypatch.setattr(cells, "current_cell", lambda: cells.Cell("cell-2", "run 0"))
+    await lab.bus.subscribe(AGENT_MESSAGE, lambda message: heard.append("another cell"))
+    for execution in (1, 2, 3):
+        await run(execution)
+    monkeypatch.setattr(cells, "current_cell", lambda: None)
+    await lab.bus.publish(AGENT_MESSAGE, _data("agent_message"))
+    await lab.bus.request(RAG_QUERIES, _data("rag_query"))
+    await eventually(lambda: len(heard) >= 3)
+    assert sorted(heard) == ["another cell", "hear 3", "plain 3"]
+    for _ in range(5):
+        assert (await lab.bus.request(RAG_QUERIES, _data("rag_query"))).data["answer"] == "run 3"
+        assert (await lab.bus.run(AGENT_TASKS, _data("agent_task"))).data["output"] == {"by": "run 3"}
+    assert {name: len(services) for name, services in lab.services.items()} == {"prompts": 1}
+
+
 def test_outside_a_kernel_there_is_no_cell() -> None:
-    assert session._current_cell() is None
+    assert cells.current_cell() is None
 
 
 # --- components -------------------------------------------------------------------------------------------------
@@ -331,6 +372,10 @@ async def test_a_kernel_survives_an_interrupt_and_a_cell_run_twice() -> None:
         assert await run("print([each.stopped for each in labs])") == "[True, False]"
         interrupted = await run("import asyncio; await asyncio.sleep(60)", interrupt_after=1.0)
         assert interrupted in ("KeyboardInterrupt", "CancelledError")
+        hear = "await lab.bus.subscribe(AGENT_MESSAGE, lambda m: heard.append(m))"
+        hear += "; print(sum(worker._stopping is None for worker in lab.bus._workers))"
+        assert await run("from kit.catalogue import AGENT_MESSAGE; heard = []") == ""
+        assert (await run(hear), await run(hear), await run("None; " + hear)) == ("1", "1", "2")
         notes = "store = await lab.bus.store('notes')\nawait store.put('k', b'v')\nprint('alive')"
         assert await run(notes) == "alive"
         assert await run("await lab.stop(); print(lab)") == "Lab of acme, stopped"

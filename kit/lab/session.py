@@ -12,15 +12,14 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sys
 import time
-import weakref
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from kit.catalogue import check_id
+from kit.cells import remember, started_earlier
 from kit.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -33,8 +32,6 @@ if TYPE_CHECKING:
     from kit.otel import Telemetry
 
 STOP_SECONDS = 15.0  # for everything together; each part is bounded by itself as well
-
-_labs: weakref.WeakSet[Lab] = weakref.WeakSet()  # only to find the one that the same notebook cell started before
 
 
 class Lab:
@@ -58,7 +55,6 @@ class Lab:
         self._buses: dict[str, Bus] = {}
         self._ends: list[tuple[str, Callable[[], Awaitable[Any]]]] = []
         self._stopping: asyncio.Task[None] | None = None
-        self._cell: _Cell | None = None
 
     def __repr__(self) -> str:
         if self.stopped:
@@ -75,7 +71,8 @@ class Lab:
     async def serve(self, *components: str, tenant_id: str | None = None, **settings: Any) -> None:
         """Serve components in this process, for this lab's tenant or another one.
 
-        A setting goes to every component that takes one of its name. In a lab whose components are elsewhere nothing
+        A setting goes to every component that takes one of its name. Running the same notebook cell again replaces what
+        it served before. In a lab whose components are elsewhere nothing
         is started: it prints the ``kit worker`` command that serves the same.
 
         Raises:
@@ -88,9 +85,24 @@ class Lab:
             print("served elsewhere, with its spans and metrics:", command)  # noqa: T201 (a cell's output)
             return
         bus = self.bus if tenant_id is None else await self.tenant(tenant_id)
+        await self._stop_earlier()
         for name, service in (await rooms.serve(bus, components, settings, self._places())).items():
+            remember(service)
             self.services.setdefault(name, []).append(service)
             self._ends.append((name, service.stop))
+
+    async def _stop_earlier(self) -> None:
+        """Stop the services that this notebook cell started when it ran before."""
+        from kit.components import Service
+
+        earlier = started_earlier(Service)
+        for name, services in list(self.services.items()):
+            for service in [service for service in services if service in earlier]:
+                self._ends.remove((name, service.stop))
+                services.remove(service)
+                await service.stop()
+            if not services:
+                del self.services[name]
 
     @property
     def lancedb(self) -> Path | None:
@@ -275,15 +287,15 @@ def _given_url() -> str:
 async def _begin(
     tenants: tuple[str, ...], store: str | Path | None, url: str | None, elsewhere: bool, service_name: str
 ) -> Lab:
-    cell = _current_cell()
-    await _stop_previous(cell)
+    for earlier in started_earlier(Lab):
+        await earlier.stop()
     from kit.nats.server import Server
     from kit.otel import start_telemetry
 
     telemetry = start_telemetry(service_name, tenant_id=tenants[0])
     server = Server(store, tenants=tenants) if url is None else None
     lab = Lab(tenant_id=tenants[0], telemetry=telemetry, server=server, url=url or "", elsewhere=elsewhere)
-    lab._cell = cell
+    remember(lab)
     lab._ends.append(("telemetry", lambda: asyncio.to_thread(telemetry.shutdown, 3.0)))
     try:
         if server is not None:
@@ -294,36 +306,4 @@ async def _begin(
     except BaseException:  # an interrupt too: what has begun must not stay behind
         await lab.stop()
         raise
-    _labs.add(lab)
     return lab
-
-
-class _Cell:
-    """Which notebook cell is being executed, and which execution of it this is."""
-
-    def __init__(self, key: str, execution: str) -> None:
-        self.key, self.execution = key, execution
-
-    def ran_before(self, other: _Cell | None) -> bool:
-        return other is not None and other.key == self.key and other.execution != self.execution
-
-
-def _current_cell() -> _Cell | None:
-    """The cell of the request that the kernel is executing; None outside a kernel.
-
-    Source: https://jupyter-client.readthedocs.io/en/stable/messaging.html#execute (front ends add ``cellId``)
-    """
-    ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython is not None else None
-    parent: dict[str, Any] = getattr(shell, "get_parent", dict)()
-    execution = parent.get("header", {}).get("msg_id")
-    if not execution:
-        return None
-    return _Cell(parent.get("metadata", {}).get("cellId") or parent["content"].get("code", ""), execution)
-
-
-async def _stop_previous(cell: _Cell | None) -> None:
-    """Stop what an earlier execution of this cell started: its name is about to be bound anew."""
-    if cell is not None:
-        for lab in [lab for lab in _labs if not lab.stopped and cell.ran_before(lab._cell)]:
-            await lab.stop()

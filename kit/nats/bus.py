@@ -430,7 +430,7 @@ class Bus:
 
     async def _serve(self, route: Route, handler: Handler, concurrency: int, queue: str | None) -> Worker:
         worker = CoreWorker(self, route, handler, concurrency=_many(concurrency), backlog=_BACKLOG, queue=queue)
-        await worker.start()
+        await worker.begin(handler)
         self._workers.add(worker)
         return worker
 
@@ -449,7 +449,7 @@ class Bus:
             bindings=bindings,
             once=once,
         )
-        await worker.start()
+        await worker.begin(handler)
         self._workers.add(worker)
         return worker
 

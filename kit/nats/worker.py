@@ -14,6 +14,7 @@ import nats.errors
 from nats.aio.subscription import Subscription
 
 from kit.catalogue import Operation
+from kit.cells import remember, started_earlier
 from kit.errors import Disconnected
 
 if TYPE_CHECKING:
@@ -117,6 +118,18 @@ class Worker(ABC):
 
     async def __aexit__(self, *exc_info: object) -> None:
         await self.stop()
+
+    async def begin(self, handler: object) -> None:
+        """Start; a handler of the user's own replaces what the same notebook cell started when it ran before."""
+        if not str(getattr(handler, "__module__", None)).startswith("kit."):
+            for earlier in started_earlier(Worker):  # type: ignore[type-abstract]
+                await earlier.stop()
+            remember(self)
+        await self.start()
+
+    @abstractmethod
+    async def start(self) -> None:
+        """Start; on return the server knows it."""
 
     @property
     @abstractmethod
