@@ -779,21 +779,39 @@ def test_periods_of_a_budget_are_those_of_the_calendar(period: str, start: str, 
     assert period_of(period, datetime(2026, 2, 28, 23, 30, tzinfo=UTC)) == (start, end)
 
 
-async def test_what_nobody_settled_is_taken_back_and_a_new_period_begins_empty(
+async def test_what_a_dead_worker_had_reserved_is_spent_and_logged_and_a_new_period_begins_empty(
     tenant_bus: Bus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from kit.components.gateway import budget
 
     purse = await budget.Purse.open(tenant_bus, gateway.Budget(limit=1.0, period="hour"))
-    await purse.reserve("lost", 0.7)
-    await purse.reserve("lost", 0.7)
+    await purse.reserve("r.dead.1", 0.7, {"model": "m"})
+    await purse.reserve("r.dead.1", 0.7, {"model": "m"})
+    await purse.reserve("r.here.1", 0.2, {"model": "m"})
     with pytest.raises(gateway.BudgetExceeded):
-        await purse.reserve("other", 0.4)
-    monkeypatch.setattr(budget, "_FORGOTTEN", -1.0)
-    await purse.reserve("lost", 0.7)
-    await purse.reserve("other", 0.4)
-    await purse.settle("other", 0.9)
-    assert (await purse.state())["spent"] == 0.9
+        await purse.reserve("other", 0.2)
+    logged: list[dict[str, Any]] = []
+
+    async def alive(worker: str) -> bool:
+        return worker == "here"
+
+    await purse.sweep(alive, logged.append)
+    assert not logged, "it may only be slow"
+    monkeypatch.setattr(budget, "_DEAD", 0.0)
+    for _ in range(2):
+        await purse.sweep(alive, logged.append)
+    assert [(line["operation_id"], line["cost"]) for line in logged] == [("r.dead.1", 0.7)] * 2, "until it is logged"
+    purse.logged("r.dead.1")
+    logged.clear()
+    await purse.sweep(alive, logged.append)
+    assert not logged
+    state = await purse.state()
+    assert (state["spent"], state["reserved"]) == (0.7, 0.2)
+    line = {"operation_id": "r.here.c1", "cost": 0.1}
+    for _ in range(2):
+        await purse.settle("r.here.1", 0.1, [line])  # again, as after an answer that was lost
+    state = await purse.state()
+    assert (state["spent"], state["reserved"]) == (pytest.approx(0.8), 0)
     monkeypatch.setattr(budget, "period_of", lambda period, now: ("2099-01-01T00:00:00Z", "2099-01-01T01:00:00Z"))
     assert (await purse.state())["spent"] == 0.0
 

@@ -167,7 +167,9 @@ async def in_process(bus: Bus, settings: Settings | None = None) -> AsyncIterato
 
 async def _close(parts: Parts) -> None:
     """Tell what is still to be told, and give back what was used."""
-    await parts.events.drain(_LAST_EVENTS)
+    await parts.till.close(_LAST_EVENTS)
+    if parts.looking is not None:
+        parts.looking.cancel()
     if parts.cache is not None:
         await parts.cache.close()
     await parts.peers.leave()
@@ -183,6 +185,7 @@ async def _assemble(bus: Bus, settings: Settings) -> Parts:
         telemetry=bus.telemetry, prices=prices, limiter=limiter, events=events, worker_id=worker_id,
         purse=await Purse.open(bus, settings.budget) if settings.budget is not None else None,
     )  # fmt: skip
+    purse = till.purse
     return Parts(
         settings=settings,
         telemetry=bus.telemetry,
@@ -194,6 +197,7 @@ async def _assemble(bus: Bus, settings: Settings) -> Parts:
         flights=await Flights.open(bus, peers),
         peers=peers,
         worker_id=worker_id,
+        looking=None if purse is None else asyncio.create_task(purse.look_after(peers.seen, till.log)),
         max_payload=lambda: bus.connection.max_payload,
         cache=await Cache.open(bus, settings.cache_ttl) if settings.cache_ttl else None,
     )

@@ -10,6 +10,7 @@ from typing import Any
 from kit import codec
 from kit.catalogue import GATEWAY_COST, GATEWAY_TOKENS_USED
 
+from .budget import Line
 from .errors import ProviderFailed
 from .parts import Parts
 from .prices import CURRENCY, Price
@@ -79,7 +80,7 @@ class Books:
             self.note(first, seconds, failed)
         known = error if isinstance(error, asyncio.CancelledError) else failed or error
         self.log(
-            request, model=model, tokens=tokens, price=price, seconds=seconds, status="error",
+            request, meter, model=model, tokens=tokens, price=price, seconds=seconds, status="error",
             error_type=getattr(known, "kind", "") or type(known).__name__,
             status_code=getattr(known, "status_code", None), attempts=meter.calls, **more,
         )  # fmt: skip
@@ -92,18 +93,20 @@ class Books:
         if event is not None:
             self._parts.events.health(event)
 
-    def log(
-        self, request: dict[str, Any], *, model: str, tokens: dict[str, int], price: Price, seconds: float,
-        trace_id: str = "", **more: Any,
-    ) -> None:  # fmt: skip
+    def log(self, request: dict[str, Any], meter: Meter, *, trace_id: str = "", **more: Any) -> None:
         """Write a call into the log."""
+        meter.log(partial(self.line, request, timestamp=codec.now(), trace_id=trace_id, **more))
+
+    def line(
+        self, request: dict[str, Any], *, model: str, price: Price, tokens: dict[str, int] = _NOTHING,
+        seconds: float = 0.0, trace_id: str = "", timestamp: str = "", **more: Any,
+    ) -> Line:  # fmt: skip
+        """Return a call's line of the log."""
         self._serial += 1
-        serial, worker_id = f"{self._type[0]}{self._serial}", self._parts.worker_id
-        self._parts.events.operation(
-            partial(
-                operation_of, request, operation_id=f"{request['request_id'][:120]}.{worker_id}.{serial}",
-                operation_type=self._type, timestamp=codec.now(), worker_id=worker_id, trace_id=trace_id,
-                model=model, provider=self._parts.providers.provider_of(model), tokens=tokens, cost=price.amount,
-                currency=CURRENCY, price_source=price.source, latency_ms=seconds * 1e3, **more,
-            )
+        worker_id = self._parts.worker_id
+        return operation_of(
+            request, operation_id=f"{request['request_id'][:120]}.{worker_id}.{self._type[0]}{self._serial}",
+            operation_type=self._type, timestamp=timestamp or codec.now(), worker_id=worker_id, trace_id=trace_id,
+            model=model, provider=self._parts.providers.provider_of(model), tokens=tokens, cost=price.amount,
+            currency=CURRENCY, price_source=price.source, latency_ms=seconds * 1e3, **more,
         )  # fmt: skip

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import time
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from kit import codec
-from kit.errors import Conflict
+from kit.errors import Conflict, KitError
 
 from .errors import BudgetExceeded
 
@@ -21,27 +23,42 @@ if TYPE_CHECKING:
 
 BUCKET = "gateway-budget"
 _KEY = "spend"
-_FORGOTTEN = 900.0  # s; after which a reservation that nobody settled is taken back
+_DEAD = 6.0  # s; for which a worker must have been silent beyond what its peers take for dead
+_SWEEP = 2.0
+
+logger = logging.getLogger(__name__)
+
+Line: TypeAlias = dict[str, Any]  # of the operation log: ``llm_operation`` data
+Alive: TypeAlias = Callable[[str], Awaitable[bool]]
 
 
 class Purse:
     """What one tenant has spent and reserved in the present period.
 
-    It is exact to what providers reported; of a call that was given up, what it took is estimated.
+    It is exact to what providers reported; of a call that was given up, what it took is estimated. It agrees with the
+    operation log, whoever dies: with the money it holds the lines that are not known to be logged yet. What a worker
+    had reserved when it died is spent, for its provider may have answered; another worker logs it as ``WorkerLost``.
     """
 
     def __init__(self, store: Store, budget: Budget) -> None:
         self._store = store
         self.budget = budget
         self._turn = asyncio.Lock()
+        self._logged: set[str] = set()  # lines to be let go of with the next change
+        self._silent: dict[str, float] = {}  # workers that own something and were not heard of, since when
 
     @classmethod
     async def open(cls, bus: Bus, budget: Budget) -> Purse:
         """Open the tenant's purse."""
         return cls(await bus.store(BUCKET), budget)
 
-    async def reserve(self, request_id: str, estimated: float) -> dict[str, Any] | None:
-        """Set aside what a request is estimated to cost; again under the same id, it is set aside once.
+    async def reserve(self, name: str, estimated: float, line: Line | None = None) -> dict[str, Any] | None:
+        """Set aside what a call is estimated to cost; again under the same name, it is set aside once.
+
+        Args:
+            name: of the reservation; its last part but one, by dots, is the worker's id.
+            estimated: in ``currency``.
+            line: what to log should the worker die over the call.
 
         Returns:
             A ``cost_alert`` (without the request's fields) when this reservation comes near the limit for the first
@@ -52,14 +69,16 @@ class Purse:
         """
 
         def change(purse: dict[str, Any]) -> dict[str, Any] | None:
-            reserved = sum(amount for name, (amount, _) in purse["reserved"].items() if name != request_id)
+            reserved = sum(amount for other, amount in purse["reserved"].items() if other != name)
             total = purse["spent"] + reserved + estimated
             if total > self.budget.limit + 1e-12:
                 raise BudgetExceeded(
                     limit=self.budget.limit, spent=purse["spent"] + reserved, estimated=estimated,
                     currency=self.budget.currency, period=self.budget.period, reset_at=purse["reset_at"],
                 )  # fmt: skip
-            purse["reserved"][request_id] = [estimated, time.time() + _FORGOTTEN]
+            purse["reserved"][name] = estimated
+            if line is not None:
+                purse["lines"][name] = {**line, "operation_id": name, "cost": estimated}
             if total >= self.budget.near * self.budget.limit and not purse["near_told"]:
                 purse["near_told"] = True
                 return self.alert("budget_near", purse, estimated)
@@ -68,28 +87,71 @@ class Purse:
         alert: dict[str, Any] | None = await self._change(change)
         return alert
 
-    async def settle(self, request_id: str, cost: float) -> None:
-        """Replace a reservation, if there is one, by what the request really cost (0 when it failed)."""
+    async def settle(self, name: str, cost: float, lines: Sequence[Line] = ()) -> None:
+        """Replace a reservation, if there is one, by what the call really cost, and hold its lines until ``logged``."""
 
         def change(purse: dict[str, Any]) -> None:
-            purse["reserved"].pop(request_id, None)
+            if any(line["operation_id"] in purse["lines"] for line in lines):
+                return  # done before, though the answer was lost
+            purse["reserved"].pop(name, None)
+            purse["lines"].pop(name, None)
             purse["spent"] += cost
+            purse["lines"].update({line["operation_id"]: line for line in lines})
 
         await self._change(change)
 
+    def logged(self, operation_id: str) -> None:
+        """Note that a line is in the log."""
+        self._logged.add(operation_id)
+
+    async def release(self) -> None:
+        """Let go of what is logged."""
+        if self._logged:
+            await self._change(lambda purse: None)
+
+    async def look_after(self, alive: Alive, log: Callable[[Line], None]) -> None:
+        """Log what dead workers left, time and again, and let go of what is logged.
+
+        Args:
+            alive: says whether a worker was heard of lately.
+            log: logs a line, and has ``logged`` called when it is there.
+        """
+        while True:
+            await asyncio.sleep(_SWEEP)
+            try:
+                await self.sweep(alive, log)
+            except KitError as error:
+                logger.info("the budget was not looked after: %s", error)
+
+    async def sweep(self, alive: Alive, log: Callable[[Line], None]) -> None:
+        """Spend what workers had reserved that have been dead for a while, and log their lines."""
+        purse, now = await self._read(), time.monotonic()
+        owners = {_owner(name) for name in (*purse["reserved"], *purse["lines"])}
+        self._silent = {owner: self._silent.get(owner, now) for owner in owners if not await alive(owner)}
+        dead = {owner for owner, since in self._silent.items() if now - since >= _DEAD}
+        if not dead:
+            return await self.release()
+
+        def change(purse: dict[str, Any]) -> list[Line]:
+            for name in [name for name in purse["reserved"] if _owner(name) in dead]:
+                purse["spent"] += purse["reserved"].pop(name)
+            return [line for name, line in purse["lines"].items() if _owner(name) in dead]
+
+        for line in await self._change(change):
+            log(line)
+
     async def state(self) -> dict[str, Any]:
         """Return the purse: ``spent``, ``reserved``, ``limit``, ``currency``, ``period_start``, ``reset_at``."""
-        entry = await self._store.get(_KEY)
-        purse = self._present(codec.loads(entry.value) if entry is not None and entry.value else None)
-        reserved = sum(amount for amount, _ in purse["reserved"].values())
+        purse = await self._read()
         return {
-            "spent": purse["spent"], "reserved": reserved, "limit": self.budget.limit, "currency": self.budget.currency,
-            "period": self.budget.period, "period_start": purse["period_start"], "reset_at": purse["reset_at"],
+            "spent": purse["spent"], "reserved": sum(purse["reserved"].values()), "limit": self.budget.limit,
+            "currency": self.budget.currency, "period": self.budget.period, "period_start": purse["period_start"],
+            "reset_at": purse["reset_at"],
         }  # fmt: skip
 
     def alert(self, reason: str, purse: dict[str, Any], estimated: float) -> dict[str, Any]:
         """Return a ``cost_alert`` about a purse."""
-        reserved = sum(amount for amount, _ in purse["reserved"].values())
+        reserved = sum(purse["reserved"].values())
         data = {
             "scope": "tenant", "limit": self.budget.limit, "spent": purse["spent"], "reserved": reserved,
             "currency": self.budget.currency, "period": self.budget.period, "reason": reason, "estimated": estimated,
@@ -107,6 +169,9 @@ class Purse:
             while True:
                 entry = await self._store.get(_KEY)
                 purse = self._present(codec.loads(entry.value) if entry is not None and entry.value else None)
+                logged = set(self._logged)
+                for name in logged:
+                    purse["lines"].pop(name, None)
                 said = change(purse)
                 try:
                     if entry is None:
@@ -117,17 +182,30 @@ class Purse:
                     tries += 1
                     await asyncio.sleep(random.uniform(0, min(0.002 * 2**tries, 0.1)))
                     continue
+                self._logged -= logged
                 return said
 
+    async def _read(self) -> dict[str, Any]:
+        entry = await self._store.get(_KEY)
+        return self._present(codec.loads(entry.value) if entry is not None and entry.value else None)
+
     def _present(self, purse: dict[str, Any] | None) -> dict[str, Any]:
-        """The purse of the present period: a new one when the period has changed; stale reservations are taken back."""
+        """The purse of the present period: a new one when the period has changed; what is under way goes over."""
         start, end = period_of(self.budget.period, datetime.now(UTC))
         if purse is None or purse["period_start"] != start:
-            kept = {} if purse is None else purse["reserved"]
-            purse = {"period_start": start, "reset_at": end, "spent": 0.0, "reserved": kept, "near_told": False}
-        now = time.time()
-        purse["reserved"] = {name: row for name, row in purse["reserved"].items() if row[1] > now}
+            kept = purse or {}
+            purse = {
+                "period_start": start, "reset_at": end, "spent": 0.0, "near_told": False,
+                "reserved": kept.get("reserved", {}), "lines": kept.get("lines", {}),
+            }  # fmt: skip
+        purse.setdefault("lines", {})  # an earlier version kept none, and reservations with the time of their end
+        purse["reserved"] = {name: row[0] if isinstance(row, list) else row for name, row in purse["reserved"].items()}
         return purse
+
+
+def _owner(name: str) -> str:
+    """Return the worker that made a reservation or a line."""
+    return name.rsplit(".", 2)[-2] if name.count(".") >= 2 else ""
 
 
 def period_of(period: str, now: datetime) -> tuple[str, str | None]:

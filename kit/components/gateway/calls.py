@@ -43,6 +43,7 @@ class Caller:
         return Meter(
             self._parts.till, request, limit=self._settings.rate_limit,
             estimate=lambda model: self._parts.prices.estimate(model, request),
+            line=partial(self._books.line, request),
         )  # fmt: skip
 
     async def call(self, request: dict[str, Any], meter: Meter, emit: Emit | None) -> dict[str, Any]:
@@ -185,9 +186,9 @@ class Caller:
             lost = ProviderFailed(call.model, kind="FellBack", status_code=None, retryable=True)
             self._books.note(call.model, seconds, lost)
         self._books.log(
-            request, model=model, tokens=tokens, price=price, seconds=seconds, trace_id=op.trace_id, status="success",
-            attempts=attempts, requested_model=answer.get("requested_model"), finish_reason=answer["finish_reason"],
-            **more,
+            request, meter, model=model, tokens=tokens, price=price, seconds=seconds, trace_id=op.trace_id,
+            status="success", attempts=attempts, requested_model=answer.get("requested_model"),
+            finish_reason=answer["finish_reason"], **more,
         )  # fmt: skip
 
     def _lost_call(

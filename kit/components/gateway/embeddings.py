@@ -86,7 +86,7 @@ class Embedder:
         prices, tokens = self._parts.prices, sum(map(len, texts)) // 3 + 1
         return Meter(
             self._parts.till, request, limit=self._parts.settings.rate_limits.get, unlimited_too=False,
-            estimate=lambda name: prices.of(name, tokens, 0),
+            estimate=lambda name: prices.of(name, tokens, 0), line=partial(self._books.line, request),
         )  # fmt: skip
 
     async def _call(
@@ -131,7 +131,14 @@ class Embedder:
         self._telemetry.annotate({**attributes, semconv.EMBEDDING_DIMENSION: dimension})
         self._books.note(model, seconds)
         self._books.log(
-            request, model=model, tokens=tokens, price=price, seconds=seconds, status="success", attempts=meter.calls
+            request,
+            meter,
+            model=model,
+            tokens=tokens,
+            price=price,
+            seconds=seconds,
+            status="success",
+            attempts=meter.calls,
         )
         return {
             "tokens": tokens, "cost": price.amount, "currency": CURRENCY, "price_source": price.source,

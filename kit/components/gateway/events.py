@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 _AFTER = 0.001  # s; the answer goes first
 _GATHER = 0.25  # s; violations of one limit within it are told by one event
 _HEALTH_KEPT = 3600.0
+_LOG_TRIES = 12  # each of five seconds, while the stream does not acknowledge
 
 logger = logging.getLogger(__name__)
 
@@ -40,15 +41,15 @@ logger = logging.getLogger(__name__)
 class Events:
     """Publishes in the background, in order of happening as far as the bus keeps it.
 
-    An event that cannot be sent is logged and lost, except an operation of the log: that one is tried again.
+    An event that cannot be sent is logged and lost, except an operation of the log: that one is tried for a minute.
     """
 
     def __init__(self, bus: Bus, worker_id: str, log_interval: float) -> None:
         self._bus, self._worker_id, self._log_interval = bus, worker_id, log_interval
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._due = 0
         self._violations: dict[str, int] = {}
-        self._lines: list[tuple[Context, Callable[[], dict[str, Any]]]] = []
+        self._lines: list[tuple[Context, Callable[[], dict[str, Any]], Callable[[], None] | None]] = []
 
     async def drain(self, timeout: float) -> None:
         """Wait until everything is sent, at most ``timeout`` seconds."""
@@ -67,9 +68,14 @@ class Events:
         """Tell that bulk embeddings are ready."""
         self._later(lambda: self._publish(RAG_EMBEDDING_RESULTS, data))
 
-    def operation(self, made: Callable[[], dict[str, Any]]) -> None:
-        """Hand a call of a provider to the log, in the call's trace; ``made`` writes its line when there is time."""
-        self._lines.append((copy_context(), made))
+    def operation(self, made: Callable[[], dict[str, Any]], logged: Callable[[], None] | None = None) -> None:
+        """Hand a call of a provider to the log, in the present trace.
+
+        Args:
+            made: writes its line when there is time.
+            logged: is called when the line is there.
+        """
+        self._lines.append((copy_context(), made, logged))
         if len(self._lines) == 1:
             self._later(self._log, self._log_interval)
 
@@ -120,10 +126,13 @@ class Events:
 
     async def _log(self) -> None:
         lines, self._lines = self._lines, []
-        await asyncio.gather(*(asyncio.create_task(self._line(made()), context=trace) for trace, made in lines))
+        await asyncio.gather(
+            *(asyncio.create_task(self._line(made(), logged), context=trace) for trace, made, logged in lines)
+        )
 
-    async def _line(self, data: dict[str, Any]) -> None:
-        await self._publish(LLMOPS_OPERATIONS, data, message_id=data["operation_id"], tries=3)
+    async def _line(self, data: dict[str, Any], logged: Callable[[], None] | None) -> None:
+        if await self._publish(LLMOPS_OPERATIONS, data, message_id=data["operation_id"], tries=_LOG_TRIES) and logged:
+            logged()
 
     async def _health(self, data: dict[str, Any]) -> None:
         await self._publish(GATEWAY_HEALTH, data)
@@ -137,23 +146,24 @@ class Events:
 
     async def _publish(
         self, row: Operation, data: dict[str, Any], *, message_id: str | None = None, tries: int = 1
-    ) -> None:
+    ) -> bool:
         for attempt in range(1, tries + 1):
             try:
                 await self._bus.publish(row, data, message_id=message_id)
-                return
+                return True
             except KitError as error:
                 if attempt == tries:
                     logger.warning("%s was not told: %s", row.name, error)
                 else:
                     await asyncio.sleep(0.2 * attempt)
+        return False
 
-    def _later(self, work: Callable[[], Coroutine[Any, Any, None]], after: float = _AFTER) -> None:
+    def _later(self, work: Callable[[], Coroutine[Any, Any, Any]], after: float = _AFTER) -> None:
         """Begin in a moment: the answer goes first."""
         self._due += 1
         asyncio.get_running_loop().call_later(after, self._begin, work)
 
-    def _begin(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    def _begin(self, work: Callable[[], Coroutine[Any, Any, Any]]) -> None:
         self._due -= 1
         task = asyncio.create_task(work())
         self._tasks.add(task)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -36,3 +37,4 @@ class Parts:
     worker_id: str
     max_payload: Callable[[], int]
     cache: Cache | None = None
+    looking: asyncio.Task[None] | None = None

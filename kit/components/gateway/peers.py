@@ -64,6 +64,14 @@ class Peers:
         heard = self._heard.get(worker_id)
         return worker_id == self.worker_id or (heard is not None and heard >= time.monotonic() - _TTL)
 
+    async def seen(self, worker_id: str) -> bool:
+        """Say whether a worker is alive by asking the store itself: after a crash of the server nobody is heard of.
+
+        Raises:
+            BusError: the store did not answer.
+        """
+        return self.alive(worker_id) or await self._store.get(worker_id) is not None
+
     async def _listen(self) -> None:
         async for entry in self._store.watch():
             if entry.key == self.worker_id:

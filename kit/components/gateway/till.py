@@ -6,28 +6,36 @@ A request may make several calls: retries, fallbacks, a second try after a faile
 from __future__ import annotations
 
 import asyncio
+import logging
 import uuid
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from contextvars import Context, copy_context
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from kit.catalogue import GATEWAY_RATE_LIMIT_CHECK, GATEWAY_RATE_LIMIT_VIOLATIONS
-from kit.errors import KitError
+from kit.errors import BusError, KitError
 from kit.otel import semconv
 
-from .budget import Purse
+from .budget import Line, Purse
 from .errors import BudgetExceeded, PriceUnknown, ProviderFailed, RateLimited, timed_out
 from .events import Events
 from .limits import Limiter
 from .prices import CURRENCY, Price, Prices
 from .settings import RateLimit
+from .usage import ESTIMATED
 
 if TYPE_CHECKING:
     from kit.otel import Telemetry
 
 
 T = TypeVar("T")
+Made: TypeAlias = Callable[[], Line]  # writes a line when there is time
+_PATIENCE = 1.0  # s; for which an answer waits until it is settled
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,6 +48,7 @@ class Till:
     events: Events
     worker_id: str
     purse: Purse | None = None
+    settling: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def admit(self, request: Mapping[str, Any], model: str, limit: RateLimit | None) -> None:
         """Take one call from the tenant's allowance of the model.
@@ -59,6 +68,42 @@ class Till:
                 self.events.violated(error, limit, dict(request))
                 raise
 
+    async def settle(self, name: str, cost: float, lines: Sequence[tuple[Context, Made]]) -> None:
+        """Settle what calls cost, and then log them. A store that fails holds nobody up: it is asked again."""
+        told = [(context, made()) for context, made in lines]
+        settling = asyncio.create_task(self._settle(name, cost, told))
+        self.settling.add(settling)
+        settling.add_done_callback(self.settling.discard)
+        await asyncio.wait((settling,), timeout=_PATIENCE)
+
+    async def _settle(self, name: str, cost: float, lines: Sequence[tuple[Context, Line]]) -> None:
+        assert self.purse is not None
+        pause = 0.1
+        while True:
+            try:
+                await self.purse.settle(name, cost, [line for _, line in lines])
+                break
+            except KitError as error:
+                logger.warning("%g %s are not settled yet: %s", cost, CURRENCY, error)
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, 2.0)
+        for context, line in lines:
+            context.run(self.log, line)
+
+    def log(self, line: Line) -> None:
+        """Hand a line to the log, and have the purse let go of it once it is there."""
+        assert self.purse is not None
+        self.events.operation(lambda: line, partial(self.purse.logged, line["operation_id"]))
+
+    async def close(self, timeout: float) -> None:
+        """Wait until everything is settled and logged, as long as ``timeout``; another worker does the rest."""
+        if self.settling:
+            await asyncio.wait(tuple(self.settling), timeout=timeout)
+        await self.events.drain(timeout)
+        if self.purse is not None:
+            with suppress(BusError):  # another worker lets go of what is logged
+                await self.purse.release()
+
 
 class Meter:
     """One request's account: what it may use, and what it used.
@@ -74,10 +119,11 @@ class Meter:
 
     def __init__(
         self, till: Till, request: dict[str, Any], *, estimate: Callable[[str], Price],
-        limit: Callable[[str], RateLimit | None], unlimited_too: bool = True,
+        line: Callable[..., Line], limit: Callable[[str], RateLimit | None], unlimited_too: bool = True,
     ) -> None:  # fmt: skip
         self._till, self._request = till, request
         self._estimate, self._limit, self._unlimited_too = estimate, limit, unlimited_too
+        self._line = line
         self._not_before: dict[str, float] = {}
         self._paid = 0.0  # by earlier calls of the request
         self.made = 0
@@ -89,6 +135,7 @@ class Meter:
         self.refused: KitError | None = None
         self.deadline: float | None = None
         self._name, self._reserved, self._cost = "", 0.0, 0.0
+        self._lines: list[tuple[Context, Made]] = []
 
     async def enter(self, model: str) -> None:
         """Let one call through: wait as its provider asked, take it from the allowance, reserve what it may cost.
@@ -150,13 +197,20 @@ class Meter:
         """Note what a call cost, to be settled."""
         self._cost += cost or 0.0
 
+    def log(self, made: Made) -> None:
+        """Note a line for the log, in the present trace; it is written once the call is settled."""
+        self._lines.append((copy_context(), made))
+
     async def settle(self) -> None:
         """Replace what was reserved by what was paid, and begin anew."""
-        name, cost, purse = self._name, self._cost, self._till.purse
+        name, cost, lines = self._name, self._cost, self._lines
         self._paid += cost
         self._open()
-        if purse is not None and (name or cost):
-            await asyncio.shield(purse.settle(name, cost))
+        if self._till.purse is not None and (name or cost):
+            await self._till.settle(name, cost, lines)
+            return
+        for context, made in lines:
+            context.run(self._till.events.operation, made)
 
     async def _reserve(self, model: str) -> None:
         """Set aside what a call may cost, where there is a budget or the request bounds its own cost."""
@@ -175,8 +229,13 @@ class Meter:
             estimated += self._cost
             if purse is None or estimated <= self._reserved:
                 return
-            self._name = self._name or f"{self._request['request_id']}.{self._till.worker_id}.{uuid.uuid4().hex[:8]}"
-            alert = await purse.reserve(self._name, estimated)
+            if not self._name:
+                self._name = f"{self._request['request_id'][:120]}.{self._till.worker_id}.{uuid.uuid4().hex[:8]}"
+            line = self._line(
+                model=model, price=Price(amount=estimated, source=f"{source}; {ESTIMATED}"), status="error",
+                error_type="WorkerLost",
+            )  # fmt: skip
+            alert = await purse.reserve(self._name, estimated, line)
             self._reserved = estimated
         except BudgetExceeded as error:
             self._till.events.refused(error, {**self._request, "model": model}, source)
