@@ -1,0 +1,71 @@
+"""``kit drills``: faults on purpose, and whether the promises held."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from kit.lab.cli.console import Commands, command, complain, say
+
+_DETAILS = """\
+Each drill does harm to a running kit under load (kills a server, stops a worker, cuts a connection, fills a disk …) and
+judges what its ledger says: nothing lost, nothing twice, errors in time and by name.
+
+  kit drills                        all, each some seconds long
+  kit drills server-killed 5        by name or by number
+  kit drills --long                 in full: minutes, and the results go to reports/drills.json
+
+exit codes: 0 every promise held; 1 one broke, or no drill could run here; 2 usage
+"""
+
+
+def configure(commands: Commands) -> None:
+    """Add the command."""
+    parser = command(commands, "drills", _run, summary="run fault drills, and judge their promises", details=_DETAILS)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="these drills, by name or number")
+    parser.add_argument("--long", action="store_true", help="in full, and keep the results")
+    parser.add_argument("--list", action="store_true", help="show the drills and what they promise")
+    parser.add_argument("--json", action="store_true", help="as JSON")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="keep the results there (reports/drills.json)")
+
+
+def _run(chosen: argparse.Namespace) -> int:
+    import asyncio
+
+    from kit.lab import drills
+    from kit.lab.project import reports_folder
+
+    wanted = drills.chosen(chosen.names)
+    if chosen.list:
+        for one in wanted:
+            say(f"{one.number:>3}  {one.name:<24} {one.how}.\n{'':5}promise: {one.promise}")
+        return 0
+    outcomes = asyncio.run(drills.run_drills(wanted, long=chosen.long, watch=_progress(len(wanted))))
+    if chosen.long or chosen.output:
+        drills.save(outcomes, chosen.output or reports_folder() / drills.FILE)
+    if chosen.json:
+        say(json.dumps([outcome.plain() for outcome in outcomes], indent=2, ensure_ascii=False))
+    else:
+        for outcome in outcomes:
+            row = outcome.row()
+            say(f"\n{row['#']} {row['drill']}: {row['verdict']}")
+            say(f"  promise  {row['promise']}\n  figures  {row['figures']}")
+        say(f"\n{drills.tally(outcomes)}")
+    ran = [outcome for outcome in outcomes if outcome.verdict != "not run here"]
+    return 0 if ran and all(outcome.verdict == "holds" for outcome in ran) else 1
+
+
+def _progress(count: int) -> Any:
+    """Return what says on standard error which drill runs, and how it ended."""
+    started = [0]
+
+    def watch(drill: Any, outcome: Any) -> None:
+        started[0] += outcome is None
+        if outcome is not None:
+            complain(f"[{started[0]}/{count}] {drill.name}: {outcome.verdict}, {outcome.seconds:.1f} s")
+        else:
+            complain(f"[{started[0]}/{count}] {drill.name} …")
+
+    return watch
