@@ -1,7 +1,7 @@
 """Fixtures: one real nats-server for each test module, and a bus in each test's own event loop.
 
-``pytest --benchmark-only`` runs ``tests/benchmarks`` instead of the tests. Files and functions there are named as
-benchmarks, so that the tests' run does not find them.
+``pytest --benchmark-only``, or ``pytest tests/benchmarks``, runs the benchmarks instead of the tests. Their files and
+functions are named as benchmarks, so that the tests' run does not find them.
 """
 
 from __future__ import annotations
@@ -13,27 +13,49 @@ from typing import Any
 
 import pytest
 
+try:
+    import pytest_asyncio  # noqa: F401
+    import pytest_benchmark  # noqa: F401
+    import xdist  # noqa: F401
+except ImportError as missing:
+    need = "pip install -c requirements.lock -e '.[peers,test]'"
+    pytest.exit(f"the tests need {missing.name}: {need}", returncode=4)
+
 from kit.lab.gates.evidence import Recorder
 from kit.lab.project import reports_folder
 from kit.nats.connection import Connection, connect
 from kit.nats.server import Server
 
+BENCHMARKS = Path(__file__).parent / "benchmarks"
+
 _serial = itertools.count(1)
+
+
+PROCESSES = 3  # the tests wait more than they work
+
+
+def _measures(config: pytest.Config) -> bool:
+    """Return whether a run asks for the benchmarks: by an option of theirs, or by their folder."""
+    asked = config.getoption("benchmark_only", default=False) or config.getoption("benchmark_json", default=None)
+    folders = [Path(argument.partition("::")[0]).resolve() for argument in config.args]
+    return bool(asked) or (bool(folders) and all(BENCHMARKS in (path, *path.parents) for path in folders))
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
-    """Measure in one process, and the benchmarks only: pytest-benchmark refuses to share the machine with itself."""
-    if config.getoption("benchmark_only", default=False):
+    """Run tests in several processes; measure in one, and the benchmarks only, which refuse to share the machine."""
+    if _measures(config):
         config.option.numprocesses, config.option.dist, config.option.tx = 0, "no", []
         if config.args_source is not pytest.Config.ArgsSource.ARGS:
-            config.args = [str(Path(__file__).parent / "benchmarks")]
+            config.args = [str(BENCHMARKS)]
+    elif config.option.numprocesses is None and not config.option.usepdb and not hasattr(config, "workerinput"):
+        config.option.numprocesses, config.option.dist = PROCESSES, "loadscope"
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Record the run for the gates; call ``benchmark_…`` files and functions tests, where they were asked for."""
     config.pluginmanager.register(Recorder(reports_folder()), "kit-gates-recorder")
-    if config.getoption("benchmark_only", default=False):
+    if _measures(config):
         config.addinivalue_line("python_files", "benchmark_*.py")
         config.addinivalue_line("python_functions", "benchmark_*")
 

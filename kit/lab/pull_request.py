@@ -1,0 +1,215 @@
+"""The description of a pull request, as the specification words it: every box is ticked, or not, by a measurement.
+
+A box whose check failed, or was not measured, stays open and says why. Boxes that only people can tick stay open.
+
+Source: the integration story, "PR Workflow", steps 4 and 7, and its checklist.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+from kit.lab.gates import Check, Gate, run_gates
+from kit.lab.gates.changes import Change, changed_since, git
+from kit.lab.gates.evidence import read_reports
+from kit.lab.quantities import quantity
+from kit.lab.targets import bound_text, state_of
+
+CORES = {"kit/nats/": "NATS", "kit/otel/": "OTEL", "kit/codec/": "CODEC", "schemas/": "CODEC"}
+"""Which part of the core a path belongs to."""
+
+COMPONENTS = {
+    "kit/components/agents/": "Agent Framework", "kit/components/gateway/": "LiteLLM Gateway",
+    "kit/components/rag/": "RAG", "kit/components/llmops/": "LLMOps", "kit/components/mlops/": "MLOps",
+    "kit/components/prompts/": "Prompt Management", "kit/components/document_qa": "Document Q&A",
+}  # fmt: skip
+"""Which component a path belongs to, by the specification's names."""
+
+_ACRONYMS = {"nats", "otel", "codec", "rag", "qa"}
+_BRANCH = re.compile(r"(?:feature/)?(?P<topic>[a-z0-9-]{1,80}?)(?:-week-(?P<week>\d{1,3}))?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PullRequest:
+    """A pull request: what it changes, and what the gates say of it."""
+
+    change: Change
+    gates: Sequence[Gate]
+    reports: Path
+    commits: Sequence[str]
+    branch: str
+    week: int
+    topic: str = ""
+    closes: str = ""
+
+    @property
+    def title(self) -> str:
+        """Return the title: ``[Integration] NATS Integration - Week 2: Agent Messaging``."""
+        return f"[Integration] {self._core} Integration - Week {self.week}: {self.topic or self._topic}"
+
+    @property
+    def _core(self) -> str:
+        found = dict.fromkeys(core for prefix, core in CORES.items() if self.change.touches(prefix))
+        return ", ".join(found) or "Component"
+
+    @property
+    def _topic(self) -> str:
+        named = _BRANCH.fullmatch(self.branch)
+        if named and self.branch not in ("main", "HEAD"):
+            words = named["topic"].replace("-integration", "").split("-")
+            return " ".join(word.upper() if word in _ACRONYMS else word.title() for word in words)
+        return self.commits[0] if self.commits else "no change"
+
+    @property
+    def checks(self) -> dict[str, Check]:
+        """Return the checks of all gates by name."""
+        return {check.name: check for gate in self.gates for check in gate.checks}
+
+    def description(self) -> str:
+        """Return the description as Markdown."""
+        components = ", ".join(name for prefix, name in COMPONENTS.items() if self.change.touches(prefix))
+        parts = [
+            f"## Integration: {self._core} with {components or 'all components'}",
+            _section("Changes", [*(f"- {subject}" for subject in self.commits), *self._measured()]),
+            _section("Tests", [
+                self._box("Integration tests passing", "tests", "duration"),
+                self._box("Performance benchmarks meeting targets", "targets"),
+                self._box("No regressions in existing functionality", "removed-tests", "report", "baseline"),
+            ]),
+            _section("Documentation", [
+                self._box("Integration guide updated", "guides"),
+                self._box("API documentation updated", "docstrings"),
+            ]),
+            _section("Validation", [
+                f"- Integration tests: {_mark(self.checks['tests'])}",
+                f"- Performance benchmarks: {_mark(self.checks['targets'])}{self._slowest()}",
+                f"- Code coverage: {_mark(self.checks['coverage'])}",
+                f"- API contract: {_mark(*self._of('api'))}",
+            ]),
+            _section("Related", [
+                f"- Closes #{self.closes or '[issue-number]'}",
+                f"- Related to Core SDK: {self._base()}",
+            ]),
+            self.checklist(),
+        ]  # fmt: skip
+        return "\n\n".join(parts) + "\n"
+
+    def checklist(self) -> str:
+        """Return the specification's checklist."""
+        parts = [
+            "## PR Checklist",
+            _section("Code", [
+                self._box("Integration code follows SDK patterns", "lint", "types", "imports"),
+                "- [ ] Error handling is comprehensive (for the reviewers)",
+                self._box("Code is well-documented", "docstrings", "links"),
+                self._box("No breaking changes to existing APIs", "contracts", "released", "catalogue"),
+            ]),
+            _section("Tests", [
+                self._box("Integration tests added and passing", "tests", changed="tests/"),
+                self._box("Performance benchmarks added and meeting targets", "targets"),
+                self._box("Test coverage > 80%", "coverage"),
+                self._box("No regressions in existing tests", "removed-tests", "tests"),
+            ]),
+            _section("Documentation", [
+                self._box("Integration guide updated", "guides"),
+                self._box("API documentation updated", "docstrings"),
+                self._box("Code examples provided", "report", changed="notebooks/"),
+                self._box("Performance results documented", "report", "targets"),
+            ]),
+            _section("Validation", [
+                self._marked("Integration tests", "tests"),
+                self._marked("Performance benchmarks", "targets"),
+                self._marked("Code coverage", "coverage"),
+                "- [ ] Code review: by the other team",
+            ]),
+        ]  # fmt: skip
+        return "\n\n".join(parts)
+
+    def _box(self, text: str, *names: str, changed: str = "") -> str:
+        """Return a box that is ticked where all checks passed and, if asked for, something in a folder changed."""
+        open_checks = [self.checks[name] for name in names if self.checks[name].state != "passed"]
+        if open_checks:
+            return f"- [ ] {text} ({'; '.join(f'{check.name}: {_reason(check)}' for check in open_checks)})"
+        if changed and not self.change.touches(changed):
+            return f"- [ ] {text} (nothing in {changed} changed)"
+        return f"- [x] {text}"
+
+    def _marked(self, text: str, name: str) -> str:
+        check = self.checks[name]
+        return f"- [{'x' if check.state == 'passed' else ' '}] {text}: {_mark(check)}"
+
+    def _of(self, gate: str) -> tuple[Check, ...]:
+        return next(found.checks for found in self.gates if found.name == gate)
+
+    def _measured(self) -> Iterator[str]:
+        if self.change.touches("tests/"):
+            yield f"- Changed tests (coverage: {self.checks['coverage'].summary})"
+        if self.change.touches("tests/benchmarks/", "notebooks/3"):
+            yield f"- Changed performance benchmarks ({self.checks['targets'].summary})"
+
+    def _slowest(self) -> str:
+        """Return the target of the core that is closest to its bound, with its measurement."""
+        rows = [row for body in read_reports(self.reports) for record in body["records"] for row in record["verdicts"]]
+        judged = [row for row in rows if not row.get("goal") and state_of(row) == "met" and row["target"]]
+        if self.checks["targets"].state not in ("passed", "undecided") or not judged:
+            return ""
+        row = max(judged, key=lambda row: row["measured"] / row["target"] if row.get("better") != "higher" else 0)
+        return f" (closest: {row['name']} {quantity(row['measured'], row['unit'])}, target {bound_text(row)})"
+
+    def _base(self) -> str:
+        return f"kit at {self.change.base}" if self.change.base else "[core-sdk-version]"
+
+
+def _section(title: str, lines: Iterable[str]) -> str:
+    return "\n".join([f"### {title}", *lines])
+
+
+def _mark(*checks: Check) -> str:
+    """Return ✅ and what was measured where all passed, else what is open."""
+    for check in checks:
+        if check.state == "failed":
+            return f"❌ {_reason(check)}"
+        if check.state != "passed":
+            return f"⬜ {_reason(check)}"
+    return f"✅ Pass ({'; '.join(check.summary for check in checks)})"
+
+
+def _reason(check: Check) -> str:
+    return f"failed, {check.summary}" if check.state == "failed" else check.summary
+
+
+def describe(
+    reports: Path, *, base: str = "", week: int = 0, topic: str = "", closes: str = "", judge: bool = True
+) -> PullRequest:
+    """Return the pull request that the present branch would be.
+
+    Args:
+        reports: folder of the last report.
+        base: what it goes to; empty for where it left ``main``.
+        week: of the project; 0 for the one that the branch names, else the weeks since the first commit.
+        topic: of the title; empty for what the branch names.
+        closes: number of the issue that it closes.
+        judge: run the gates; without them there is a title only.
+    """
+    change = changed_since(base)
+    branch = git("rev-parse", "--abbrev-ref", "HEAD")
+    subjects = git("log", "--no-merges", "--format=%s", f"{change.base}..HEAD") if change.base else ""
+    named = _BRANCH.fullmatch(branch)
+    return PullRequest(
+        change=change, gates=run_gates(reports=reports, base=base) if judge else (), reports=reports,
+        commits=subjects.splitlines(), branch=branch, topic=topic, closes=closes,
+        week=week or (int(named["week"]) if named and named["week"] else week_of_project()),
+    )  # fmt: skip
+
+
+def week_of_project(today: date | None = None) -> int:
+    """Return which week of the project a day lies in, from 1: weeks begin on Monday, the first has the first commit."""
+    dates = git("log", "--format=%cs").splitlines()
+    if not dates:
+        return 1
+    first, last = date.fromisoformat(min(dates)), today or date.fromisoformat(max(dates))
+    return (last.toordinal() - 1) // 7 - (first.toordinal() - 1) // 7 + 1
