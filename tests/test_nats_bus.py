@@ -529,8 +529,8 @@ async def test_a_dead_connection_raises(server: Server, telemetry: Any) -> None:
         await mortal.stop()
         await connection.wait_disconnected(5)
         for call in (
-            bus.publish(RAG_STATUS, sample("rag_status")),
-            bus.request(RAG_QUERIES, QUERY),
+            bus.publish(RAG_STATUS, sample("rag_status"), timeout=0.2),
+            bus.request(RAG_QUERIES, QUERY, timeout=0.2),
             bus.serve(RAG_QUERIES, answer),
         ):
             with pytest.raises(Disconnected):

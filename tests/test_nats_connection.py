@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import os
-import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from pathlib import Path
 
 import nats
 import nats.errors
 import pytest
 from nats.aio.msg import Msg
+from standing_still import frozen
 
 from kit.errors import (
     ConfigurationError,
@@ -39,26 +35,6 @@ async def own() -> AsyncIterator[Server]:
     """A server that the test may harm."""
     async with Server() as server:
         yield server
-
-
-def stands_still(pid: int) -> bool:
-    """Whether every thread has taken its SIGSTOP."""
-    threads = Path(f"/proc/{pid}/task").glob("*/stat")
-    return all(thread.read_text().rpartition(")")[2].split()[0] == "T" for thread in threads)
-
-
-@asynccontextmanager
-async def frozen(server: Server) -> AsyncIterator[None]:
-    """The server stands still: its sockets are open, and nobody answers."""
-    pid = server.pid
-    os.kill(pid, signal.SIGSTOP)
-    while not stands_still(pid):
-        time.sleep(0.001)  # noqa: ASYNC251 - at once, before this loop runs anything else
-    try:
-        yield
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGCONT)
 
 
 class WireServer:
@@ -270,7 +246,7 @@ async def test_while_the_server_is_down_nothing_is_taken(own: Server) -> None:
         assert connection.state == "reconnecting"
         for send in (
             connection.publish("test.down", b"lost?"),
-            connection.request("test.down", b"lost?"),
+            connection.request("test.down", b"lost?", timeout=0.2),
             connection.jetstream().publish("test.down", b"lost?"),
             connection.flush(),
             connection.subscribe("test.down", echo),

@@ -17,8 +17,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from kit import codec
-from kit.errors import BusError, KitError
-from kit.nats.ids import AGAIN, Serial
+from kit.errors import BusError, KitError, NotStored
+from kit.nats.deadlines import deadline
+from kit.nats.ids import AGAIN, MESSAGE_ID, Serial
 from kit.nats.streams import TRY_SECONDS, Ack, Streams
 
 if TYPE_CHECKING:
@@ -102,7 +103,12 @@ class Batches:
         if lane.possible and len(payload) <= _SMALL and (lane.crowded or lane.alone):
             entry = _Entry(subject, payload, headers, self._loop.time() + timeout, self._loop.create_future())
             self._wait(lane, entry)
-            ack = await entry.stored
+            try:
+                async with asyncio.timeout_at(entry.deadline):
+                    ack = await entry.stored
+            except TimeoutError:
+                reason = f"no acknowledgement within {timeout:g} s"
+                raise NotStored(subject, message_id=headers[MESSAGE_ID], reason=reason) from None
             if ack is not None:
                 return ack
             headers, timeout = entry.headers, max(entry.deadline - self._loop.time(), 0.0)
@@ -149,8 +155,10 @@ class Batches:
 
     async def _commit(self, lane: _Lane, entries: list[_Entry]) -> None:
         last = None
+        seconds = min(min(entry.deadline for entry in entries) - self._loop.time(), TRY_SECONDS)
         try:
-            last = await self._stored(lane, entries)
+            async with deadline(seconds, f"a batch for {entries[0].subject}"):
+                last = await self._stored(lane, entries)
         except KitError as error:
             # Nobody knows whether it was stored; under its id each is stored once.
             _log.info("a batch of %d jobs is stored one by one: %s", len(entries), error)
@@ -175,9 +183,7 @@ class Batches:
             await self._connection.client.publish(entry.subject, entry.payload, headers=headers)
         entry = entries[-1]
         headers = {**entry.headers, _ID: batch, _SEQUENCE: str(len(entries)), _COMMIT: "1"}
-        soonest = min(entry.deadline for entry in entries)
-        timeout = min(max(soonest - self._loop.time(), 0.0), TRY_SECONDS)
-        answer = await self._connection.request(entry.subject, entry.payload, timeout=timeout, headers=headers)
+        answer = await self._connection.request(entry.subject, entry.payload, timeout=TRY_SECONDS, headers=headers)
         said = codec.loads(answer.data)
         if "error" in said:  # e.g. one of them is there already, which only it shall be told
             lane.possible = said["error"].get("err_code") != _DISABLED

@@ -14,11 +14,14 @@ from collections.abc import AsyncIterator, Coroutine, Sequence
 from functools import partial
 from typing import Any, Self
 
+from nats.aio.msg import Msg
+
 from kit import codec
 from kit.catalogue import ERROR, Mode, Operation, check_id
-from kit.errors import BusError, ConfigurationError, ForeignLoopError
+from kit.errors import BusError, ConfigurationError, ForeignLoopError, NoResponders
 from kit.nats.connection import Connection
 from kit.nats.dead import Graveyard
+from kit.nats.deadlines import deadline
 from kit.nats.faults import remote_error
 from kit.nats.ids import EXPIRES, MESSAGE_ID, Serial, checked_id
 from kit.nats.jobs import Desk, Job
@@ -40,6 +43,7 @@ from kit.otel import Telemetry, semconv
 
 _log = logging.getLogger("kit.nats")
 
+_AGAIN = 0.1  # s; before a request that nobody was there for is sent again
 _BACKLOG = 4096  # messages that may wait for a worker on core NATS; JetStream keeps what is not pulled
 _USUAL = 5  # priority
 _MOST_ROUTES = 4096  # remembered; there is one for each receiver of an addressed operation
@@ -85,6 +89,7 @@ class Bus:
     async def close(self, timeout: float = 10.0) -> None:
         """Stop every worker of this bus; what is under way may finish within ``timeout`` seconds."""
         self._closed = True
+        self.connection.patient = False
         await asyncio.gather(*(worker.stop(timeout) for worker in tuple(self._workers)))
         for task in tuple(self._tasks):
             task.cancel()
@@ -96,18 +101,18 @@ class Bus:
         self, operation: Operation, data: dict[str, Any], *, to: str | None = None, message_id: str | None = None,
         timeout: float = 5.0,
     ) -> None:  # fmt: skip
-        """Tell everybody who listens: an EVENT.
+        """Tell everybody who listens now: an EVENT.
 
         Args:
             operation: the catalogue's row.
             data: the content.
             to: the one receiver, where the row is addressed; None tells all.
             message_id: of a stored event: published again under it within two minutes, it is stored once.
-            timeout: seconds for the stream to acknowledge a stored event.
+            timeout: seconds for the stream to acknowledge a stored event, or for the connection to take another one.
 
         Raises:
             CodecError: the data break their contract.
-            Disconnected, PayloadTooLarge: nothing was sent.
+            Disconnected, DeadlineExceeded, PayloadTooLarge: nothing was sent.
             NotStored: the stream did not acknowledge a stored event.
             ConfigurationError: the row is no EVENT, or has no single receiver.
         """
@@ -117,13 +122,18 @@ class Bus:
             if recorded.recording:
                 recorded.set(semconv.MESSAGING_MESSAGE_BODY_SIZE, len(payload))
             if not operation.stored:
-                await self.connection.client.publish(route.subject, payload, headers=recorded.headers())
+                await self.connection.send(route.subject, payload, headers=recorded.headers(), timeout=timeout)
                 return
             headers = {MESSAGE_ID: checked_id(message_id) if message_id is not None else self._serial.next()}
             recorded.set(semconv.MESSAGING_MESSAGE_ID, headers[MESSAGE_ID])
-            await self._streams.event(operation)
-            again = partial(self._streams.again, operation)
-            await self._streams.store(route.subject, payload, recorded.headers(headers) or headers, timeout, again)
+            end = self._loop.time() + timeout
+            if not self._streams.has(operation):
+                make = partial(self._streams.event, operation)
+                await self._streams.set_up(make, route.subject, headers[MESSAGE_ID], timeout)
+            await self._streams.store(
+                route.subject, payload, recorded.headers(headers) or headers, end - self._loop.time(),
+                partial(self._streams.again, operation),
+            )  # fmt: skip
 
     async def subscribe(
         self,
@@ -282,39 +292,45 @@ class Bus:
         bindings = [[binding(level, to) for to in (None, *receivers)] for level in levels(operation)]
         return await self._pull(route, handler, concurrency, operation.queue, bindings, once=True)
 
-    async def backlog(self, operation: Operation) -> dict[str | None, int]:
+    async def backlog(self, operation: Operation, *, timeout: float = 10.0) -> dict[str | None, int]:
         """Return how many of a JOB are not done yet, by receiver; under None those for nobody in particular.
 
         Raises:
+            DeadlineExceeded: the server did not tell within ``timeout`` seconds.
             ConfigurationError: the row is no JOB.
         """
         self._route(operation, "look", Mode.JOB)
-        return await backlog(self._streams, operation)
+        async with deadline(timeout, f"the queue of {operation.name}"):
+            return await backlog(self._streams, operation)
 
-    async def dead_letters(self, operation: Operation) -> list[DeadLetter]:
+    async def dead_letters(self, operation: Operation, *, timeout: float = 10.0) -> list[DeadLetter]:
         """Return the jobs that failed for good, oldest first.
 
         Raises:
+            DeadlineExceeded: the server did not give all of them within ``timeout`` seconds.
             ConfigurationError: the row is neither a JOB nor a stored EVENT.
         """
         self._check()
         if operation.stream is None:
             raise ConfigurationError(f"{operation.name} is not stored, so nothing of it is kept when it fails")
-        return await self._graveyard.letters(operation)
+        async with deadline(timeout, f"the dead letters of {operation.name}"):
+            return await self._graveyard.letters(operation)
 
-    async def replay(self, operation: Operation, ids: list[str] | None = None) -> int:
+    async def replay(self, operation: Operation, ids: list[str] | None = None, *, timeout: float = 60.0) -> int:
         """Enqueue dead letters again, all or those of these message ids, and return how many.
 
         One that is not ``replayable`` stays where it is, with a warning.
 
         Raises:
             NotStored: the queue did not acknowledge; the rest are still dead letters.
+            DeadlineExceeded: not all were sent within ``timeout`` seconds; the rest are still dead letters.
             ConfigurationError: the row is no JOB.
         """
         self._route(operation, "replay", Mode.JOB)
-        letters = await self._graveyard.letters(operation)
-        chosen = [letter for letter in letters if ids is None or letter.message_id in ids]
-        return sum([await self._graveyard.replay(letter) for letter in chosen])
+        async with deadline(timeout, f"the dead letters of {operation.name}"):
+            letters = await self._graveyard.letters(operation)
+            chosen = [letter for letter in letters if ids is None or letter.message_id in ids]
+            return sum([await self._graveyard.replay(letter) for letter in chosen])
 
     # --- answers piece by piece ---------------------------------------------------------------------------------
 
@@ -393,13 +409,22 @@ class Bus:
             payload = route.encode(data)
             if recorded.recording:
                 recorded.set(semconv.MESSAGING_MESSAGE_BODY_SIZE, len(payload))
-            answer = await self.connection.request(
-                route.subject, payload, timeout=timeout, headers=recorded.headers(headers)
-            )
+            answer = await self._answer(route.subject, payload, timeout, recorded.headers(headers))
             envelope = route.read_result(answer.data)
             if envelope.message_type == ERROR:
                 raise remote_error(route.subject, envelope.data)
             return route.message(envelope)
+
+    async def _answer(self, subject: str, payload: bytes, timeout: float, headers: dict[str, str] | None) -> Msg:
+        end = self._loop.time() + timeout
+        while True:
+            try:
+                return await self.connection.request(subject, payload, timeout=timeout, headers=headers)
+            except NoResponders:  # so nobody has it
+                timeout = end - self._loop.time() - _AGAIN
+                if not self.connection.is_fresh or timeout <= 0:
+                    raise
+            await asyncio.sleep(_AGAIN)
 
     async def order(
         self,
@@ -412,21 +437,22 @@ class Bus:
     ) -> Message:
         """Enqueue a job and return its result."""
         with self.telemetry.operation(route.operation.send_span, route.send_attributes, kind="client") as recorded:
-            deadline = self._loop.time() + timeout
+            end = self._loop.time() + timeout
             payload = route.encode(data)
             job = await self._desk.enqueue(route, payload, message_id, timeout, level=level, more=headers)
             recorded.set(semconv.MESSAGING_MESSAGE_ID, job.message_id)
-            return await job.result(max(deadline - self._loop.time(), 0.0))
+            return await job.result(max(end - self._loop.time(), 0.0))
 
     def new_id(self) -> str:
         """Return an id that nobody else has."""
         return self._serial.next()
 
-    def background(self, work: Coroutine[Any, Any, None]) -> None:
+    def background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run something that nobody waits for, until the bus is closed."""
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
+        return task
 
     async def _serve(self, route: Route, handler: Handler, concurrency: int, queue: str | None) -> Worker:
         worker = CoreWorker(self, route, handler, concurrency=_many(concurrency), backlog=_BACKLOG, queue=queue)

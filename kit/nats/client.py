@@ -10,6 +10,7 @@ What is overridden, and why (each has a test that fails without it):
 - ``_send_ping``: nats-py writes PING past its own buffer, so that a ``flush()`` overtakes the SUB, UNSUB or PUB before
   it; and the PONG of a cancelled or timed-out ``flush()`` raises in the read loop, which then reads no more.
 - ``_read_loop``: an unforeseen error ends it and leaves the connection deaf, yet "connected"; it reconnects here.
+- ``_process_op_err``: before it reconnects, nats-py waits until a server that says nothing has read what is unsent.
 - ``_process_msg``: what goes straight to its taker needs none of nats-py's queues, limits and flow control.
 - ``_connect_command``: with ``tls://`` or a CA given, nats-py sends the password in clear to a server without TLS.
 """
@@ -19,6 +20,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -88,7 +90,7 @@ class Client(NatsClient):
         self.check_size(subject, len(head) + len(payload))
         frame = self._frame(subject, reply, head, payload)
         if self._pending_data_size > PENDING:
-            await self._wait_for_room()
+            await self._wait_for_room(subject)
         self.stats["out_msgs"] += 1
         self.stats["out_bytes"] += len(payload)
         self._pending.append(frame)
@@ -199,11 +201,19 @@ class Client(NatsClient):
         self._waiters.add(future)
         future.add_done_callback(self._waiters.discard)
 
-    async def _wait_for_room(self) -> None:
+    @property
+    def has_room(self) -> bool:
+        """Whether a message can be published at once."""
+        return self.is_connected and self._pending_data_size <= PENDING
+
+    async def _wait_for_room(self, subject: str) -> None:
         taken = self._waiter()  # resolved by nats-py's flusher, or failed by `fail_waiters`
         assert self._flush_queue is not None
         await self._flush_queue.put(taken)
-        await taken
+        with suppress(Disconnected):
+            await taken
+        if not self.is_connected:
+            raise Disconnected(subject, reason=self.why_down())
 
     async def _send_ping(self, future: asyncio.Future[Any] | None = None) -> None:
         pong: asyncio.Future[Any] = asyncio.get_running_loop().create_future()  # nobody else's, so nobody cancels it
@@ -223,7 +233,13 @@ class Client(NatsClient):
             if self.is_connected and not self.is_draining and task is not None and not task.cancelling():
                 await self._process_op_err(nats.errors.StaleConnectionError())
 
+    async def _process_op_err(self, error: Exception) -> None:
+        if isinstance(error, nats.errors.StaleConnectionError):
+            self.abort()
+        await super()._process_op_err(error)
+
     async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
+        self._pings_outstanding = 0  # a server that sends lives; its PONG may be behind a lot
         taker = self.takers.get(sid)
         if taker is None:
             await super()._process_msg(sid, subject, reply, data, headers)

@@ -37,14 +37,15 @@ from kit.errors import (
 from kit.nats.auth import Access, Given, explain, is_final, resolve
 from kit.nats.client import PENDING, Client, Direct
 from kit.nats.config import Credentials
-from kit.nats.deadlines import bounded, expire, settle, within
+from kit.nats.deadlines import bounded, settle, within
 
 _log = logging.getLogger("kit.nats")
 _access_log = logging.getLogger("kit.access")  # heard also where what happens to connections is not
 
 _BACKOFF = (0.05, 2.0)  # s; first and longest wait between attempts to reconnect, each times 0.5 to 1
 _ATTEMPT = 2.0  # s; for one server to answer
-_PING = 20  # s; a dead peer is noticed after three of them
+_PING = 2.5  # s; a server that says nothing is given up after three of them
+_RECENT = 3.0  # s; after this side came back, for those who serve to be back as well
 _STORED = "Nats-Sequence"  # header of what a stream keeps, whose other headers are its sender's: they say no status
 _DROP = 0.1  # s; to close a socket that was never connected
 _CLOSE = 1.0  # s; to close the socket after the drain
@@ -79,17 +80,20 @@ class Connection:
         client: nats-py's client underneath, with its traps closed: safe to use, JetStream included.
         tenant_id: whose account it is, where the caller said so.
         counters: what happened so far.
+        patient: whether what cannot be sent now waits for the connection to come back; not when its user is stopping.
     """
 
     def __init__(self, client: Client, *, tenant_id: str | None, name: str) -> None:
         self.client, self.tenant_id, self.name = client, tenant_id, name
         self.counters = Counters()
+        self.patient = True
         self.on_reconnect: list[Callable[[], None]] = []
         self._loop = asyncio.get_running_loop()
         self._up, self._down, self._closed = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._serial = itertools.count(1)
         self._inbox = ""
         self._opening = asyncio.Lock()
+        self._back = -_RECENT  # when it came back last
         self._listeners: dict[str, Callable[[Msg], None]] = {}
         self._attempts: list[Exception] | None = []  # while the first connection is being made
         self._closing: asyncio.Task[None] | None = None
@@ -128,8 +132,13 @@ class Connection:
         """Bytes that headers and body of one message may have together, as the server said."""
         return self.client.max_payload
 
+    @property
+    def is_fresh(self) -> bool:
+        """Whether it came back only a moment ago, so that others may not be back yet."""
+        return self._loop.time() - self._back < _RECENT
+
     async def wait_connected(self, timeout: float | None = None) -> None:
-        """Wait until the connection is up (again).
+        """Wait until the connection is up again.
 
         Raises:
             Disconnected: it is closed, or not up within ``timeout`` seconds.
@@ -184,10 +193,28 @@ class Connection:
         if confirm is not None:
             await self._round_trip(subject, confirm)
 
+    async def send(
+        self, subject: str, payload: bytes, *, timeout: float, headers: dict[str, str] | None = None
+    ) -> None:
+        """Publish a message; when the connection is down or takes no more, wait at most ``timeout`` seconds for it.
+
+        Raises:
+            Disconnected, DeadlineExceeded, PayloadTooLarge: nothing was sent.
+        """
+        self.check_loop()
+        if self.client.has_room:
+            await self.client.publish(subject, payload, headers=headers)
+            return
+        try:
+            async with asyncio.timeout(timeout):
+                await self._when_up(lambda: self.client.publish(subject, payload, headers=headers))
+        except TimeoutError:
+            raise self._late(subject, timeout) from None
+
     async def request(
         self, subject: str, payload: bytes, *, timeout: float = 5.0, headers: dict[str, str] | None = None
     ) -> Msg:
-        """Send a request and return the first answer.
+        """Send a request and return the first answer; what cannot be sent yet waits until the connection is back.
 
         Raises:
             NoResponders: nobody serves the subject.
@@ -195,22 +222,43 @@ class Connection:
             Disconnected, PayloadTooLarge: nothing was sent.
         """
         self.check_loop()
-        if not self._inbox:
-            await self._open_inbox()
         token = str(next(self._serial))
         answered: asyncio.Future[Msg] = self._loop.create_future()
         self._listeners[token] = partial(settle, answered)
-        timer = self._loop.call_later(timeout, expire, answered, subject, timeout)
+        sent = False
         try:
-            await self.client.publish(subject, payload, self._inbox + token, headers)
-            answer = await answered
+            async with asyncio.timeout(timeout):
+                if not self._inbox:
+                    await self._when_up(lambda: self._open_inbox(timeout))
+                await self._when_up(lambda: self.client.publish(subject, payload, self._inbox + token, headers))
+                sent = True
+                answer = await answered
+        except TimeoutError:
+            raise DeadlineExceeded(subject, seconds=timeout) if sent else self._late(subject, timeout) from None
         finally:
-            timer.cancel()
             self._listeners.pop(token, None)
         said = answer.headers or {}
         if not answer.data and said.get("Status") == "503" and _STORED not in said:
             raise NoResponders(subject)
         return answer
+
+    async def _when_up(self, send: Callable[[], Awaitable[None]]) -> None:
+        """Send what is not sent twice: as soon as the connection is up, unless it is closed for good."""
+        while True:
+            try:
+                await send()
+                return
+            except Disconnected:
+                if self.client.is_closed or self.client.is_draining or not self.patient or self.client.trouble():
+                    raise
+            if self._up.is_set():
+                await asyncio.sleep(_BACKOFF[0])  # it has just broken, which nats-py says in a moment
+            await within(None, self._up, self._closed)
+
+    def _late(self, subject: str, seconds: float) -> BusError:
+        if self.client.is_connected:
+            return DeadlineExceeded(subject, seconds=seconds)
+        return Disconnected(subject, reason=self.client.why_down())
 
     async def flush(self, timeout: float = 5.0) -> None:
         """Wait until the server has taken everything that was sent so far, subscriptions included.
@@ -244,6 +292,7 @@ class Connection:
         queue: str = "",
         pending_messages: int = DEFAULT_SUB_PENDING_MSGS_LIMIT,
         pending_bytes: int = DEFAULT_SUB_PENDING_BYTES_LIMIT,
+        timeout: float = _ATTEMPT,
     ) -> Subscription:
         """Subscribe, and return once the server knows it.
 
@@ -253,6 +302,7 @@ class Connection:
 
         Raises:
             Disconnected: the connection is down.
+            DeadlineExceeded: the server did not confirm it within ``timeout`` seconds.
         """
         self.check_loop()
         if not self.client.is_connected:
@@ -273,8 +323,8 @@ class Connection:
         if direct is not None:
             self.client.takers[subscription._id] = direct
         try:
-            await self._round_trip(subject, _ATTEMPT)
-        except BusError:
+            await self._round_trip(subject, timeout)
+        except BaseException:
             with suppress(nats.errors.Error):
                 await subscription.unsubscribe()
             raise
@@ -294,11 +344,11 @@ class Connection:
         self.check_loop()
         return self.client.jetstream(timeout=timeout)
 
-    async def _open_inbox(self) -> None:
+    async def _open_inbox(self, timeout: float = _ATTEMPT) -> None:
         async with self._opening:
             if not self._inbox:
                 inbox = self.client.new_inbox() + "."
-                await self.subscribe(inbox + "*", self._deliver)
+                await self.subscribe(inbox + "*", self._deliver, timeout=timeout)
                 self._inbox = inbox
 
     def _deliver(self, message: Msg) -> None:
@@ -363,6 +413,7 @@ class Connection:
     async def on_reconnected(self) -> None:
         """Note that it is back, and tell those who asked."""
         self.counters.reconnects += 1
+        self._back = self._loop.time()
         self._down.clear()
         self._up.set()
         _log.warning("%s: connected again", self.name)
@@ -392,7 +443,7 @@ class Connection:
                     connect_timeout=cast(int, min(_ATTEMPT, seconds)),
                     max_reconnect_attempts=-1,
                     reconnect_to_server_handler=_next_server,
-                    ping_interval=_PING,
+                    ping_interval=cast(int, _PING),
                     pending_size=32 * PENDING,  # `Client.publish` waits at PENDING; what nats-py would do is worse
                     flush_timeout=10.0,
                     error_cb=self.on_error,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
 
 from nats.aio.msg import Msg
 
@@ -19,10 +20,18 @@ def settle(answered: asyncio.Future[Msg], message: Msg) -> None:
         answered.set_result(message)
 
 
-def expire(answered: asyncio.Future[Msg], subject: str, seconds: float) -> None:
-    """End the wait for an answer."""
-    if not answered.done():
-        answered.set_exception(DeadlineExceeded(subject, seconds=seconds))
+@asynccontextmanager
+async def deadline(seconds: float, what: str) -> AsyncIterator[None]:
+    """Give everything inside some seconds together.
+
+    Raises:
+        DeadlineExceeded: it was not done by then.
+    """
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError:
+        raise DeadlineExceeded(what, seconds=seconds) from None
 
 
 async def within(seconds: float | None, *events: asyncio.Event) -> bool:

@@ -90,17 +90,15 @@ class Job:
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
-        pause = _NEXT_LOOK if self.duplicate else _FIRST_LOOK
-        if self.duplicate and not self.done:
-            await self._desk.look_up_quietly(self)
+        pause, look = 0.0 if self.duplicate else _FIRST_LOOK, None
         while not self.done:
             left = deadline - loop.time()
             if left <= 0:
                 raise DeadlineExceeded(self._route.subject, seconds=timeout)
             await asyncio.wait((self.answer,), timeout=min(pause, left))
-            if not self.done:
-                pause = min(pause * 2, _LONGEST_LOOK)
-                await self._desk.look_up_quietly(self)
+            if not self.done and (look is None or look.done()):
+                look = self._desk.look_up_soon(self)  # which goes on when this one's time is over
+                pause = min(max(pause * 2, _NEXT_LOOK), _LONGEST_LOOK)
         return self._read(self.answer.result())
 
     def _read(self, payload: bytes) -> Message:
@@ -155,10 +153,12 @@ class Desk:
             NotStored: the queue did not acknowledge it.
             PayloadTooLarge: nothing was sent.
         """
-        operation = route.operation
-        if operation.name not in self._open:
-            await self.open(operation)
+        operation, loop = route.operation, asyncio.get_running_loop()
+        deadline = loop.time() + timeout
         name = self._serial.next() if message_id is None else checked_id(message_id)
+        if operation.name not in self._open:
+            await self._streams.set_up(lambda: self.open(operation), route.subject, name, timeout)
+            timeout = deadline - loop.time()
         reply = reply_subject(operation, self._serial.prefix, name)
         headers = {MESSAGE_ID: name, REPLY: reply}
         if message_id is not None:
@@ -167,13 +167,17 @@ class Desk:
             headers.update(more)
         twin = self._waiting.get(reply)
         # The same job, enqueued twice here, has one answer; one that is done may have been sent again since.
-        answer = asyncio.get_running_loop().create_future() if twin is None or twin.done else twin.answer
+        answer = loop.create_future() if twin is None or twin.done else twin.answer
         job = self._waiting[reply] = Job(self, route, name, answer)
         headers = inject(headers) or headers
         subject, again = level.subject(route.subject), partial(self._streams.again, operation)
         ack = await self._batches.store(operation.stream or "", subject, payload, headers, timeout, again)
         job.duplicate, job.sequence = ack.duplicate, ack.sequence
         return job
+
+    def look_up_soon(self, job: Job) -> asyncio.Task[None]:
+        """Look a result up while its job is waited for."""
+        return self._bus.background(self.look_up_quietly(job))
 
     async def look_up_quietly(self, job: Job) -> None:
         """Look a result up; what fails is tried again by the next look, and the job is waited for in any case."""

@@ -10,7 +10,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from kit.catalogue import Mode
-from kit.errors import Disconnected
+from kit.errors import DeadlineExceeded, Disconnected
 from kit.nats.faults import Fault
 from kit.nats.handling import Handling, Overloaded, WorkerStopped
 from kit.nats.ids import MESSAGE_ID, is_inbox
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from kit.nats.bus import Bus
 
 _log = logging.getLogger("kit.nats")
+
+_ANSWER = 5.0  # s; for an answer to wait for a connection that comes back
 
 
 class CoreWorker(Worker):
@@ -94,6 +96,6 @@ class CoreWorker(Worker):
             _log.warning("an answer on %s was not sent: %.60r is no inbox", self.subject, message.reply)
             return
         try:
-            await self._bus.connection.client.publish(message.reply, answer)
-        except Disconnected as error:
+            await self._bus.connection.send(message.reply, answer, timeout=_ANSWER)
+        except (Disconnected, DeadlineExceeded) as error:
             _log.warning("an answer on %s was not sent: %s", self.subject, error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -11,14 +12,18 @@ import nats.errors
 import nats.js.errors
 from nats.aio.msg import Msg
 from nats.js import api
-from nats.js.kv import KV_DEL, KV_OP, KV_PURGE, KeyValue
+from nats.js.kv import KV_DEL, KV_OP, KeyValue
 
 from kit import codec
-from kit.errors import BusError, ConfigurationError, Conflict
+from kit.errors import BusError, ConfigurationError, Conflict, Disconnected
 from kit.nats.streams import DIRECT_GET, NAME_IN_USE, SEQUENCE, TTL, Streams
 
 _KEY = re.compile(r"[-/_=a-zA-Z0-9]+(\.[-/_=a-zA-Z0-9]+)*")
 _LONGEST_KEY = 512
+_CHANGES = 256  # that wait for whoever watches
+_SILENCE = 5.0  # s; between two keys of a list
+_HEARTBEAT = 1.0  # s; a watcher that hears nothing for two of them begins anew where it was: its server crashed
+_FORGOTTEN = 300.0  # s; after which the server forgets a watcher that is gone
 _MARKER = "Nats-Marker-Reason"  # on what the server puts in place of an expired value
 _EXPECTED = "Nats-Expected-Last-Subject-Sequence"
 _WRONG_REVISION = (10071, 10164)  # Source: nats-server's errors.json
@@ -106,11 +111,13 @@ class Store:
     async def keys(self, prefix: str = "") -> list[str]:
         """Return the keys that begin with ``prefix``, in order."""
         found: list[str] = []
+
+        async def watch() -> KeyValue.KeyWatcher:
+            return await self._kv.watch(">", ignore_deletes=True, meta_only=True)
+
+        watcher = await self._streams.patiently(f"store {self.bucket}", watch)
         with self._streams.asked(f"store {self.bucket}"):
-            watcher = await self._kv.watch(">", ignore_deletes=True, meta_only=True)
-            async for entry in watcher:
-                if entry is None:
-                    break
+            while (entry := await watcher.updates(timeout=_SILENCE)) is not None:  # type: ignore[no-untyped-call]
                 if entry.key.startswith(prefix):
                     found.append(entry.key)
             await watcher.stop()  # type: ignore[no-untyped-call]
@@ -121,16 +128,25 @@ class Store:
 
         Without ``values`` only keys and revisions are sent: what is there has ``b""`` for its value.
         """
-        with self._streams.asked(f"store {self.bucket}"):
-            watcher = await self._kv.watch(">", meta_only=not values)
+        changes: asyncio.Queue[Msg] = asyncio.Queue(_CHANGES)
+        subscription = await self._streams.patiently(
+            f"store {self.bucket}",
+            lambda: self._streams.context.subscribe(
+                f"{self._prefix}>", stream=self._stream, cb=changes.put, ordered_consumer=True,
+                deliver_policy=api.DeliverPolicy.LAST_PER_SUBJECT, headers_only=not values,
+                idle_heartbeat=_HEARTBEAT, inactive_threshold=_FORGOTTEN,
+            ),
+        )  # fmt: skip
         try:
-            async for entry in watcher:
-                if entry is not None and entry.key.startswith(prefix):
-                    gone = entry.operation in (KV_DEL, KV_PURGE)
-                    yield Entry(key=entry.key, value=None if gone else entry.value, revision=entry.revision)
+            while True:
+                change = await changes.get()
+                key = change.subject[len(self._prefix) :]
+                if key.startswith(prefix):
+                    value = None if _is_deleted(change) else change.data
+                    yield Entry(key=key, value=value, revision=change.metadata.sequence.stream)
         finally:
-            with suppress(nats.errors.Error):  # the connection went first
-                await watcher.stop()  # type: ignore[no-untyped-call]
+            with suppress(nats.errors.Error, Disconnected):  # the connection went first
+                await subscription.unsubscribe()
 
     async def _get(self, key: str) -> Msg | None:
         subject = f"{DIRECT_GET}.{self._stream}.{self._prefix}{_checked(key)}"

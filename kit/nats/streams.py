@@ -91,6 +91,28 @@ class Streams:
         """Make sure that a stored EVENT's stream exists."""
         await self._once(f"event {operation.name}", lambda: self._make(layout.event_config(operation)))
 
+    def has(self, operation: Operation) -> bool:
+        """Whether an operation's streams were made, or found, before."""
+        return self._done(f"{'job' if operation.mode is Mode.JOB else 'event'} {operation.name}")
+
+    async def set_up(self, make: Callable[[], Awaitable[None]], subject: str, message_id: str, seconds: float) -> None:
+        """Make what a message will be stored in, in the time that there is for storing it.
+
+        Raises:
+            NotStored: it could not be made in ``seconds``.
+            ConfigurationError: the server refuses it.
+        """
+        reason = f"no acknowledgement within {seconds:g} s"
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while True:
+                    try:
+                        return await make()
+                    except BusError as error:
+                        reason = str(error)
+                    await asyncio.sleep(_PAUSE)
+        raise NotStored(subject, message_id=message_id, reason=self.trouble or reason)
+
     async def dead(self) -> None:
         """Make sure that dead letters can be kept, and that the server's notes of exhausted messages are."""
         await self._once("dead", self._make_dead)
@@ -264,7 +286,7 @@ class Streams:
                 if self.trouble:
                     break
             except NoResponders:
-                reason = "no stream covers the subject"
+                reason = "its stream has no leader" if self.clustered else "no stream covers the subject"
                 await asyncio.sleep(_PAUSE)
                 if make is not None:
                     with suppress(TimeoutError, BusError, ConfigurationError):  # what is tried next says so
@@ -376,11 +398,15 @@ class Streams:
             BusError: no answer in time.
         """
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + _ELECTION
+        deadline = loop.time() + (_ELECTION if self.clustered else _API_SECONDS)
         while True:
             try:
                 with self.asked(what):
                     return await work()
+            except Disconnected:
+                if not self._connection.patient:
+                    raise
+                await self._connection.wait_connected(max(deadline - loop.time(), 0.0))
             except (NoResponders, DeadlineExceeded):
                 if not self.clustered or loop.time() > deadline:
                     raise
@@ -421,17 +447,22 @@ class Streams:
 
     async def _once(self, what: str, make: Callable[[], Awaitable[None]]) -> None:
         """Run ``make`` once, for however many wait for it; again if it failed."""
-        task = self._made.get(what)
-        if task is not None and task.done() and not task.cancelled() and task.exception() is None:
+        if self._done(what):
             return
+        task = self._made.get(what)
         if task is None:
             task = self._made[what] = asyncio.ensure_future(_awaited(make))
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())  # who waited may have left
         try:
             await asyncio.shield(task)
         except BaseException:
             if task.done() and self._made.get(what) is task:
                 del self._made[what]
             raise
+
+    def _done(self, what: str) -> bool:
+        task = self._made.get(what)
+        return task is not None and task.done() and not task.cancelled() and task.exception() is None
 
 
 async def _awaited(make: Callable[[], Awaitable[None]]) -> None:
@@ -449,7 +480,7 @@ def asked(what: str) -> Iterator[None]:
     try:
         yield
     except (nats.errors.NoRespondersError, nats.js.errors.ServiceUnavailableError):
-        raise NoResponders(f"JetStream ({what}): is it enabled for this account?") from None
+        raise NoResponders(f"JetStream ({what}): is it enabled for this account, has its cluster a quorum?") from None
     except nats.js.errors.APIError as error:
         raise ConfigurationError(f"{what}: {error.description} (JetStream error {error.err_code})") from error
     except nats.errors.TimeoutError:
