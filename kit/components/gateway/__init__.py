@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from kit.catalogue import GATEWAY_CACHE_INVALIDATE, GATEWAY_EMBEDDINGS, GATEWAY_REQUESTS, RAG_EMBEDDINGS
 from kit.components import Service
 
-from .budget import Purse
+from .budget import Purse, spend
 from .cache import Cache
 from .client import (
     embed,
@@ -78,6 +78,7 @@ __all__ = [
     "invalidate",
     "provider_health",
     "serve",
+    "spend",
     "stream",
     "stream_messages",
     "vectors_of",

@@ -208,6 +208,11 @@ def _owner(name: str) -> str:
     return name.rsplit(".", 2)[-2] if name.count(".") >= 2 else ""
 
 
+async def spend(bus: Bus, budget: Budget) -> dict[str, Any]:
+    """Return what a tenant has spent of a budget, and what is reserved: ``spent``, ``reserved``, ``reset_at``, …"""
+    return await (await Purse.open(bus, budget)).state()
+
+
 def period_of(period: str, now: datetime) -> tuple[str, str | None]:
     """Return the beginning and the end of the calendar period around a time (UTC, RFC 3339; weeks begin on Monday)."""
     day = now.replace(hour=0, minute=0, second=0, microsecond=0)
