@@ -38,7 +38,7 @@ def _kit(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
 
 def test_the_commands_are_these() -> None:
     served = {"server", "worker", "local-llm", "dead-letters"}
-    assert set(COMMANDS) == {"report", "gates", "pr", "catalogue", "lab", "ask", "drills", *served}
+    assert set(COMMANDS) == {"report", "gates", "pr", "progress", "catalogue", "lab", "ask", "drills", *served}
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -12,10 +12,23 @@ from collections.abc import Sequence
 from functools import partial
 
 from kit.errors import ConfigurationError, KitError
-from kit.lab.cli import ask, catalogue, dead_letters, drills, gates, lab, local_llm, pr, report, server, worker
+from kit.lab.cli import (
+    ask,
+    catalogue,
+    dead_letters,
+    drills,
+    gates,
+    lab,
+    local_llm,
+    pr,
+    progress,
+    report,
+    server,
+    worker,
+)
 from kit.lab.cli.console import complain, say
 
-COMMANDS = (report, gates, pr, catalogue, ask, server, worker, dead_letters, drills, local_llm, lab)
+COMMANDS = (report, gates, pr, progress, catalogue, ask, server, worker, dead_letters, drills, local_llm, lab)
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
 _EPILOG = """\

@@ -6,11 +6,14 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 from kit.lab.gates.evidence import commit
 from kit.lab.gates.model import SIGNS, Gate, State
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 FILE, PAGE = "gates.json", "gates.html"
 BEGIN, END = "<!-- gates -->", "<!-- /gates -->"
@@ -29,6 +32,22 @@ def as_text(gates: Iterable[Gate]) -> Iterator[str]:
             yield f"  {SIGNS[check.state]} {check.name:<14} {check.summary}"
             for line in check.lines():
                 yield f"      {line}"
+
+
+def as_table(gates: Iterable[Gate]) -> pd.DataFrame:
+    """Return a row a check: its state, what was seen, and what to do where something is to be done."""
+    import pandas as pd
+
+    rows = {
+        (gate.title, check.name): {
+            "state": f"{SIGNS[check.state]} {check.state}",
+            "seen": "; ".join([check.summary, *check.findings[:3]]) if check.state == "failed" else check.summary,
+            "to do": check.remedy if check.state in ("failed", "not measured") else "",
+        }
+        for gate in gates
+        for check in gate.checks
+    }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis(["gate", "check"])
 
 
 def as_junit(gates: Iterable[Gate]) -> str:
@@ -85,7 +104,7 @@ def as_section(reports: Path) -> str:
 
 def as_page(body: dict[str, Any]) -> str:
     """Return the gates as a page: each check with what was found, and what to do about it."""
-    from kit.lab.report.render import POLICY, style
+    from kit.lab.report.render import make_plain_page
 
     parts = []
     for gate in body["gates"]:
@@ -96,15 +115,8 @@ def as_page(body: dict[str, Any]) -> str:
         )
         head = f"<h2 id='{gate['gate']}'>{escape(gate['title'])}</h2>"
         parts.append(f"{head}<div class='scroll' tabindex='0'><table class='rows'><tbody>{rows}</tbody></table></div>")
-    return (
-        "<!DOCTYPE html>\n<html lang='en'><head><meta charset='utf-8'>"
-        "<meta name='viewport' content='width=device-width, initial-scale=1'><meta name='color-scheme' "
-        f"content='light dark'><meta http-equiv='Content-Security-Policy' content=\"{POLICY}\">"
-        f"<title>Validation gates</title><style>{style()}</style></head><body class='front'><main>"
-        "<p class='eyebrow'><a href='index.html'>kit report</a></p><h1>Validation gates</h1>"
-        f"<p class='under'>commit <code>{escape(body['commit'])}</code> · a check passes only on what it has seen</p>"
-        f"{''.join(parts)}</main></body></html>\n"
-    )
+    under = f"commit <code>{escape(body['commit'])}</code> · a check passes only on what it has seen"
+    return make_plain_page("Validation gates", under, "".join(parts))
 
 
 def _chip(state: State) -> str:

@@ -10,6 +10,7 @@ import mimetypes
 import re
 from base64 import b64encode
 from functools import cache
+from html import escape
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -52,6 +53,18 @@ def write_page(outcome: Outcome) -> None:
     }
     page, _ = exporter.from_notebook_node(notebook, resources=resources)
     outcome.html.write_text(_with_contents(_local_links(_embedded(page, outcome.source.parent))))
+
+
+def make_plain_page(title: str, under: str, body: str) -> str:
+    """Return a page beside the report's, under the front page: a title, a line of HTML under it, HTML below."""
+    return (
+        "<!DOCTYPE html>\n<html lang='en'><head><meta charset='utf-8'>"
+        "<meta name='viewport' content='width=device-width, initial-scale=1'><meta name='color-scheme' "
+        f"content='light dark'><meta http-equiv='Content-Security-Policy' content=\"{POLICY}\">"
+        f"<title>{escape(title)}</title><style>{style()}</style></head><body class='front'><main>"
+        f"<p class='eyebrow'><a href='index.html'>kit report</a></p><h1>{escape(title)}</h1>"
+        f"<p class='under'>{under}</p>{body}</main></body></html>\n"
+    )
 
 
 def _mark(notebook: Any, outcome: Outcome) -> str:
