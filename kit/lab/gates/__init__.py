@@ -20,9 +20,20 @@ from pathlib import Path
 from kit.errors import ConfigurationError
 from kit.lab.gates import api, integration, performance, review
 from kit.lab.gates.evidence import read_reports
-from kit.lab.gates.model import SIGNS, Check, Context, Gate, Judge, State
+from kit.lab.gates.model import SIGNS, Check, Context, Gate, Judge, State, unseen
 
-__all__ = ["CHECKS", "GATES", "SIGNS", "Check", "Context", "Gate", "State", "read_reports", "run_gates"]
+__all__ = [
+    "CHECKS",
+    "GATES",
+    "SIGNS",
+    "Check",
+    "Context",
+    "Gate",
+    "State",
+    "read_reports",
+    "run_gates",
+    "unmeasured_gates",
+]
 
 GATES: dict[str, tuple[str, dict[str, Judge]]] = {
     "integration": (
@@ -74,3 +85,11 @@ def run_gates(names: Sequence[str] = (), *, reports: Path, base: str = "") -> li
         if chosen:
             found.append(Gate(name=gate, title=title, checks=tuple(check(context) for check in chosen)))
     return found
+
+
+def unmeasured_gates() -> list[Gate]:
+    """Return all gates as they are before anything was measured."""
+    return [
+        Gate(name=gate, title=title, checks=tuple(unseen(name, "not measured", "") for name in checks))
+        for gate, (title, checks) in GATES.items()
+    ]

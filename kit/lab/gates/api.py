@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -74,13 +75,22 @@ def imports(_: Context) -> Check:
     if tool is None:
         return unseen("imports", "not measured: import-linter is not installed", "pip install -e '.[test]'")
     command = [tool, "--no-cache", "--config", str(project_root() / "pyproject.toml")]
-    done = subprocess.run(command, cwd=project_root(), capture_output=True, text=True, check=False, timeout=120.0)
+    done = run_tool(command)
     broken = [line.strip() for line in done.stdout.splitlines() if "BROKEN" in line or line.strip().startswith("- ")]
     kept = sum(line.rstrip().endswith("KEPT") for line in done.stdout.splitlines())
-    if done.returncode and not broken:
+    if (done.returncode or not kept) and not broken:
         broken = (done.stdout + done.stderr).strip().splitlines()[-3:]
     remedy = "import what the room's __init__ offers, from a room below; components meet on the bus"
     return judge("imports", f"{kept} rules kept", broken, remedy)
+
+
+def run_tool(command: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run a tool in the project and return what it printed, without colours."""
+    colours = {"FORCE_COLOR", "CLICOLOR_FORCE", "PY_COLORS", "MYPY_FORCE_COLOR"}
+    variables = {name: value for name, value in os.environ.items() if name not in colours} | {"NO_COLOR": "1"}
+    return subprocess.run(
+        command, cwd=project_root(), capture_output=True, text=True, check=False, timeout=600.0, env=variables
+    )
 
 
 def find_tool(name: str) -> str | None:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from kit.lab.gates.api import find_tool
+from kit.lab.gates.api import find_tool, run_tool
 from kit.lab.gates.model import Check, Context, judge, unseen
 from kit.lab.project import project_root
 
@@ -61,7 +60,7 @@ def _lines(name: str, *arguments: str) -> list[str]:
     tool = find_tool(name)
     if tool is None:
         return []
-    done = subprocess.run([tool, *arguments], cwd=project_root(), capture_output=True, text=True, timeout=600.0)
+    done = run_tool([tool, *arguments])
     if done.returncode > 1:  # it could not run at all
         return [f"x:1:1: error: {name} failed: {(done.stderr or done.stdout).strip()[-300:]}"]
     return done.stdout.splitlines()
