@@ -117,7 +117,7 @@ class Telemetry:
             for name in labels:
                 key = (key, name, labels[name])
             self._mine.counters[key].value += value
-        except KeyError:
+        except Exception:  # noqa: BLE001 - new, or a label that can be no key
             self._shard.counter(metric, labels).value += value
 
     def counter(self, metric: Metric, **labels: Label) -> Counter:
@@ -139,7 +139,7 @@ class Telemetry:
             for name in labels:
                 key = (key, name, labels[name])
             self._mine.histograms[key].add(value)
-        except KeyError:
+        except Exception:  # noqa: BLE001 - new, or a label that can be no key
             self._shard.histogram(metric, labels).add(value)
 
     def logger(self, name: str) -> Log:

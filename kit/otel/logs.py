@@ -6,6 +6,7 @@ Either way a record that is made inside an operation carries its trace and span 
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -20,11 +21,13 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from kit.errors import ConfigurationError
 from kit.otel import semconv
-from kit.otel.span import PLAIN, LiveSpan, Tracing, exception_attributes
+from kit.otel.span import LiveSpan, Tracing, exception_attributes
+from kit.otel.values import PLAIN, safe_text, sendable
 
 _NO_CONTEXT = Context()
 _OWN = ("opentelemetry.", "kit.otel", "grpc.", "urllib3.")  # what the exporters themselves log
 _OFF = logging.CRITICAL + 1
+_NESTED = 2  # steps that what is logged while the text of an argument is made may go on, in each other
 _SEVERITIES: dict[int, tuple[str, SeverityNumber]] = {
     logging.DEBUG: ("DEBUG", SeverityNumber.DEBUG),
     logging.INFO: ("INFO", SeverityNumber.INFO),
@@ -33,6 +36,15 @@ _SEVERITIES: dict[int, tuple[str, SeverityNumber]] = {
     logging.CRITICAL: ("FATAL", SeverityNumber.FATAL),
 }
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+
+class _Nesting(threading.local):
+    """How deep in the texts of its own arguments this thread is logging."""
+
+    depth = 0
+
+
+_NESTING = _Nesting()
 
 
 class LiveLog:
@@ -53,7 +65,7 @@ class LiveLog:
         self._body = body
         self._attributes: Mapping[str, Any] = attributes
         for value in attributes.values():
-            if value.__class__ not in PLAIN:  # its owner may change it later
+            if type(value) not in PLAIN:  # its owner may change it later
                 self._attributes = source.bounded(attributes)
                 break
         self._span = trace_api.get_current_span().get_span_context()
@@ -70,7 +82,7 @@ class LiveLog:
                 observed_timestamp=self._observed,
                 severity_text=self._severity[0],
                 severity_number=self._severity[1],
-                body=self._body,
+                body=sendable(self._body),
                 attributes=source.bounded(found) if type(found) is dict else found,
             )
             # The constructor would take these from where the record is read.
@@ -103,7 +115,7 @@ class Source:
     def bounded(self, attributes: Mapping[str, Any]) -> BoundedAttributes:
         """Return a copy of attributes, within the limits of the OTEL_* variables and without what is no value."""
         most, longest = self._limits.max_log_record_attributes, self._limits.max_log_record_attribute_length
-        return BoundedAttributes(most, attributes, True, longest)
+        return BoundedAttributes(most, sendable(attributes), True, longest)
 
 
 class Log:
@@ -165,9 +177,20 @@ class Handler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Translate a record and pass it on."""
-        if not record.name.startswith(_OWN) and not self._belongs_elsewhere():
-            self._translate(record)
-        self._last_resort(record)
+        if _NESTING.depth > _NESTED:
+            return
+        _NESTING.depth += 1
+        try:
+            if not record.name.startswith(_OWN) and not self._belongs_elsewhere():
+                self._translate(record)
+            self._last_resort(record)
+        except Exception:  # noqa: BLE001 - what the program does shall not end because it is logged
+            try:
+                self.handleError(record)
+            except Exception:  # noqa: BLE001 - as CPython's does where the stack is full: there is no telling it
+                return
+        finally:
+            _NESTING.depth -= 1
 
     def _belongs_elsewhere(self) -> bool:
         """Whether this happens in an operation of another Telemetry, which will record it."""
@@ -178,7 +201,7 @@ class Handler(logging.Handler):
         source = self._sources.get(record.name)
         if source is None:
             source = self._sources[record.name] = Source(record.name, self._resource)
-        body = _merged(record.msg, record.args) if isinstance(record.msg, str) else str(record.msg)
+        body = _merged(record.msg, record.args) if isinstance(record.msg, str) else safe_text(record.msg)
         made = int(record.created * 1e9)
         self._sink(LiveLog(source, severity_of(record.levelno), body, _attributes(record), made))
 
@@ -191,11 +214,19 @@ class Handler(logging.Handler):
 
 
 def _merged(message: str, args: Any) -> str:
-    """Merge as ``logging`` does; arguments that do not fit must not stop what logs them."""
+    """Merge as ``logging`` does; arguments that do not fit, or have no text, must not stop what logs them."""
+    if _NESTING.depth > _NESTED:
+        return message
+    _NESTING.depth += 1
     try:
         return message % args if args else message
-    except (TypeError, ValueError, KeyError):
-        return f"{message} {args!r}"
+    except Exception:  # noqa: BLE001 - foreign code
+        if type(args) is not tuple:
+            return f"{message} {safe_text(args, repr)}"
+        shown = [safe_text(one, repr) for one in args]
+        return f"{message} ({', '.join(shown)}{',' * (len(shown) == 1)})"
+    finally:
+        _NESTING.depth -= 1
 
 
 def _attributes(record: logging.LogRecord) -> dict[str, Any]:
@@ -203,9 +234,9 @@ def _attributes(record: logging.LogRecord) -> dict[str, Any]:
     attributes[semconv.CODE_FILE_PATH] = record.pathname
     attributes[semconv.CODE_FUNCTION_NAME] = record.funcName
     attributes[semconv.CODE_LINE_NUMBER] = record.lineno
-    if record.exc_info is not None and record.exc_info[1] is not None:
-        attributes.update(exception_attributes(record.exc_info[1]))
-    return attributes
+    told: Any = record.exc_info  # False and 0 where a caller says so
+    error = told[1] if isinstance(told, tuple) and len(told) == 3 else told
+    return attributes | (exception_attributes(error) if isinstance(error, BaseException) else {})
 
 
 def severity_of(level: int) -> tuple[str, SeverityNumber]:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import threading
 import time
 from bisect import bisect_left
-from collections.abc import Iterable
-from typing import NamedTuple, TypeAlias
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple, TypeAlias
 
 from kit.catalogue import Metric
 from kit.errors import ConfigurationError
 from kit.otel import semconv
+from kit.otel.values import PLAIN, safe_text, sendable
 
 Label: TypeAlias = str | bool | int | float
 Labels: TypeAlias = tuple[tuple[str, Label], ...]
@@ -50,6 +51,12 @@ def key_of(metric: Metric, labels: dict[str, Label]) -> object:
     for name in labels:
         key = (key, name, labels[name])
     return key
+
+
+def plain_labels(labels: Mapping[str, Any]) -> dict[str, Label]:
+    """Return labels whose values can be looked up and sent, whatever was given."""
+    kept = {name: sendable(value) for name, value in labels.items()}
+    return {name: value if type(value) in PLAIN else safe_text(value) for name, value in kept.items()}
 
 
 class Series(NamedTuple):
@@ -126,7 +133,7 @@ class Counter:
         self._shard = shard
         self._mine = shard.mine
         self._metric = metric
-        self._labels = labels
+        self._labels = labels = plain_labels(labels)
         self._key = key_of(metric, labels)
         shard.counter(metric, labels)  # refuses a label that is an id here, not in the loop
 
@@ -202,6 +209,7 @@ class Shard:
 
     def counter(self, metric: Metric, labels: dict[str, Label]) -> CounterCell:
         """Return the current thread's cell for a counter, made when it is missing."""
+        labels = plain_labels(labels)
         key = key_of(metric, labels)
         cell = self.mine.counters.get(key)
         if cell is None:
@@ -212,6 +220,7 @@ class Shard:
 
     def histogram(self, metric: Metric, labels: dict[str, Label]) -> HistogramCell:
         """Return the current thread's cell for a histogram, made when it is missing."""
+        labels = plain_labels(labels)
         key = key_of(metric, labels)
         cell = self.mine.histograms.get(key)
         if cell is None:
@@ -277,7 +286,7 @@ class Store:
                 raise ConfigurationError(
                     f"label {name!r} of {metric.name}: an id never labels a metric, put it on the span"
                 )
-            merged[name] = value if isinstance(value, str | bool | int | float) else str(value)
+            merged[name] = value
         with self._lock:
             if isinstance(tenant := merged.get(semconv.TENANT_ID), str):
                 merged[semconv.TENANT_ID] = self._capped(tenant)

@@ -24,6 +24,7 @@ from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, S
 from kit.otel import semconv
 from kit.otel.export import after_fork
 from kit.otel.propagation import RANDOM, Carried
+from kit.otel.values import PLAIN, safe_text, sendable
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.resources import Resource
@@ -35,7 +36,6 @@ Words: TypeAlias = Callable[[BaseException], str]
 
 _WORDS: ContextVar[Words | None] = ContextVar("words", default=None)
 _UNSET = Status(StatusCode.UNSET)
-PLAIN = frozenset((str, bool, int, float))
 _FLAGS = tuple(TraceFlags(flags) for flags in range(4))
 
 
@@ -109,7 +109,7 @@ class LiveSpan(trace_api.Span):
     def set_attribute(self, key: str, value: Any) -> None:
         """Set an attribute; of no effect when the span has ended."""
         if self._ended is None and value is not None:
-            self._attributes[key] = value if value.__class__ in PLAIN else _frozen(value)
+            self._attributes[key] = value if type(value) in PLAIN else sendable(value)
 
     def set_attributes(self, attributes: Mapping[str, Any]) -> None:
         """Set several attributes."""
@@ -120,7 +120,8 @@ class LiveSpan(trace_api.Span):
         """Add an event; of no effect when the span has ended."""
         if self._ended is None:
             limits = self._tracing.limits
-            bounded = BoundedAttributes(limits.max_event_attributes, attributes, True, limits.max_attribute_length)
+            kept = sendable(attributes or {})
+            bounded = BoundedAttributes(limits.max_event_attributes, kept, True, limits.max_attribute_length)
             if not isinstance(self._events, BoundedList):
                 self._events = BoundedList(limits.max_events)
             self._events.append(Event(name, bounded, timestamp))
@@ -141,7 +142,8 @@ class LiveSpan(trace_api.Span):
         """Set the status; OK is final, and UNSET changes nothing."""
         if self._ended is not None or self._status.status_code is StatusCode.OK:
             return
-        new = status if isinstance(status, Status) else Status(status, description)
+        given = status if isinstance(status, Status) else Status(status, description)
+        new = Status(given.status_code, sendable(given.description))
         if new.status_code is not StatusCode.UNSET:
             self._status = new
 
@@ -168,12 +170,12 @@ class LiveSpan(trace_api.Span):
         if self._readable is None:
             tracing, limits = self._tracing, self._tracing.limits
             self._readable = ReadableSpan(
-                name=self._name,
+                name=sendable(self._name),
                 context=self._context,
                 parent=self._parent,
                 resource=tracing.resource,
                 attributes=BoundedAttributes(
-                    limits.max_span_attributes, self._attributes, True, limits.max_span_attribute_length
+                    limits.max_span_attributes, sendable(self._attributes), True, limits.max_span_attribute_length
                 ),
                 events=self._events,
                 links=self._links,
@@ -242,8 +244,8 @@ class Tracing:
             return NonRecordingSpan(own)
         merged = {**common, **attributes} if attributes else dict(common)
         for value in merged.values():
-            if value.__class__ not in PLAIN:
-                merged = {key: _frozen(value) for key, value in merged.items() if value is not None}
+            if type(value) not in PLAIN:
+                merged = {key: sendable(value) for key, value in merged.items() if value is not None}
                 break
         return LiveSpan(self, name, own, parent, kind, merged, links)
 
@@ -265,16 +267,12 @@ def exception_attributes(error: BaseException) -> dict[str, str]:
     """Return the standard attributes of an exception, in the words of ``word_errors``."""
     module, name = type(error).__module__, type(error).__qualname__
     words = _WORDS.get()
-    stack = traceback.format_exception(error) if words is None else traceback.format_tb(error.__traceback__)
+    try:
+        stack = traceback.format_exception(error) if words is None else traceback.format_tb(error.__traceback__)
+    except Exception as fault:  # noqa: BLE001 - foreign code, and chains as deep as the stack
+        stack = [f"<no stack trace: {type(fault).__name__}>"]
     return {
         semconv.EXCEPTION_TYPE: name if module == "builtins" else f"{module}.{name}",
-        semconv.EXCEPTION_MESSAGE: str(error) if words is None else words(error),
+        semconv.EXCEPTION_MESSAGE: safe_text(error, words or str),
         semconv.EXCEPTION_STACKTRACE: "".join(stack),
     }
-
-
-def _frozen(value: Any) -> Any:
-    """A value that its owner may change later must not change the span; numpy's become Python's."""
-    if hasattr(value, "tolist"):
-        value = value.tolist()
-    return tuple(value) if isinstance(value, list) else value
