@@ -12,16 +12,16 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
 from kit.catalogue import OPERATIONS
-from kit.errors import ConfigurationError
+from kit.errors import BusError, ConfigurationError
 from kit.lab import cli, components
-from kit.lab.cli import main
+from kit.lab.cli import main, worker
 from kit.lab.cli.console import literal, pairs, settings
 
 COMMANDS = [command.__name__.rpartition(".")[2].replace("_", "-") for command in cli.COMMANDS]
@@ -372,3 +372,24 @@ def test_the_worker_help_lists_the_components(capsys: pytest.CaptureFixture[str]
     text = capsys.readouterr().out
     for name in components.names():
         assert f"  {name:<12} {components.summary(name)}" in text
+
+
+@pytest.mark.parametrize("late", [TimeoutError("rag did not end within 1 s"), BusError("the server is gone")])
+async def test_a_worker_that_cannot_end_in_time_says_so_and_has_not_failed(
+    late: Exception, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Late:
+        async def stop(self, timeout: float) -> None:
+            raise ExceptionGroup("not everything ended well", [late])
+
+    await worker._stop(cast(Any, Late()), 0)
+    assert str(late) in capsys.readouterr().err
+
+
+async def test_a_worker_that_fails_to_end_has_failed() -> None:
+    class Broken:
+        async def stop(self, timeout: float) -> None:
+            raise ExceptionGroup("not everything ended well", [TimeoutError("late"), RuntimeError("broken")])
+
+    with pytest.raises(ExceptionGroup, match="not everything"):
+        await worker._stop(cast(Any, Broken()), 0)

@@ -257,6 +257,25 @@ async def test_running_a_cell_again_replaces_what_it_subscribed_served_and_worke
     assert {name: len(services) for name, services in lab.services.items()} == {"prompts": 1}
 
 
+@pytest.mark.parametrize(("drain", "done"), [(0.1, []), (8.0, ["done"])])
+async def test_a_lab_that_stops_lets_jobs_finish_for_as_long_as_it_is_told(drain: float, done: list[str]) -> None:
+    ended: list[str] = []
+    began = asyncio.Event()
+
+    async def work(_: Any) -> dict[str, Any]:
+        began.set()
+        await asyncio.sleep(0.8)
+        ended.append("done")
+        return _data("agent_result")
+
+    async with kit.start("acme") as lab:
+        await lab.bus.work(AGENT_TASKS, work)
+        await lab.bus.enqueue(AGENT_TASKS, _data("agent_task"))
+        await began.wait()
+        await lab.stop(drain + session.CLOSE_SECONDS)
+    assert ended == done
+
+
 def test_outside_a_kernel_there_is_no_cell() -> None:
     assert cells.current_cell() is None
 
@@ -268,7 +287,7 @@ class _Service:
     def __init__(self) -> None:
         self.stopped = False
 
-    async def stop(self) -> None:
+    async def stop(self, timeout: float = 10.0) -> None:
         self.stopped = True
 
 

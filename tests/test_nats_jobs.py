@@ -583,7 +583,7 @@ async def test_stop_lets_jobs_finish(tenant_bus: Bus) -> None:
     assert len(effects.done) == len(set(effects.done)) == 6
 
 
-async def test_what_stop_cancels_goes_back_to_the_queue(tenant_bus: Bus) -> None:
+async def test_what_stop_cancels_goes_back_to_the_queue(tenant_bus: Bus, caplog: pytest.LogCaptureFixture) -> None:
     forever = Effects(seconds=60)
     worker = await tenant_bus.work(AGENT_TASKS, forever)
     job = await tenant_bus.enqueue(AGENT_TASKS, TASK)
@@ -592,10 +592,24 @@ async def test_what_stop_cancels_goes_back_to_the_queue(tenant_bus: Bus) -> None
     started = loop.time()
     await worker.stop(timeout=0.1)
     assert loop.time() - started < 1.5
+    assert [job.message_id in record.getMessage() for record in caplog.records] == [True]  # that it is paid for twice
     effects = Effects()
     async with await tenant_bus.work(AGENT_TASKS, effects):
         assert (await job.result(timeout=3)).data == RESULT
     assert effects.attempts == [2]
+
+
+async def test_a_server_that_says_nothing_does_not_keep_a_worker_from_stopping(
+    tenant_bus: Bus, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    worker = await tenant_bus.work(AGENT_TASKS, Effects())
+
+    async def silent(timeout: float = 5.0) -> None:
+        raise DeadlineExceeded("the server", seconds=timeout)
+
+    monkeypatch.setattr(tenant_bus.connection, "flush", silent)
+    await worker.stop(timeout=1)
+    assert "without a goodbye" in caplog.text
 
 
 async def test_a_job_outlives_its_server(telemetry: Any, tmp_path: Path) -> None:

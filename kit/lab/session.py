@@ -31,7 +31,9 @@ if TYPE_CHECKING:
     from kit.nats.server import Server
     from kit.otel import Telemetry
 
-STOP_SECONDS = 15.0  # for everything together; each part is bounded by itself as well
+CLOSE_SECONDS = 5.0  # for everything to be closed
+STOP_SECONDS = 10.0 + CLOSE_SECONDS  # … and for what is under way to finish; each part is bounded by itself as well
+_BUS = "bus of "  # what a bus is called among the parts
 
 
 class Lab:
@@ -53,7 +55,7 @@ class Lab:
         self.bus: Bus
         self.services: dict[str, list[Service]] = {}
         self._buses: dict[str, Bus] = {}
-        self._ends: list[tuple[str, Callable[[], Awaitable[Any]]]] = []
+        self._ends: list[tuple[str, Callable[..., Awaitable[Any]]]] = []
         self._stopping: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
@@ -147,7 +149,7 @@ class Lab:
             connection = await connect(self.url, tenant_id=tenant_id, name=name, **access)
         self._ends.append((f"connection of {tenant_id}", connection.close))
         bus = Bus(connection, tenant_id, self.telemetry)
-        self._ends.append((f"bus of {tenant_id}", bus.close))
+        self._ends.append((f"{_BUS}{tenant_id}", bus.close))
         return bus
 
     def spans(self) -> pd.DataFrame:
@@ -173,7 +175,8 @@ class Lab:
     async def stop(self, timeout: float = STOP_SECONDS) -> None:
         """End everything, the last started first, within ``timeout`` seconds; a second call waits for the first.
 
-        What was recorded stays readable. An interrupt of the cell that waits does not keep the rest from ending.
+        What is under way may finish, except in the last five seconds, which closing needs. What was recorded stays
+        readable. An interrupt of the cell that waits does not keep the rest from ending.
 
         Raises:
             ExceptionGroup: parts that failed or took too long to end; all others ended all the same.
@@ -187,8 +190,9 @@ class Lab:
         while self._ends:
             name, end = self._ends.pop()
             left = max(1.0, deadline - time.monotonic())
+            drains = name in self.services or name.startswith(_BUS)
             try:
-                await asyncio.wait_for(end(), left)
+                await asyncio.wait_for(end(max(0.0, left - CLOSE_SECONDS)) if drains else end(), left)
             except TimeoutError:
                 faults.append(TimeoutError(f"{name} did not end within {left:.0f} s"))
             except Exception as fault:  # noqa: BLE001 (the rest has to end too; raised together below)

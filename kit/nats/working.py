@@ -42,6 +42,12 @@ _LATE = 10.0  # s; beyond the ack wait, for a server that crashed to give out on
 _ALL = 2**63
 _CONFIRM = 2.0  # s; for an acknowledgement to be confirmed
 _ASK_AGAIN = 0.25  # s
+_GOODBYE = 2.0  # s; for the server to confirm that no more is wanted
+_NAMED = 10  # jobs of those that were cut off
+_CUT_OFF = (
+    "%d job(s) of %s had not ended after %g s and go back to their queue: another worker does them from the beginning "
+    "and pays again for what they had bought (%s); give it more time to drain"
+)
 _GIVE_UP = 1.0  # s; to leave again what could not be started
 _QUICK = 0.005  # s; handlers that take less get their next messages ahead of time
 _AHEAD = 16  # messages at most
@@ -121,6 +127,7 @@ class PullWorker(Worker):
         self._pullers = tuple(puller for equals in self._by_rank for puller in equals)
         self._pulse: asyncio.Task[None] | None = None
         self._recent = Recent(self._policy.ack_wait + _LATE)  # results, in case the server loses them
+        self._cut_off: list[str] = []  # what was under way when the time to stop was over
         self._doubt = 0  # up to this sequence in the stream, any job may have been done before
         self._careful = 0
         self._seconds = _QUICK * 2  # of a handler, smoothed
@@ -184,6 +191,8 @@ class PullWorker(Worker):
                 await self._handle(held)
         except asyncio.CancelledError:
             if not held.lost:  # on stop; shielded by nothing, so quick
+                if held.task is not None:
+                    self._cut_off.append(held.message_id)
                 await self._hand_back(held)
             raise
         except KitError as error:
@@ -410,11 +419,16 @@ class PullWorker(Worker):
         deadline = self._loop.time() + timeout
         with suppress(ValueError):
             self._bus.connection.on_reconnect.remove(self._on_reconnect)
-        await asyncio.gather(*(puller.stop(timeout) for puller in self._pullers))
+        await asyncio.gather(*(puller.stop(min(timeout, _GOODBYE)) for puller in self._pullers))
         await self._tasks.end(max(0.0, deadline - self._loop.time()))
         if self._pulse is not None:
             self._pulse.cancel()
         for held in tuple(self._held.values()):
             await self._hand_back(held)
+        if self._cut_off:
+            _log.warning(_CUT_OFF, len(self._cut_off), self.operation.name, timeout, ", ".join(self._cut_off[:_NAMED]))
         if self._bus.connection.client.is_connected:
-            await self._bus.connection.flush()
+            try:
+                await self._bus.connection.flush(_GOODBYE)
+            except BusError as error:  # what was handed back unheard is given out once its lease runs out
+                _log.warning("%r: stopped without a goodbye to the server: %s", self, error)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from kit.errors import BusError
 from kit.lab import components
-from kit.lab.cli.console import Commands, command, say, settings
+from kit.lab.cli.console import Commands, command, complain, say, settings, whole
+
+if TYPE_CHECKING:
+    from kit.lab.session import Lab
 
 _DETAILS = """\
 The server is NATS_URL's (nats://127.0.0.1:4222), the credentials are those of the environment: NATS_USER and
 NATS_PASSWORD, NATS_TOKEN, NATS_CREDS or NATS_NKEY_SEED. SIGTERM or Ctrl-C drains: what was begun is finished,
-nothing new is taken.
+nothing new is taken. What has not ended after --drain seconds goes to another worker, from its beginning.
 
   kit worker gateway rag --tenant acme --setting concurrency=4
   kit worker gateway --setting 'rate_limits={"*": {"requests": 60, "window": 60}}'
@@ -28,6 +32,13 @@ def configure(commands: Commands) -> None:
     parser.add_argument(
         "--setting", action="append", default=[], metavar="NAME=VALUE", help="a setting of a component; repeatable"
     )
+    parser.add_argument(
+        "--drain",
+        type=whole(0, 86400),
+        default=10,
+        metavar="SECONDS",
+        help="to finish what was begun, when asked to end (10)",
+    )
 
 
 def _run(chosen: argparse.Namespace) -> int:
@@ -35,17 +46,32 @@ def _run(chosen: argparse.Namespace) -> int:
 
     for name in chosen.components:  # before anything is connected to
         components.known(name)
-    asyncio.run(_serve(chosen.components, chosen.tenant, settings(chosen.setting, option="--setting")))
+    taken = settings(chosen.setting, option="--setting")
+    asyncio.run(_serve(chosen.components, chosen.tenant, taken, chosen.drain))
     return 0
 
 
-async def _serve(names: list[str], tenant_id: str, chosen: dict[str, Any]) -> None:
+async def _serve(names: list[str], tenant_id: str, chosen: dict[str, Any], drain: int) -> None:
     from kit.lab.cli.signals import asked_to_end
     from kit.lab.session import attach
 
     with asked_to_end() as asked:
-        async with attach(tenant_id, service_name=f"kit-{'-'.join(names)}") as lab:
+        lab = await attach(tenant_id, service_name=f"kit-{'-'.join(names)}")
+        try:
             await lab.serve(*names, **chosen)
             say(f"serving {', '.join(names)} for {tenant_id}; Ctrl-C drains and stops")
             await asked.wait()
+        finally:
+            await _stop(lab, drain)
     say("stopped")
+
+
+async def _stop(lab: Lab, drain: int) -> None:
+    """Stop, and say what did not end in time: another worker gets its jobs, so that is no failure."""
+    from kit.lab.session import CLOSE_SECONDS
+
+    try:
+        await lab.stop(drain + CLOSE_SECONDS)
+    except* (TimeoutError, BusError) as late:
+        for fault in late.exceptions:
+            complain(f"kit worker: {fault}; what it had begun goes to another worker")
