@@ -26,7 +26,7 @@ from kit.catalogue import (
     LLMOPS_REPORTS_BUILT,
 )
 from kit.components import llmops
-from kit.components.llmops import CostTracker, OperationLog, Threshold
+from kit.components.llmops import CostTracker, OperationLog, Threshold, service
 from kit.components.llmops.costs import BUCKET
 from kit.errors import BusError, RemoteError
 
@@ -131,6 +131,47 @@ async def test_what_pandera_does_not_take_is_refused_and_the_rest_is_written(
         await until(refused)
     frame = await llmops.operations(tenant_bus, uri=tmp_path)
     assert list(frame["operation_id"]) == ["op-2"]
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"tenant_id": "somebody-else"},
+        {"tenant_id": "somebody-else", "operation_id": "op-2"},  # under the name of a good one
+        {"timestamp": "2026-06-30T23:59:60Z"},
+        {"model": "unwritable"},
+    ],
+    ids=repr,
+)
+async def test_an_odd_line_takes_none_along_that_came_with_it(
+    tenant_bus: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any, telemetry: Any, odd: dict[str, Any]
+) -> None:
+    real = OperationLog.append
+
+    async def append(self: OperationLog, rows: Any) -> list[str]:
+        if "unwritable" in rows.column("model").to_pylist():
+            raise ValueError("the database does not take it")
+        return await real(self, rows)
+
+    monkeypatch.setattr(OperationLog, "append", append)
+    monkeypatch.setattr(service, "LINGER", 0.5)
+    async with await llmops.serve(tenant_bus, uri=tmp_path):
+        several = [operation(1, tenant_bus), operation(9, tenant_bus, **odd), operation(2, tenant_bus)]
+        await asyncio.gather(
+            *(tenant_bus.publish(LLMOPS_OPERATIONS, one, message_id=f"m{n}") for n, one in enumerate(several))
+        )
+        await logged(tenant_bus, tmp_path, 2)
+
+        async def counted() -> bool:
+            return bool(telemetry.recorder.total(LLMOPS_OPERATIONS_LOGGED.name, status="error"))
+
+        await until(counted)
+    frame = await llmops.operations(tenant_bus, uri=tmp_path)
+    assert sorted(frame["operation_id"]) == ["op-1", "op-2"]
+    assert set(frame["tenant_id"]) == {tenant_bus.tenant_id}
+    if "model" not in odd:
+        name = odd.get("operation_id", "op-9")
+        assert any(f"operation '{name}' is not logged" in record.message for record in caplog.records)
 
 
 async def test_a_log_that_cannot_be_written_loses_nothing(

@@ -46,13 +46,16 @@ async def written(folder: Path, *operations: dict[str, Any]) -> OperationLog:
         ({"model": None}, "model", "not_nullable"),
         ({"tokens": {"prompt": -1, "completion": 0, "total": 0}}, "tokens_prompt", "greater_than_or_equal_to"),
         ({"tenant_id": "globex"}, "tenant_id", "equal_to"),
+        ({"timestamp": "2026-06-30T23:59:60Z"}, "timestamp", "representable"),
+        ({"timestamp": "0000-01-01T00:00:00Z"}, "timestamp", "representable"),
     ],
 )
 async def test_a_row_that_breaks_a_check_is_named(
     tmp_path: Path, fields: dict[str, Any], column: str, check: str
 ) -> None:
     log = await OperationLog.open("acme", tmp_path)
-    rows, (fault,) = log.check([operation(1, **fields), operation(2)])
+    rows, refused = log.check([operation(1, **fields), operation(2)])
+    (fault,) = refused.values()
     assert rows.column("operation_id").to_pylist() == ["op-2"]
     assert (fault.operation_id, fault.column) == ("op-1", column)
     assert check in fault.check

@@ -97,3 +97,41 @@ async def test_a_caller_that_leaves_is_left_out() -> None:
     assert await first == 1
     assert await staying == 3
     assert seen == [1, 3]
+
+
+class Refused(ValueError):
+    retryable = False
+
+
+@pytest.mark.parametrize("bad", [{0}, {6}, {3, 4}, {0, 5, 9}, set(range(10))])
+async def test_an_item_that_fails_for_good_takes_none_along(bad: set[int]) -> None:
+    async def handle(items: Sequence[int]) -> list[int]:
+        if found := bad & set(items):
+            raise Refused(found)
+        return [item * 10 for item in items]
+
+    batcher = Batcher(handle, most=10)
+    results = await asyncio.gather(*(batcher.add(item) for item in range(10)), return_exceptions=True)
+    assert [isinstance(result, Refused) for result in results] == [item in bad for item in range(10)]
+    assert [result for result in results if not isinstance(result, Refused)] == [
+        item * 10 for item in range(10) if item not in bad
+    ]
+
+
+async def test_an_item_that_fails_as_if_it_would_pass_takes_none_along_twice() -> None:
+    batches: list[list[int]] = []
+
+    async def handle(items: Sequence[int]) -> list[int]:
+        batches.append(list(items))
+        if 3 in items:
+            raise OSError("try later")
+        return list(items)
+
+    batcher = Batcher(handle, most=10)
+    first = await asyncio.gather(*(batcher.add(item) for item in range(6)), return_exceptions=True)
+    assert all(isinstance(result, OSError) for result in first)
+    again = await asyncio.gather(*(batcher.add(item) for item in range(6)), return_exceptions=True)
+    assert [isinstance(result, OSError) for result in again] == [item == 3 for item in range(6)]
+    batches.clear()
+    await asyncio.gather(*(batcher.add(item) for item in (7, 8)))
+    assert batches == [[7, 8]]

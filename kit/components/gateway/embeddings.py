@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
+from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -56,12 +57,12 @@ class Embedder:
         Raises:
             GatewayError: it was refused, or its provider failed.
         """
-        response = await self.embed(message.data)
+        response = await self.embed(message.data, once=True)
         self._parts.events.embeddings(response)
         return response
 
-    async def embed(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Embed the texts of one request, in their order."""
+    async def embed(self, request: dict[str, Any], *, once: bool = False) -> dict[str, Any]:
+        """Embed the texts of one request, in their order; ``once``: its queue does not try again what was called."""
         started = time.perf_counter()
         texts, model = request["texts"], request["model"]
         if model == "default":
@@ -70,7 +71,7 @@ class Embedder:
             raise RequestRefused(f"{len(texts):,} texts are too many for one request: send at most {_MOST_TEXTS:,}")
         self._parts.providers.admit(model)
         meter = self._meter(request, texts)
-        with meter.once():
+        with meter.once() if once else nullcontext():
             vectors, told = await self._call(request, model, texts, meter)
         if request.get("normalize"):
             vectors = _normalised(vectors)

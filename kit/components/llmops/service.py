@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime as dt
+import logging
 import secrets
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 DURABLE = "llmops"
 BATCH = 256  # operations written at once, at most
 LINGER = 0.02  # seconds that a batch waits for company
+
+logger = logging.getLogger(__name__)
 
 
 async def serve(
@@ -176,26 +179,36 @@ class _Writer:
         await asyncio.sleep(LINGER)
         while self._waiting:
             batch, self._waiting = self._waiting[:BATCH], self._waiting[BATCH:]
-            try:
-                rows, refused = await asyncio.to_thread(self._log.check, [operation for operation, _ in batch])
-                async with self._tracker.counting:
-                    new = set(await self._log.append(rows))
-                    self._tracker.count(flat for flat in rows.to_pylist() if flat["operation_id"] in new)
-            except Exception as error:  # noqa: BLE001 - each operation's own handler raises it again
-                for _, written in batch:
-                    if not written.done():
-                        written.set_exception(error)
-                continue
-            faults = {fault.operation_id: fault for fault in refused}
-            for operation, written in batch:
-                if written.done():
-                    continue  # its handler was cancelled meanwhile
-                operation_id = operation["operation_id"]
-                if operation_id in faults:
-                    written.set_exception(faults[operation_id])
-                else:
-                    written.set_result(operation_id in new)
-                    new.discard(operation_id)
+            await self._write_batch(batch)
+
+    async def _write_batch(self, batch: list[tuple[dict[str, Any], asyncio.Future[bool]]]) -> None:
+        """Write a batch; halved, where not the database but one of its operations fails it."""
+        try:
+            rows, refused = await asyncio.to_thread(self._log.check, [operation for operation, _ in batch])
+            async with self._tracker.counting:
+                new = set(await self._log.append(rows))
+                self._tracker.count(flat for flat in rows.to_pylist() if flat["operation_id"] in new)
+        except Exception as error:  # noqa: BLE001 - each operation's own handler raises it again
+            if len(batch) > 1 and not isinstance(error, OSError | KitError):
+                half = len(batch) // 2
+                await self._write_batch(batch[:half])
+                await self._write_batch(batch[half:])
+                return
+            for _, written in batch:
+                if not written.done():
+                    written.set_exception(error)
+            return
+        for index, (operation, written) in enumerate(batch):
+            if index in refused:
+                logger.warning("%s", refused[index])
+            if written.done():
+                continue  # its handler was cancelled meanwhile
+            operation_id = operation["operation_id"]
+            if index in refused:
+                written.set_exception(refused[index])
+            else:
+                written.set_result(operation_id in new)
+                new.discard(operation_id)
 
 
 class _Reporter:

@@ -110,32 +110,42 @@ class OperationLog:
         connection = await connect_database(tenant_id, uri, storage_options=storage_options)
         return cls(await connection.create_table(TABLE, schema=schema(), exist_ok=True), tenant_id)
 
-    def check(self, operations: Sequence[Mapping[str, Any]]) -> tuple[pa.Table, list[OperationRefused]]:
-        """Return what may be written, as an Arrow table, and the refusals of the rest."""
+    def check(self, operations: Sequence[Mapping[str, Any]]) -> tuple[pa.Table, dict[int, OperationRefused]]:
+        """Return what may be written, as an Arrow table, and the refusals of the rest, by their place.
+
+        Raises:
+            ValueError: pandera does not say which of the operations it does not take.
+        """
         import pandas as pd
         import pandera.errors
         import pyarrow as pa
 
         if self._checks is None:
             self._checks = checks()
-        rows = [row(operation) for operation in operations]
-        refused = {
-            index: OperationRefused(flat["operation_id"], column="tenant_id", check=f"equal_to({self.tenant_id})")
-            for index, flat in enumerate(rows)
-            if flat["tenant_id"] != self.tenant_id
-        }
-        frame = _typed(pd.DataFrame(rows, columns=schema().names))
+        rows: dict[int, dict[str, Any]] = {}
+        refused: dict[int, OperationRefused] = {}
+        for index, operation in enumerate(operations):
+            try:
+                rows[index] = flat = row(operation)
+            except (ValueError, OverflowError):  # RFC 3339 has leap seconds, and moments before the year 1
+                fault = OperationRefused(operation["operation_id"], column="timestamp", check="representable")
+                refused[index] = fault
+                continue
+            if flat["tenant_id"] != self.tenant_id:
+                check = f"equal_to({self.tenant_id})"
+                refused[index] = OperationRefused(flat["operation_id"], column="tenant_id", check=check)
+        frame = _typed(pd.DataFrame(list(rows.values()), columns=schema().names, index=list(rows)))
         try:
             self._checks.validate(frame, lazy=True)
         except pandera.errors.SchemaErrors as errors:
-            for index, column, check in _faults(errors.failure_cases, len(rows)):
+            for index, column, check in _faults(errors.failure_cases, list(rows)):
                 fault = OperationRefused(rows[index]["operation_id"], column=column, check=check)
                 refused.setdefault(index, fault)
         taken: dict[str, dict[str, Any]] = {}
-        for index, flat in enumerate(rows):
+        for index, flat in rows.items():
             if index not in refused:
                 taken.setdefault(flat["operation_id"], flat)  # the first one stands, within a batch as across batches
-        return pa.Table.from_pylist(list(taken.values()), schema=schema()), list(refused.values())
+        return pa.Table.from_pylist(list(taken.values()), schema=schema()), refused
 
     async def append(self, rows: pa.Table) -> list[str]:
         """Write rows that are not there yet and return their operation ids; an id that is there already stays as it is.
@@ -192,13 +202,15 @@ def _typed(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.astype(kinds | {"timestamp": "datetime64[us, UTC]"})
 
 
-def _faults(cases: pd.DataFrame, rows: int) -> list[tuple[int, str, str]]:
+def _faults(cases: pd.DataFrame, rows: Sequence[int]) -> list[tuple[int, str, str]]:
     """Return (row, column, check) for each failure case that pandera lists."""
     faults = []
     for case in cases.itertuples():
         column = str(case.column) if case.column in schema().names else "cost"
-        indices = range(rows) if case.index is None or case.index != case.index else [int(case.index)]
-        faults += [(index, column, str(case.check)) for index in indices]
+        unnamed = case.index is None or case.index != case.index
+        if unnamed and len(rows) != 1:
+            raise ValueError(f"one of {len(rows)} operations breaks {case.check}")
+        faults.append((rows[0] if unnamed else int(case.index), column, str(case.check)))
     return faults
 
 
