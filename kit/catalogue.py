@@ -557,3 +557,19 @@ MESSAGE_TYPES: tuple[str, ...] = tuple(
         | {ERROR, DEAD_LETTER, LLM_CHUNK}
     )
 )
+
+
+def suggest_operation(given: object) -> str:
+    """Return which row was probably meant by something that is not one: a subject, a name, a message type."""
+    from difflib import get_close_matches
+
+    text = given if isinstance(given, str) else type(given).__name__
+    for row in OPERATIONS:
+        if text == row.prefix or text.startswith(f"{row.prefix}."):
+            return f"use kit.catalogue.{row.name}"
+    words = re.sub(r"[^a-z0-9]", "_", text[:100].lower()).removeprefix("ai_")
+    names = {row.name.lower(): row.name for row in OPERATIONS}
+    near = get_close_matches(words, names, n=1, cutoff=0.6)
+    if near:
+        return f"use kit.catalogue.{names[near[0]]}"
+    return "use a row of kit.catalogue, such as kit.catalogue.RAG_QUERIES; `kit catalogue` lists them"

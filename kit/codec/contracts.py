@@ -91,15 +91,38 @@ class Contract:
         raise ContractViolation(reason, message_type=self.message_type, path=f"/data{path}") from None
 
 
+_UTC = "(Z|\\+00:00)$"
+"""The pattern that schemas have beside the format of a time."""
+
+
 def _explain(error: jsonschema_rs.ValidationError) -> tuple[str, str]:
     """Return the path and the reason of a fault; names of fields are shown, values never."""
     parts = [exact.shorten(part) if isinstance(part, str) else part for part in error.instance_path]
     kind = error.kind
     if isinstance(kind, jsonschema_rs.ValidationErrorKind.AdditionalProperties):
-        return exact.pointer([*parts, exact.shorten(sorted(kind.unexpected)[0])]), "the field is not in the schema"
+        name = next((field for field in _ENVELOPE if field in kind.unexpected), sorted(kind.unexpected)[0])
+        hint = _ENVELOPE.get(name, "") if not parts else ""
+        return exact.pointer([*parts, exact.shorten(name)]), f"the field is not in the schema{hint}"
+    if _is_time(kind):
+        return exact.pointer(parts), "not a time in UTC, as in 2026-01-31T12:00:00Z: use kit.codec.now()"
     if isinstance(kind, jsonschema_rs.ValidationErrorKind.FalseSchema):
         return exact.pointer(parts), "the field is not in the schema"
     return exact.pointer(parts), exact.shorten(error.message, 300)
+
+
+_ENVELOPE = {
+    "schema_version": ": it belongs in the envelope, which encode(…, version=…) writes; the bus writes the latest",
+    "message_type": ": it belongs in the envelope, which encode(message_type, …) writes; the bus takes it from the row",
+}
+"""Fields of the envelope that are mistaken for fields of the data, with where they belong."""
+
+
+def _is_time(kind: Any) -> bool:
+    """Return whether a fault is that of a time: the format, or the pattern that asks for UTC."""
+    kinds = jsonschema_rs.ValidationErrorKind
+    if isinstance(kind, kinds.Format):
+        return kind.format == "date-time"
+    return isinstance(kind, kinds.Pattern) and kind.pattern == _UTC
 
 
 def _compile(message_type: str, version: str, schema: dict[str, Any], *, is_opened: bool = False) -> Contract:

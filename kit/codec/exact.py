@@ -77,7 +77,8 @@ def _scalar_fault(value: Any) -> str | None:
         return None
     if kind is bool or value is None or (isinstance(value, Enum) and isinstance(value, _EQUAL)):
         return None
-    return f"{kind.__module__}.{kind.__qualname__} is no JSON type; convert it first".replace("builtins.", "")
+    hint = "; kit.codec.now() returns the present time as text" if kind.__module__ == "datetime" else ""
+    return f"{kind.__module__}.{kind.__qualname__} is no JSON type; convert it first{hint}".replace("builtins.", "")
 
 
 def _key_fault(key: Any) -> str | None:

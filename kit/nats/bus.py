@@ -17,7 +17,7 @@ from typing import Any, Self
 from nats.aio.msg import Msg
 
 from kit import codec
-from kit.catalogue import ERROR, Mode, Operation, check_id
+from kit.catalogue import ERROR, Mode, Operation, check_id, suggest_operation
 from kit.errors import BusError, ConfigurationError, ForeignLoopError, NoResponders
 from kit.nats.connection import Connection
 from kit.nats.dead import Graveyard
@@ -311,6 +311,8 @@ class Bus:
             ConfigurationError: the row is neither a JOB nor a stored EVENT.
         """
         self._check()
+        if not isinstance(operation, Operation):
+            raise ConfigurationError(f"{operation!r:.100} is not an operation: {suggest_operation(operation)}")
         if operation.stream is None:
             raise ConfigurationError(f"{operation.name} is not stored, so nothing of it is kept when it fails")
         async with deadline(timeout, f"the dead letters of {operation.name}"):
@@ -481,6 +483,8 @@ class Bus:
 
     def _route(self, operation: Operation, verb: str, *modes: Mode, to: str | None = None) -> Route:
         self._check()
+        if not isinstance(operation, Operation):
+            raise ConfigurationError(f"{operation!r:.100} is not an operation: {suggest_operation(operation)}")
         key = (operation.name, verb, to)
         route = self._routes.get(key)
         if route is None or route.operation is not operation:
