@@ -14,6 +14,7 @@ from kit import codec
 from kit.catalogue import GATEWAY_EMBEDDINGS, GATEWAY_REQUESTS, RAG_EMBEDDINGS
 from kit.components.rag.instructions import REFUSAL
 from kit.components.rag.text import sentences, stems
+from kit.errors import ConfigurationError
 
 DIMENSION = 64
 
@@ -42,7 +43,7 @@ class StandIn:
     Attributes:
         requests: every request that came, in order.
         say: writes the answer to a conversation.
-        fail: is raised instead of embedding, while it is not None.
+        fail: is raised instead of embedding, while it is not None; refuse: a text that is never embedded.
         claims: whether embeddings go by claim check.
     """
 
@@ -51,6 +52,7 @@ class StandIn:
         self.requests: list[dict[str, Any]] = []
         self.say: Callable[[list[dict[str, Any]]], str] = quote_first
         self.fail: Exception | None = None
+        self.refuse: str | None = None
         self.model = "stand-in"
         self.claims = False
         self.delay = 0.0
@@ -73,6 +75,8 @@ class StandIn:
         await asyncio.sleep(self.delay)
         if self.fail is not None:
             raise self.fail
+        if self.refuse in data["texts"]:
+            raise ConfigurationError("a text is refused")
         vectors = embed(data["texts"])
         carried: dict[str, Any] = {"embeddings": vectors}
         if self.claims:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from kit.errors import ConfigurationError
 from kit.lab import asking
 from kit.lab.asking import Answer, Question, as_text, ask, collection
 from kit.lab.cli import main
+from kit.lab.cli.console import Shown, complain, say
+from kit.lab.quantities import shown
 from kit.lab.session import start
 
 PAGES = {
@@ -177,6 +180,61 @@ def test_an_unsupported_answer_shows_its_reason_and_the_closest_passages() -> No
     assert text.count("\n  [") == 3
     same = as_text(_answer(answer=None, supported=False, reason="the documents do not support an answer."))
     assert same.startswith("The documents do not support an answer.\n")
+
+
+CONTROLS = {
+    "clipboard": "\x1b]52;c;cm0=\x07",
+    "clear": "\x1b[2J",
+    "of the second set": "\x9b2J\x9d0;title\x9c",
+    "carriage return": "good\rbad",
+    "backspace": "bad\x08\x08\x08good",
+    "delete": "\x7f",
+    "turned around": "\u202etxt.exe\u2066",
+    "half a character": "\ud83d",
+}
+
+
+@pytest.mark.parametrize("name", CONTROLS)
+def test_what_would_steer_a_terminal_is_shown(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    odd = CONTROLS[name]
+    source = {"rank": 1, "document_id": odd, "title": odd, "source": odd, "content": odd, "metadata": {}}
+    texts = [
+        as_text(_answer(answer=odd, supported=True, sources=[source])),
+        as_text(_answer(answer=None, supported=False, reason=odd, sources=[source])),
+        as_text(Answer(data=_answer(answer=odd, supported=True, sources=[]).data, trace=odd)),
+        shown(json.dumps({"a": odd}, ensure_ascii=False)),
+    ]
+    say(odd)
+    complain(odd)
+    logging.getLogger("kit.test").addHandler(handler := logging.StreamHandler())
+    handler.setFormatter(Shown())
+    logging.getLogger("kit.test").warning("job %s died", odd)
+    logging.getLogger("kit.test").removeHandler(handler)
+    texts += [*capsys.readouterr()]
+    for text in texts:
+        text.encode()
+        assert not {character for character in text if not character.isprintable()} - {"\n"}, ascii(text)
+    assert json.loads(texts[3]) == {"a": odd}
+
+
+def test_an_id_of_two_lines_stays_on_one() -> None:
+    source = {"rank": 1, "document_id": "a\n  [2] b", "title": "c\nd", "source": "e\nf", "metadata": {}}
+    text = as_text(_answer(answer="x [1]", supported=True, sources=[source]))
+    assert "  [1] c d (a [2] b)\n      e f\n" in text
+    assert shown("one\ntwo", line=True) == "one two"
+
+
+async def test_files_with_odd_names_are_asked_too(tmp_path: Path, store: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"b\xfccher")
+    folder.mkdir()
+    (folder / os.fsdecode(b"men\xfc.txt")).write_text("The soup is lentil soup.")
+    (folder / "hours.txt").write_text("The kitchen closes at ten.")
+    (folder / "page\x1b[2J.html").write_text("<h1></h1>")
+    told = io.StringIO()
+    answer = await ask(Question(text="When does the kitchen close?", corpus=folder, store=store), progress=told)
+    assert answer.data["answer"] == "The kitchen closes at ten. [1]"
+    assert "indexed 2 passages of 2 documents" in told.getvalue()
+    assert "page\\u001b[2J.html" in told.getvalue() or "page\\x1b[2J.html" in told.getvalue()
 
 
 def test_two_corpora_of_one_name_do_not_mix(tmp_path: Path) -> None:

@@ -239,7 +239,7 @@ async def test_training_that_takes_too_long_is_given_up(tmp_path: Path) -> None:
 
     with pytest.raises(mlops.TrainingFailed, match=r"given up after 0\.3 s"):
         await trainer.train(job, tmp_path, ignore, timeout=0.3)
-    process = await trainer._started()
+    process = await trainer._child._started()
     process.kill()
     with pytest.raises(mlops.TrainingFailed, match="ended with exit code"):
         await trainer.train(job, tmp_path, ignore)

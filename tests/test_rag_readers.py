@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kit.components.rag import BadEncoding, Document, DocumentRefused, Folder, UnreadableDocument, UnsupportedType
+from kit.components.rag.errors import DocumentTooLarge, EmptyDocument
 from kit.components.rag.readers import (
     HTML,
     MARKDOWN,
     PDF,
+    PLAIN,
+    Reader,
     media_type_of,
     page_of,
     read,
@@ -31,8 +37,8 @@ days.</p><script>alert(1)</script><ul><li>bring it</li><li>or send it</li></ul>
 y = 2</pre><table><tr><td>a</td><td>b</td></tr></table></body></html>"""
 
 
-def pdf(*pages: str, title: str | None = None) -> bytes:
-    """A PDF with a line of text on each page."""
+def pdf(*pages: str, title: str | None = None, picture: int = 0) -> bytes:
+    """A PDF with a line of text on each page, and a picture on one."""
     from pypdf import PdfWriter
     from pypdf.generic import DecodedStreamObject, DictionaryObject, NameObject
 
@@ -49,6 +55,12 @@ def pdf(*pages: str, title: str | None = None) -> bytes:
         page[NameObject("/Resources")] = DictionaryObject(
             {NameObject("/Font"): DictionaryObject({NameObject("/F1"): font})}
         )
+    if picture:
+        image = DecodedStreamObject()
+        image.set_data(b"\x00\xff")
+        image[NameObject("/Subtype")] = NameObject("/Image")
+        shown = DictionaryObject({NameObject("/I"): writer._add_object(image)})
+        writer.pages[picture - 1][NameObject("/Resources")][NameObject("/XObject")] = shown  # type: ignore[index]
     if title:
         writer.add_metadata({"/Title": title})
     out = io.BytesIO()
@@ -67,6 +79,55 @@ def test_html_keeps_headings_lists_and_code_and_leaves_out_the_rest() -> None:
     assert "alert" not in reading.text
 
 
+TEXT = "The pool opens at seven."
+PAGES = {
+    "a form": f"<body><form id=aspnetForm><h1>Hours</h1><p>{TEXT}</p></form></body>",
+    "navigation without an end": f"<body><nav><a href=/>Home</a><main><h1>Hours</h1><p>{TEXT}</p></main></body>",
+    "two navigations, one without an end": f"<nav><a>x</a><nav><a>y</a></nav><article>{TEXT}</article><nav>z</nav>",
+    "navigation without an end, and divisions": f"<body><nav><ul><li><a>Home</a></ul><div>{TEXT}</div></body>",
+    "a list of choices without an end": f"<body><select><option>a<p>{TEXT}</p></body>",
+    "a button without an end": f"<button>Send<div>{TEXT}</div>",
+    "a menu, header and aside without an end": f"<header>x<menu>y<aside>z<div>{TEXT}</div>",
+    "noscript": f"<body><noscript><p>{TEXT}</p></noscript></body>",
+    "hidden": f"<div hidden style='display:none' aria-hidden=true>{TEXT}</div>",
+    "a template": f"<x-page><template shadowrootmode=open><p>{TEXT}</p></template></x-page>",
+    "a title without an end": f"<head><title>Hours<body><p>{TEXT}</p>",
+    "a picture's title": f"<title>Hours</title><svg><title>{TEXT}</title></svg>",
+    "a picture's words": f'<img alt="{TEXT}">',
+    "a comment without an end": f"<p>{TEXT}</p><!-- never",
+    "CDATA": f"<div><![CDATA[{TEXT}]]></div>",
+    "an end too many": f"</form></nav></script><p>{TEXT}</p>",
+}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_whatever_stands_around_it_the_text_of_a_page_is_read(name: str) -> None:
+    assert TEXT in read("page", PAGES[name], HTML).text
+
+
+def test_what_is_left_out_of_a_page_is_told() -> None:
+    assert read("page", PAGE, HTML).notes == ("navigation is left out, 1 words of it",)
+    cut = read("page", f"<p>{TEXT}</p><script>var x = 1; <p>And more.</p>", HTML)
+    assert (cut.text, cut.notes) == (TEXT, ("a <script> without an end hides what follows it",))
+    assert read("page", f"<p>{TEXT}</p><script>1</script>", HTML).notes == ()
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        ("<h1></h1><h2> </h2>", HTML),
+        ("<ul><li><li></ul><table><tr><td></table>", HTML),
+        ("<nav>Home</nav><h1></h1>", HTML),
+        ("<pre> </pre>", HTML),
+        ("<script>text</script>", HTML),
+        ("# \n\n## #\n- \n> \n***\n", MARKDOWN),
+        ("", MARKDOWN),
+    ],
+)
+def test_marks_alone_are_no_text(content: str, kind: str) -> None:
+    assert read("page", content, kind).text == ""
+
+
 def test_html_is_decoded_as_it_declares_itself() -> None:
     page = "<meta charset=iso-8859-1><p>caf\xe9</p>".encode("latin-1")
     assert read("p", page, HTML).text == "café"
@@ -78,6 +139,73 @@ def test_a_pdf_gives_its_pages_and_its_title() -> None:
     assert [page_of(reading.pages, reading.text.index(word)) for word in ("First", "Second")] == [1, 2]
     assert read("doc", pdf("x", title="Manual"), PDF).title == "Manual"
     assert page_of((), 5) is None
+
+
+def test_pages_without_text_are_named() -> None:
+    reading = read("doc", pdf("First.", "", "", "Last."), PDF)
+    assert reading.text.split() == ["First.", "Last."]
+    assert reading.notes == ("pages 2, 3 of 4 have no text, or hardly any: pictures of text are not read",)
+    assert read("doc", pdf("Only.", ""), PDF).notes[0].startswith("page 2 of 2 has no text")
+    assert read("doc", pdf("First.", "Last."), PDF).notes == ()
+    many = read("doc", pdf("First.", *[""] * 30), PDF).notes[0]
+    assert many.startswith("pages 2, 3, ")
+    assert " 21 and 10 more of 31 have" in many
+
+
+def test_a_page_that_is_a_picture_with_a_number_is_named() -> None:
+    assert read("doc", pdf("First.", "- 2 -", picture=2), PDF).notes[0].startswith("page 2 of 2 has no text, or hardly")
+
+
+def bomb() -> bytes:
+    """A PDF of some kilobytes whose pages share one long text."""
+    from pypdf import PdfReader, PdfWriter
+    from pypdf.generic import DecodedStreamObject, NameObject
+
+    writer = PdfWriter(clone_from=PdfReader(io.BytesIO(pdf(*["x"] * 200))))
+    stream = DecodedStreamObject()
+    stream.set_data(b"BT /F1 12 Tf 20 200 Td " + b"(words and more words, on and on) Tj " * 5000 + b"ET")
+    shared = writer._add_object(stream.flate_encode())
+    for page in writer.pages:
+        page[NameObject("/Contents")] = shared
+    out = io.BytesIO()
+    writer.write(out)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "kind", "reason"),
+    [
+        (bomb, PDF, "reading it takes more than 1.5 s"),
+        (lambda: "<p>" * 300 + "x" * 5_000_001, HTML, "its text exceeds the limit of 5,000,000 characters"),
+        (lambda: "x" * 5_000_001, PLAIN, "5,000,001 characters exceed the limit of 5,000,000"),
+    ],
+    ids=["a bomb", "a long page", "a long text"],
+)
+async def test_what_takes_too_much_is_refused_by_name(content: Any, kind: str, reason: str) -> None:
+    reader = Reader(seconds=1.5)
+    await reader.read("warm", "<p>x</p>", HTML)
+    made = content()
+    assert len(made) < 100_000 or kind != PDF
+    with pytest.raises(DocumentTooLarge, match=reason):
+        await reader.read("doc", made, kind)
+    reader.seconds = 30.0
+    assert (await reader.read("doc", "<p>And on.</p>", HTML)).text == "And on."  # in a process of its own
+    await reader.close()
+
+
+async def test_a_reading_process_that_dies_names_the_document(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = Reader()
+    await reader.read("warm", "<p>x</p>", HTML)
+    process = reader._child._process
+    assert process is not None
+    os.kill(process.pid, signal.SIGSTOP)
+    reading = asyncio.ensure_future(reader.read("doc", "<p>x</p>", HTML))
+    await asyncio.sleep(0)
+    process.kill()
+    with pytest.raises(DocumentTooLarge, match="died of it"):
+        await reading
+    assert (await reader.read("doc", pdf("Again."), PDF)).text == "Again."
+    await reader.close()
 
 
 def test_a_damaged_or_encrypted_pdf_is_unreadable() -> None:
@@ -114,6 +242,26 @@ def test_other_encodings_and_marks_are_understood() -> None:
     assert read("d", b"caf\xe9", "text/plain; charset=latin-1").text == "café"
     assert read("d", b"\xef\xbb\xbfhi", "text/plain").text == "hi"
     assert read("d", "x", "text/csv").text == "x"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32", "utf-16-le", "utf-16-be", "utf-32-be"])
+def test_json_lines_are_read_in_any_encoding_of_unicode(encoding: str) -> None:
+    raw = '{"id": "1", "text": "Lämp öne"}\r\n{"id": "2", "text": "Lamp two 灯"}\r\n'.encode(encoding)
+    documents = list(read_json_lines(raw, name="lamps"))
+    assert [entry.content for entry in documents if isinstance(entry, Document)] == ["Lämp öne", "Lamp two 灯"]
+    first, *rest = read_json_lines(raw + raw[-3:], name="lamps")  # cut in the middle of a character
+    assert isinstance(first, Document)
+    assert isinstance(rest[0], Document)
+
+
+@pytest.mark.parametrize("kind", ["text/plain", MARKDOWN, HTML, "text/csv; charset=ascii"])
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_a_mark_of_its_encoding_counts_for_every_text(encoding: str, kind: str) -> None:
+    assert read("d", "Grüße 灯".encode(encoding), kind).text == "Grüße 灯"
+
+
+def test_a_file_of_no_lines_is_told() -> None:
+    assert [type(entry) for entry in read_json_lines(b"\n\n", name="empty")] == [EmptyDocument]
 
 
 def test_markdown_knows_its_title() -> None:
@@ -163,6 +311,49 @@ def test_a_folder_tells_what_it_reads_and_what_it_skips(tmp_path: Path) -> None:
     assert [entry.document_id for entry in Folder.of(tmp_path / "a.md").documents()] == ["a.md"]
     with pytest.raises(ConfigurationError):
         Folder.of(tmp_path / "nowhere")
+
+
+def test_links_do_not_lead_out_of_a_folder(tmp_path: Path) -> None:
+    docs, outside = tmp_path / "docs", tmp_path / "outside"
+    for folder in (docs / "sub", outside):
+        folder.mkdir(parents=True)
+    (outside / "secret.txt").write_text("secret")
+    (docs / "real.txt").write_text("real")
+    (docs / "absolute.txt").symlink_to(outside / "secret.txt")
+    (docs / "sub" / "relative.txt").symlink_to("../../outside/secret.txt")
+    (docs / "twice.txt").symlink_to(docs / "absolute.txt")
+    (docs / "within.txt").symlink_to("real.txt")
+    (docs / "folder").symlink_to(outside)
+    (docs / "nowhere.txt").symlink_to("gone.txt")
+    (docs / "loop.txt").symlink_to("loop.txt")
+    (tmp_path / "alias").symlink_to(docs)
+    for root in (docs, tmp_path / "alias"):
+        found = {entry.document_id: entry for entry in Folder.of(root).documents()}
+        assert {name for name, entry in found.items() if isinstance(entry, Document)} == {"real.txt", "within.txt"}
+        refused = {name for name, entry in found.items() if isinstance(entry, DocumentRefused)}
+        assert refused == {"absolute.txt", "sub/relative.txt", "twice.txt", "folder", "loop.txt", "nowhere.txt"}
+        linked = Folder.of(root, "*/*.txt").documents()
+        assert not [entry for entry in linked if isinstance(entry, Document)]
+    followed = Folder.of(docs, follow_links=True).documents()
+    assert "absolute.txt" in {entry.document_id for entry in followed if isinstance(entry, Document)}
+    (named,) = Folder.of(docs / "absolute.txt").documents()  # asked for by name
+    assert isinstance(named, Document)
+
+
+def test_names_that_are_not_utf_8_and_odd_files_are_read_or_told(tmp_path: Path) -> None:
+    (tmp_path / os.fsdecode(b"men\xfc.txt")).write_text("The soup is lentil soup.")
+    (tmp_path / os.fsdecode(b"list\xfc.bin")).write_text("x")
+    (tmp_path / "hours.txt").write_text("The kitchen closes at ten.")
+    (tmp_path / "old.txt").write_text("Of another age.")
+    os.utime(tmp_path / "old.txt", (-1e12, -1e12))
+    with (tmp_path / "huge.txt").open("wb") as file:
+        file.truncate(2**28 + 1)
+    folder = Folder.of(tmp_path)
+    found = {entry.document_id: entry for entry in folder.documents()}
+    assert set(found) == {"men\\xfc.txt", "hours.txt", "old.txt", "huge.txt"}
+    assert isinstance(found["huge.txt"], DocumentTooLarge)
+    assert all(isinstance(found[name], Document) for name in ("men\\xfc.txt", "hours.txt", "old.txt"))
+    assert folder.skipped == ["list\\xfc.bin"]
 
 
 def test_a_file_that_cannot_be_opened_or_has_no_reader_is_refused(tmp_path: Path) -> None:

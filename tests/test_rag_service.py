@@ -498,6 +498,63 @@ async def test_documents_that_cannot_be_sent_are_failures_with_reasons(tenant_bu
     ]  # fmt: skip
 
 
+ODD = [
+    ({"document_id": "n", "content": None}, "its content is a text or bytes, not NoneType"),
+    ({"document_id": "n", "content": float("nan")}, "its content is a text or bytes, not float"),
+    ({"document_id": "n"}, "its content is a text or bytes"),
+    ({"document_id": 1.5, "content": "x"}, "an id is a text of 1 to 200 characters, or a whole number"),
+    ({"document_id": True, "content": "x"}, "an id is a text"),
+    ({"content": "x"}, "document 'number 4': an id is a text"),
+    ({"document_id": "x" * 201, "content": "x"}, "an id is a text"),
+    ({"document_id": "half \ud83d", "content": "x"}, "its id holds half a character"),
+    ({"document_id": "n", "content": "half \ud83d"}, "its content holds half a character"),
+    ({"document_id": "n", "content": "half \ud83d" * 200_000}, "its content holds half a character"),
+    ({"document_id": "n", "content": "x", "title": "half \ud83d"}, "its title holds half a character"),
+    ({"document_id": "n", "content": "x", "title": 7}, "rag_document at /data/title"),
+    ({"document_id": "n", "content": "x", "metadata": {"a": "half \ud83d"}}, "rag_document at /data/metadata/a"),
+    ({"document_id": "n", "content": "x", "metadata": {"a": object()}}, "rag_document at /data/metadata/a"),
+    ({"document_id": "n", "content": "x", "metadata": {"a": "x" * 2_000_000}}, "exceed the server's max_payload"),
+    ({"document_id": "n\x00", "content": "x"}, "an id must not hold NUL"),
+    ({"document_id": "n", "content": "x", "colour": "red"}, "a document has no 'colour'"),
+    ("text", "a document is a mapping or a Document, not str"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("odd", "reason"), ODD, ids=range(len(ODD)))
+async def test_a_document_that_is_none_is_told_and_the_others_are_indexed(
+    tenant_bus: Any, service: Any, odd: Any, reason: str
+) -> None:
+    good = [{"document_id": f"lamp {n}", "content": f"Lamp {n} is on."} for n in range(3)]
+    done = await rag.ingest_documents(tenant_bus, [*good, odd, {"document_id": 7, "content": "A number."}])
+    assert [status["status"] for status in done.statuses] == ["indexed"] * 3 + ["failed", "indexed"]
+    assert done.statuses[4]["document_id"] == "7"
+    assert reason in next(iter(done.failures.values()))
+
+
+async def test_what_was_not_read_of_a_document_is_told(tenant_bus: Any, service: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "docs"
+    folder.mkdir()
+    (folder / "contract.pdf").write_bytes(pdf("The contract begins in March.", "", "The deposit is two rents."))
+    (folder / "marks.html").write_text("<h1></h1><nav>Home</nav>")
+    (folder / "out.txt").symlink_to(tmp_path / "secret.txt")
+    (tmp_path / "secret.txt").write_text("secret")
+    done = await rag.ingest_folder(tenant_bus, folder)
+    assert repr(done) == "<Ingestion of 3 documents: 1 indexed, 2 failed; notes on 1 document>"
+    note = "page 2 of 3 has no text, or hardly any: pictures of text are not read"
+    assert done.notes == {"contract.pdf": [note]}
+    assert note in done.table()["reason"].to_list()
+    assert "there is no text in it" in done.failures["marks.html"]
+    assert "link that leads out of the folder" in done.failures["out.txt"]
+
+
+async def test_one_text_that_no_model_takes_fails_alone(tenant_bus: Any, service: Any, gateway: StandIn) -> None:
+    gateway.delay = 0.2  # so that all are embedded together
+    gateway.refuse = "poison"
+    documents = [{"document_id": f"{n}", "content": "poison" if n == 5 else f"Lamp {n} is on."} for n in range(20)]
+    done = await rag.ingest_documents(tenant_bus, documents)
+    assert (done.count("indexed"), list(done.failures)) == (19, ["5"])
+
+
 async def test_a_query_is_one_trace_with_the_catalogues_spans(tenant_bus: Any, telemetry: Any, service: Any) -> None:
     await rag.ingest_documents(tenant_bus, DOCUMENTS)
     await rag.query(tenant_bus, "copy files")

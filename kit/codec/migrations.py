@@ -135,3 +135,21 @@ def llm_request_to_1_1(data: dict[str, Any]) -> dict[str, Any]:
         return data
     rest = {name: value for name, value in given.items() if name not in moved}
     return {**data, "parameters": {**rest, "extra": {**given.get("extra", {}), **moved}}}
+
+
+@step("rag_status", "1.0", "1.1")
+def rag_status_up(data: dict[str, Any]) -> dict[str, Any]:
+    """Return the status as it is: 1.1 may have notes."""
+    return dict(data)
+
+
+@step("rag_status", "1.1", "1.0")
+def rag_status_down(data: dict[str, Any]) -> dict[str, Any]:
+    """Return a status without notes.
+
+    Raises:
+        MigrationError: it has some.
+    """
+    if "notes" in data:
+        raise MigrationError("1.0 has no such field", message_type="rag_status", path="/data/notes")
+    return dict(data)

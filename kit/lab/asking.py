@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from kit.catalogue import API_QUERIES
 from kit.errors import ConfigurationError, NoResponders, StoreInUse
 from kit.lab.project import project_root
-from kit.lab.quantities import elapsed
+from kit.lab.quantities import elapsed, shown
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -83,7 +83,7 @@ async def ask(question: Question, *, trace: bool = False, progress: TextIO = sys
 
 def collection(corpus: Path) -> str:
     """Return the corpus' own collection, so that two corpora never mix: its name, and where it is."""
-    where = hashlib.sha256(str(corpus.resolve()).encode()).hexdigest()[:8]
+    where = hashlib.sha256(os.fsencode(corpus.resolve())).hexdigest()[:8]
     slug = re.sub(r"[^a-z0-9]+", "-", corpus.stem.lower()).strip("-")[:40] or "corpus"
     return f"{slug}-{where}"
 
@@ -149,10 +149,11 @@ async def _index(lab: Lab, corpus: Path, store: Path | None, progress: TextIO) -
 
 
 def _unread(done: Ingestion) -> Iterator[str]:
-    """A line for each document that was not read, and for each file that is of no kind that can be."""
-    lines = [f"  not read: {status['error']['message']}\n" for status in done.statuses if "error" in status]
-    lines += [f"  not read: {name}: no reader for this kind of file\n" for name in done.skipped]
-    yield from lines[:_TOLD]
+    """A line for each document that was not read, or not wholly, and for each file that is of no kind that can be."""
+    lines = [f"not read: {status['error']['message']}" for status in done.statuses if "error" in status]
+    lines += [f"{document_id}: {note}" for document_id, notes in done.notes.items() for note in notes]
+    lines += [f"not read: {name}: no reader for this kind of file" for name in done.skipped]
+    yield from (f"  {shown(line, line=True)}\n" for line in lines[:_TOLD])
     if len(lines) > _TOLD:
         yield f"  … and {len(lines) - _TOLD} more\n"
 
@@ -163,7 +164,7 @@ def _fingerprint(corpus: Path) -> dict[str, Any]:
     for path in sorted(corpus.rglob("*")) if corpus.is_dir() else [corpus]:
         if path.is_file() and not any(part.startswith(".") for part in path.relative_to(corpus).parts):
             facts, count = path.stat(), count + 1
-            digest.update(f"{path.relative_to(corpus)}\0{facts.st_size}\0{facts.st_mtime_ns}\n".encode())
+            digest.update(os.fsencode(path.relative_to(corpus)) + f"\0{facts.st_size}\0{facts.st_mtime_ns}\n".encode())
     return {"corpus": str(corpus.resolve()), "files": count, "state": digest.hexdigest()}
 
 
@@ -233,17 +234,17 @@ def as_text(answer: Answer, width: int = 100) -> str:
     blocks.append(_footer(data))
     if answer.trace:
         blocks.append(answer.trace)
-    return "\n\n".join(blocks) + "\n"
+    return shown("\n\n".join(blocks)) + "\n"
 
 
 def _sources(sources: list[dict[str, Any]], width: int, *, cited: bool) -> Iterator[str]:
     """Each source with its number, its name, where it is from, and the words that support the answer."""
-    shown = [source for source in sources if not cited or source.get("cited", True)]
-    for place, source in enumerate(shown or sources, start=1):
+    chosen = [source for source in sources if not cited or source.get("cited", True)]
+    for place, source in enumerate(chosen or sources, start=1):
         number = source.get("citation") or source.get("rank") or place
         yield f"  [{number}] {_title(source)}"
         if source.get("source"):
-            yield f"      {source['source']}"
+            yield f"      {shown(source['source'], line=True)}"
         quote = source.get("quote") or source.get("content")
         if quote:
             yield textwrap.indent(textwrap.shorten(quote, 2 * width, placeholder=" …"), "      ")
@@ -252,7 +253,7 @@ def _sources(sources: list[dict[str, Any]], width: int, *, cited: bool) -> Itera
 def _title(source: dict[str, Any]) -> str:
     metadata = source.get("metadata") or {}
     title = source.get("title") or source.get("heading") or metadata.get("question")
-    return f"{title} ({source['document_id']})" if title else str(source["document_id"])
+    return shown(f"{title} ({source['document_id']})" if title else source["document_id"], line=True)
 
 
 def _footer(data: dict[str, Any]) -> str:

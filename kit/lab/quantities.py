@@ -1,10 +1,24 @@
-"""Numbers as people read them: a value and its unit, three digits that matter."""
+"""Numbers as people read them: a value and its unit, three digits that matter; and texts that a terminal may show."""
 
 from __future__ import annotations
 
 import math
+import re
 
 _SECONDS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
+
+# Controls of a terminal, of both sets; marks that turn the direction of writing; halves of characters.
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def shown(text: str, *, line: bool = False) -> str:
+    """Return a text for a terminal, in which what would steer the terminal stands as an escape that JSON knows.
+
+    Args:
+        line: whether it is to stay one line.
+    """
+    text = " ".join(text.split()) if line else text
+    return _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def quantity(value: float | None, unit: str = "") -> str:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import hashlib
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -15,8 +18,8 @@ from kit import codec
 from kit.catalogue import RAG_INGEST, RAG_QUERIES, RAG_QUERIES_QUEUED, RAG_STATUS
 from kit.components.rag.errors import REFUSALS, DocumentRefused, QueryRefused, error_data
 from kit.components.rag.filters import Condition, as_data
-from kit.components.rag.readers import Document, Folder, read_json_lines, shortened
-from kit.errors import CodecError, ConfigurationError, DeadlineExceeded, JobDead, JobError
+from kit.components.rag.readers import MAX_ID, Document, Folder, named, read_json_lines, shortened
+from kit.errors import BusError, CodecError, ConfigurationError, JobDead, JobError, PayloadTooLarge
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -60,7 +63,8 @@ class Ingestion:
     def __repr__(self) -> str:
         counts = ", ".join(f"{self.count(kind)} {kind}" for kind in (*_DONE, "failed") if self.count(kind))
         skipped = f"; {_several(len(self.skipped), 'file')} skipped" if self.skipped else ""
-        return f"<Ingestion of {_several(len(self.statuses), 'document')}: {counts or 'nothing'}{skipped}>"
+        notes = f"; notes on {_several(len(self.notes), 'document')}" if self.notes else ""
+        return f"<Ingestion of {_several(len(self.statuses), 'document')}: {counts or 'nothing'}{notes}{skipped}>"
 
     def count(self, status: str) -> int:
         """Return how many documents ended as ``indexed``, ``unchanged``, ``deleted`` or ``failed``."""
@@ -80,6 +84,11 @@ class Ingestion:
             if entry["status"] == "failed"
         }
 
+    @property
+    def notes(self) -> dict[str, list[str]]:
+        """What of each document was not read: pages that are pictures, say."""
+        return {entry["document_id"]: entry["notes"] for entry in self.statuses if "notes" in entry}
+
     def table(self) -> pd.DataFrame:
         """Return a row for each document."""
         import pandas as pd
@@ -90,7 +99,7 @@ class Ingestion:
                 "status": entry["status"],
                 "chunks": entry.get("chunks", 0),
                 "removed": entry.get("removed", 0),
-                "reason": entry["error"]["message"] if "error" in entry else "",
+                "reason": entry["error"]["message"] if "error" in entry else "; ".join(entry.get("notes", ())),
             }
             for entry in self.statuses
         ]
@@ -122,7 +131,7 @@ async def ingest_documents(
         What became of each. A document that cannot be read, or has the id of one before it, is among them as failed,
         with its reason.
     """
-    made = (entry if isinstance(entry, Document) else Document(**entry) for entry in documents)
+    made = (_document(entry, place) for place, entry in enumerate(documents, start=1))
     return await _ingest(bus, made, collection, progress, in_flight, timeout)
 
 
@@ -132,6 +141,7 @@ async def ingest_folder(
     *,
     pattern: str = "**/*",
     metadata: Mapping[str, Any] | None = None,
+    follow_links: bool = False,
     collection: str | None = None,
     progress: Watch | None = None,
     in_flight: int = IN_FLIGHT,
@@ -143,12 +153,13 @@ async def ingest_folder(
         path: a folder, or one file. A document's id is its file's path within the folder.
         pattern: which files; hidden ones are passed over, those without a reader are named in ``skipped``.
         metadata: put on every document.
+        follow_links: whether to read files, outside of the folder, that links in it lead to.
         collection, progress, in_flight, timeout: as for ``ingest_documents``.
 
     Raises:
         ConfigurationError: there is no such folder.
     """
-    folder = await asyncio.to_thread(Folder.of, Path(path), pattern)
+    folder = await asyncio.to_thread(partial(Folder.of, Path(path), pattern, follow_links=follow_links))
     documents = _documents(folder, metadata or {})
     ingestion = await _ingest(bus, documents, collection, progress, in_flight, timeout)
     ingestion.skipped = folder.skipped
@@ -184,7 +195,7 @@ async def ingest_jsonl(
         raw = await asyncio.to_thread(file.read_bytes)
     except OSError as error:
         raise ConfigurationError(f"{file} cannot be read: {error.strerror}") from error
-    lines = read_json_lines(raw, name=file.name, content=content, document_id=document_id)
+    lines = read_json_lines(raw, name=named(Path(file.name)), content=content, document_id=document_id)
     return await _ingest(bus, lines, collection, progress, in_flight, timeout)
 
 
@@ -316,30 +327,28 @@ async def _outcome(
 ) -> dict[str, Any]:
     """Return the last status of one document; a refusal is told to whoever watches, like any other failure."""
     if isinstance(entry, DocumentRefused):
-        return await _refused(bus, shortened(entry.document_id), collection, entry)
-    if not entry.document_id or len(entry.document_id) > 200:
-        reason = DocumentRefused(entry.document_id[:50], "an id is 1 to 200 characters")
-        return await _refused(bus, entry.document_id[:200] or "?", collection, reason)
+        return await _refused(bus, entry.document_id, collection, entry)
+    data: dict[str, Any] = _envelope(bus, entry.document_id, collection)
     try:
-        data = await _message(bus, entry, collection)
+        data = await _message(bus, entry, data)
         job = await bus.enqueue(RAG_INGEST, data | {"ingestion_id": run_id})
         await _told(bus, data, {"status": "queued"})
         status = (await job.result(timeout)).data
-    except CodecError as error:
+    except (CodecError, PayloadTooLarge) as error:
         return await _refused(bus, entry.document_id, collection, error)
     except JobDead as error:
         told = {"type": error.error_type, "message": error.detail, "retryable": error.error_type not in REFUSALS}
         return _status(bus, data) | {"status": "failed", "error": told}
-    except (DeadlineExceeded, JobError) as error:
+    except (BusError, JobError) as error:
         return _status(bus, data) | {"status": "failed", "error": error_data(error, retryable=True)}
     if "claim" in data:
         await bus.delete_object(data["claim"])
     return status
 
 
-async def _message(bus: Bus, document: Document, collection: str | None) -> dict[str, Any]:
+async def _message(bus: Bus, document: Document, envelope: dict[str, Any]) -> dict[str, Any]:
     """Return a document as ``rag_document`` data, its content by claim check where no message could hold it."""
-    data = {**_envelope(bus, document.document_id, collection), "media_type": document.media_type}
+    data = {**envelope, "media_type": document.media_type}
     data |= {key: value for key in ("title", "source", "modified_at") if (value := getattr(document, key)) is not None}
     if document.metadata:
         data["metadata"] = dict(document.metadata)
@@ -372,8 +381,36 @@ async def _told(bus: Bus, data: Mapping[str, Any], more: Mapping[str, Any]) -> d
 
 
 async def _refused(bus: Bus, document_id: str, collection: str | None, error: Exception) -> dict[str, Any]:
-    data = _envelope(bus, document_id, collection)
-    return await _told(bus, data, {"status": "failed", "stage": "fetch", "error": error_data(error)})
+    data = _envelope(bus, sendable(shortened(document_id)) or "?", collection)
+    return await _told(
+        bus,
+        data,
+        {"status": "failed", "stage": "fetch", "error": error_data(error) | {"message": sendable(str(error))}},
+    )
+
+
+def _document(entry: Any, place: int) -> Document | DocumentRefused:
+    """Return what was handed in as a document, or why it is none."""
+    fields = entry if isinstance(entry, Mapping) else {}
+    given = entry.document_id if isinstance(entry, Document) else fields.get("document_id")
+    document_id = str(given) if isinstance(given, Integral) and str(given).lstrip("-").isdigit() else given
+    where = document_id if isinstance(document_id, str) and document_id else f"number {place}"
+    unknown = fields.keys() - {field.name for field in dataclasses.fields(Document)}
+    if not isinstance(entry, Document | Mapping):
+        return DocumentRefused(where, f"a document is a mapping or a Document, not {type(entry).__name__}")
+    if unknown:
+        return DocumentRefused(where, f"a document has no {', '.join(sorted(map(repr, unknown)))}")
+    if not isinstance(document_id, str) or not 1 <= len(document_id) <= MAX_ID:
+        return DocumentRefused(where[:50], f"an id is a text of 1 to {MAX_ID} characters, or a whole number")
+    content = entry.content if isinstance(entry, Document) else fields.get("content")
+    if not isinstance(content, str | bytes):
+        return DocumentRefused(where, f"its content is a text or bytes, not {type(content).__name__}")
+    made = replace(entry, document_id=document_id) if isinstance(entry, Document) else None
+    made = made or Document(**{**fields, "document_id": document_id})
+    for name, value in (("id", document_id), ("content", content), ("title", made.title), ("source", made.source)):
+        if isinstance(value, str) and sendable(value) != value:
+            return DocumentRefused(where, f"its {name} holds half a character, and is no text")
+    return made
 
 
 def _once(documents: Iterator[Document | DocumentRefused]) -> Iterator[Document | DocumentRefused]:
@@ -389,6 +426,11 @@ def _once(documents: Iterator[Document | DocumentRefused]) -> Iterator[Document 
 
 def _several(count: int, what: str) -> str:
     return f"{count} {what}{'s' * (count != 1)}"
+
+
+def sendable(text: str) -> str:
+    """Return a text that can be sent: halves of characters, which no encoding has, as escapes."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _documents(folder: Folder, metadata: Mapping[str, Any]) -> Iterator[Document | DocumentRefused]:

@@ -6,6 +6,7 @@
         │   ├── UnsupportedType       no reader for its media type
         │   ├── BadEncoding           its bytes are not the text they claim to be
         │   ├── UnreadableDocument    the reader failed on it: damaged, encrypted, gone
+        │   ├── DocumentTooLarge      reading it takes more text, pages, memory or time than there is for one
         │   ├── EmptyDocument         nothing to index in it
         │   └── DocumentSuperseded    a later message about it was followed before
         ├── EmbeddingMismatch         vectors of another model or size than the collection has
@@ -56,6 +57,10 @@ class UnreadableDocument(DocumentRefused):
     """The document is damaged, encrypted, or cannot be opened."""
 
 
+class DocumentTooLarge(DocumentRefused):
+    """Reading the document takes more text, pages, memory or time than there is for one."""
+
+
 class EmptyDocument(DocumentRefused):
     """There is nothing to index in the document."""
 
@@ -70,10 +75,11 @@ class DocumentSuperseded(DocumentRefused):
         super().__init__(document_id, "a later message about it came first, and what that one says holds")
 
 
-REFUSALS = frozenset(
-    kind.__name__
-    for kind in (DocumentRefused, UnsupportedType, BadEncoding, UnreadableDocument, EmptyDocument, DocumentSuperseded)
-)
+_REFUSED = (
+    DocumentRefused, UnsupportedType, BadEncoding, UnreadableDocument, DocumentTooLarge, EmptyDocument,
+    DocumentSuperseded,
+)  # fmt: skip
+REFUSALS = frozenset(kind.__name__ for kind in _REFUSED)
 """Names of the errors after which the same document will not do either."""
 
 

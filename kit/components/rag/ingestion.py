@@ -18,7 +18,7 @@ from kit.components.rag.embedding import Embedded, Embedder
 from kit.components.rag.errors import DocumentRefused, DocumentSuperseded, EmbeddingMismatch, EmptyDocument, error_data
 from kit.components.rag.index import COLLECTION, Database
 from kit.components.rag.latest import State
-from kit.components.rag.readers import HTML, PDF, PLAIN, Reading, read, title_from
+from kit.components.rag.readers import PLAIN, Reader, Reading, title_from
 from kit.components.rag.rows import Entry, embedded_lead, embedded_text, fingerprint
 from kit.otel import semconv
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from kit.nats.message import Message
 
 _WRITES = 256  # documents in one commit
-_THREAD_BYTES = 100_000  # what is larger is read on a thread, so that the loop stays free
+_THREAD_CHARS = 100_000  # what is longer is cut on a thread, so that the loop stays free
 _KNOWN = ("title", "source", "media_type", "language")
 
 
@@ -36,7 +36,12 @@ class Ingester:
 
     def __init__(self, bus: Bus, database: Database, embedder: Embedder, chunking: Chunking) -> None:
         self._bus, self._database, self._embedder, self._chunking = bus, database, embedder, chunking
+        self._reader = Reader()
         self._writers: dict[str, Batcher[Entry, int | None]] = {}
+
+    async def close(self) -> None:
+        """End the process that reads documents."""
+        await self._reader.close()
 
     async def handle(self, message: Message) -> dict[str, Any]:
         """Index or delete one document.
@@ -86,6 +91,7 @@ class Ingester:
             return await self._known(data, sha256, sent_at) or _superseded(data["document_id"])
         tokens = {"prompt": embedded.tokens, "completion": 0, "total": embedded.tokens}
         told = {"status": "indexed", "chunks": len(chunks), "removed": removed, "sha256": sha256, "progress": 1.0}
+        told |= {"notes": list(reading.notes)} if reading.notes else {}
         costs = {"tokens": tokens, "cost": embedded.cost, "currency": embedded.currency}
         return {**told, **costs, "embedding_model": self._embedder.model}
 
@@ -119,21 +125,17 @@ class Ingester:
 
     async def _chunks(self, data: dict[str, Any], content: str | bytes) -> tuple[Reading, list[Chunk]]:
         """Return the document as text, and its passages: those that the sender cut, or our own."""
-        document_id, media_type = data["document_id"], data.get("media_type", PLAIN)
+        document_id = data["document_id"]
         if "chunks" in data:
             reading = Reading(text=content if isinstance(content, str) else "")
             chunks = _given(data["chunks"])
-        elif len(content) > _THREAD_BYTES or media_type in (PDF, HTML):
-            reading, chunks = await asyncio.to_thread(self._cut, document_id, content, media_type)
         else:
-            reading, chunks = self._cut(document_id, content, media_type)
+            reading = await self._reader.read(document_id, content, data.get("media_type", PLAIN))
+            cut = partial(chunk, reading.text, self._chunking, markdown=reading.markdown)
+            chunks = await asyncio.to_thread(cut) if len(reading.text) > _THREAD_CHARS else cut()
         if not chunks:
             raise EmptyDocument(document_id)
         return reading, chunks
-
-    def _cut(self, document_id: str, content: str | bytes, media_type: str) -> tuple[Reading, list[Chunk]]:
-        reading = read(document_id, content, media_type)
-        return reading, chunk(reading.text, self._chunking, markdown=reading.markdown)
 
     async def _embedded(
         self, data: dict[str, Any], chunks: list[Chunk], title: str

@@ -6,19 +6,29 @@ text, and its plain rendering, with ``#`` headings and fenced code, for HTML and
 
 from __future__ import annotations
 
+import base64
+import codecs
 import datetime as dt
 import hashlib
-import io
-import logging
+import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from html.parser import HTMLParser
 from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
 from kit import codec
-from kit.components.rag.errors import BadEncoding, DocumentRefused, UnreadableDocument, UnsupportedType
+from kit.children import Child, ChildEnded
+from kit.components.rag import rendering
+from kit.components.rag.errors import (
+    BadEncoding,
+    DocumentRefused,
+    DocumentTooLarge,
+    EmptyDocument,
+    UnreadableDocument,
+    UnsupportedType,
+)
 from kit.errors import ConfigurationError
 
 MARKDOWN, PLAIN, HTML, PDF, JSON_LINES = (
@@ -31,6 +41,10 @@ MEDIA_TYPES: Mapping[str, str] = {
 _ALIASES = {"application/xhtml+xml": HTML, "application/x-ndjson": JSON_LINES, "text/x-markdown": MARKDOWN,
             "text/x-rst": PLAIN}  # fmt: skip
 MAX_ID = 200  # characters, by the schema
+MAX_FILE, MAX_LINES = 2**28, 2**30  # bytes of a file; … of JSON Lines
+# What a text begins with that says how it is encoded; the longer ones first, as UTF-16's begins UTF-32's.
+_MARKS = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32", codecs.BOM_UTF8: "utf-8-sig",
+          codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}  # fmt: skip
 _CONTENT = ("content", "text", "body")  # fields of JSON Lines that hold a text, the first that is there
 
 
@@ -59,12 +73,14 @@ class Reading:
 
     Attributes:
         pages: for a PDF, the offset at which each page begins.
+        notes: what of the document is not in the text, a sentence each.
     """
 
     text: str
     title: str | None = None
     markdown: bool = True
     pages: tuple[int, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def media_type_of(path: Path) -> str:
@@ -81,26 +97,92 @@ def media_type_of(path: Path) -> str:
 
 
 def read(document_id: str, content: str | bytes, media_type: str = PLAIN) -> Reading:
-    """Read a document's content as text.
+    """Read a document's content as text, here and now, however long that takes.
 
     Raises:
-        UnsupportedType, BadEncoding, UnreadableDocument: see each.
+        UnsupportedType, BadEncoding, UnreadableDocument, DocumentTooLarge: see each.
     """
+    known = _as_text(document_id, content, media_type)
+    if isinstance(known, Reading):
+        return known
+    kind, raw = known
+    try:
+        return _rendered(rendering.render_html(raw) if isinstance(raw, str) else rendering.render_pdf(raw), kind)
+    except rendering.Unreadable as error:
+        raise _refusal(document_id, error.kind, str(error)) from error
+
+
+class Reader:
+    """Reads documents as ``read`` does, PDF and HTML in a process that is ended when it takes too long.
+
+    Args:
+        seconds: that a document may take.
+    """
+
+    def __init__(self, seconds: float = 60.0) -> None:
+        self.seconds = seconds
+        self._child = Child("-P", rendering.__file__, line=8 * rendering.MAX_TEXT)
+
+    async def read(self, document_id: str, content: str | bytes, media_type: str = PLAIN) -> Reading:
+        """Read a document's content as text.
+
+        Raises:
+            UnsupportedType, BadEncoding, UnreadableDocument, DocumentTooLarge: see each.
+        """
+        known = _as_text(document_id, content, media_type)
+        if isinstance(known, Reading):
+            return known
+        kind, raw = known
+        request = {"html": raw} if isinstance(raw, str) else {"pdf": base64.b64encode(raw).decode()}
+        try:
+            told = await self._child.ask(request, timeout=self.seconds)
+        except TimeoutError:
+            raise DocumentTooLarge(document_id, f"reading it takes more than {self.seconds:g} s: split it") from None
+        except ChildEnded as error:
+            raise DocumentTooLarge(document_id, "the process that read it died of it: split it") from error
+        if "error" in told:
+            raise _refusal(document_id, told["error"], told["detail"])
+        return _rendered(told["result"], kind)
+
+    async def close(self) -> None:
+        """End the process."""
+        await self._child.close()
+
+
+def _as_text(document_id: str, content: str | bytes, media_type: str) -> Reading | tuple[str, str | bytes]:
+    """Return a text as it was read, or what is to be rendered: a PDF's bytes or the text of a page."""
     kind = media_type.split(";")[0].strip().lower()
     kind = _ALIASES.get(kind, kind)
     if kind == PDF:
-        return _read_pdf(document_id, content)
+        if isinstance(content, str):
+            raise UnreadableDocument(document_id, "a PDF is sent as bytes, by claim check")
+        return kind, content
     if kind not in (MARKDOWN, PLAIN, HTML) and not kind.startswith("text/"):
         raise UnsupportedType(document_id, f"no reader for {media_type!r}")
     text = content if isinstance(content, str) else _decode(document_id, content, media_type)
     text = text.removeprefix("\ufeff")
     if kind == HTML:
-        return _read_html(document_id, text)
+        return kind, text
     if "\x00" in text:
         raise BadEncoding(document_id, "there are NUL characters in it: it is not text")
+    if len(text) > rendering.MAX_TEXT:
+        raise DocumentTooLarge(
+            document_id, f"{len(text):,} characters exceed the limit of {rendering.MAX_TEXT:,}: split it"
+        )
     if kind == MARKDOWN:
-        return Reading(text=text, title=_markdown_title(text))
+        return Reading(text=rendering.without_marks_alone(text), title=_markdown_title(text))
     return Reading(text=text, markdown=False)
+
+
+def _rendered(told: Mapping[str, Any], kind: str) -> Reading:
+    return Reading(
+        text=told["text"], title=told["title"], markdown=kind == HTML, pages=tuple(told["pages"]),
+        notes=tuple(told["notes"]),
+    )  # fmt: skip
+
+
+def _refusal(document_id: str, kind: str, reason: str) -> DocumentRefused:
+    return (DocumentTooLarge if kind == "large" else UnreadableDocument)(document_id, reason)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,15 +192,20 @@ class Folder:
     Attributes:
         root: what document ids are relative to.
         skipped: files for whose suffix there is no reader, relative to the root.
+        refused: what is not looked into, such as links that lead out of the folder.
     """
 
     root: Path
     files: list[Path]
     skipped: list[str]
+    refused: list[DocumentRefused] = field(default_factory=list)
 
     @classmethod
-    def of(cls, path: Path, pattern: str = "**/*") -> Self:
+    def of(cls, path: Path, pattern: str = "**/*", *, follow_links: bool = False) -> Self:
         """Look a folder through, or take a single file; hidden files are passed over.
+
+        Args:
+            follow_links: whether to read files, outside of the folder, that links in it lead to.
 
         Raises:
             ConfigurationError: there is no such file or folder.
@@ -126,16 +213,46 @@ class Folder:
         if not path.exists():
             raise ConfigurationError(f"there is no file or folder {path}")
         root = path if path.is_dir() else path.parent
-        found = sorted(path.glob(pattern)) if path.is_dir() else [path]
-        shown = [file for file in found if not any(part.startswith(".") for part in file.relative_to(root).parts)]
-        files = [file for file in shown if file.is_file()]
-        skipped = [file.relative_to(root).as_posix() for file in files if file.suffix.lower() not in MEDIA_TYPES]
-        return cls(root=root, files=[file for file in files if file.suffix.lower() in MEDIA_TYPES], skipped=skipped)
+        made = cls(root=root, files=[], skipped=[])
+        within = None if path.is_file() or follow_links else root.resolve()
+        for file in sorted(path.glob(pattern)) if path.is_dir() else [path]:
+            if any(part.startswith(".") for part in file.relative_to(root).parts):
+                continue
+            name = named(file.relative_to(root))
+            reason = _not_looked_into(file, within)
+            if reason:
+                made.refused.append(DocumentRefused(shortened(name), reason))
+            elif file.is_file():
+                known = file.suffix.lower() in MEDIA_TYPES
+                made.files.append(file) if known else made.skipped.append(name)
+        return made
 
     def documents(self) -> Iterator[Document | DocumentRefused]:
         """Yield the documents in the files, and in place of one that cannot be read why not."""
+        yield from self.refused
         for file in self.files:
             yield from read_file(file, root=self.root)
+
+
+def _not_looked_into(file: Path, within: Path | None) -> str:
+    """Say why a file or folder is left alone, if it is: a link out of ``within``, or the system does not let us in."""
+    try:
+        if file.is_symlink() and file.is_dir():
+            return "it is a link to a folder: no link to a folder is followed"
+        if within is not None and not file.resolve().is_relative_to(within):
+            return "it is a link that leads out of the folder: follow_links=True reads it"
+        if file.is_symlink() and not file.exists():
+            return "it is a link that leads nowhere"
+        if file.is_dir():
+            next(file.iterdir(), None)
+    except (OSError, RuntimeError) as error:
+        return getattr(error, "strerror", None) or "it is a link that leads nowhere"
+    return ""
+
+
+def named(path: Path) -> str:
+    """Return a path as text that can be sent; bytes of it that are not UTF-8 as escapes."""
+    return os.fsencode(path.as_posix()).decode("utf-8", "backslashreplace")
 
 
 def read_file(path: Path, *, root: Path | None = None) -> Iterator[Document | DocumentRefused]:
@@ -144,11 +261,14 @@ def read_file(path: Path, *, root: Path | None = None) -> Iterator[Document | Do
     Args:
         root: the folder that document ids are relative to; the file's own folder when None.
     """
-    name = path.relative_to(root or path.parent).as_posix()
+    name = named(path.relative_to(root or path.parent))
     try:
         kind = media_type_of(path)
+        size, most = path.stat().st_size, MAX_LINES if kind == JSON_LINES else MAX_FILE
+        if size > most:
+            raise DocumentTooLarge(name, f"{size:,} bytes exceed the limit of {most:,}: split it")
         raw = path.read_bytes()
-        modified = dt.datetime.fromtimestamp(path.stat().st_mtime, dt.UTC).isoformat().replace("+00:00", "Z")
+        modified = _time(path.stat().st_mtime)
         if kind == JSON_LINES:
             yield from read_json_lines(raw, name=name)
             return
@@ -159,6 +279,13 @@ def read_file(path: Path, *, root: Path | None = None) -> Iterator[Document | Do
         yield UnreadableDocument(name, error.strerror or type(error).__name__)
     else:
         yield Document(document_id=shortened(name), content=content, media_type=kind, source=name, modified_at=modified)
+
+
+def _time(seconds: float) -> str | None:
+    try:
+        return dt.datetime.fromtimestamp(seconds, dt.UTC).isoformat().replace("+00:00", "Z")
+    except (ValueError, OverflowError, OSError):  # a file system may claim any time
+        return None
 
 
 def read_json_lines(
@@ -173,7 +300,14 @@ def read_json_lines(
 
     Every field beside those, ``title``, ``source``/``url`` and ``media_type`` is metadata: kept, never searched.
     """
-    for number, line in enumerate(raw.split(b"\n"), start=1):
+    charset = json.detect_encoding(raw)
+    if charset.startswith("utf-8"):
+        lines = raw.removeprefix(codecs.BOM_UTF8).split(b"\n")
+    else:  # a half of a character spoils its line, not the others
+        lines = [line.encode() for line in raw.decode(charset, "replace").removeprefix("\ufeff").split("\n")]
+    if not any(line.strip() for line in lines):
+        yield EmptyDocument(name)
+    for number, line in enumerate(lines, start=1):
         if line.strip():
             try:
                 yield _document_of(line, f"{name}:{number}", content, document_id)
@@ -211,7 +345,7 @@ def shortened(name: str) -> str:
     """Return a name as a document id: unchanged where it fits, else its end behind a hash of the whole."""
     if len(name) <= MAX_ID:
         return name
-    return f"{hashlib.sha256(name.encode()).hexdigest()[:16]}…{name[-(MAX_ID - 17) :]}"
+    return f"{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:16]}…{name[-(MAX_ID - 17) :]}"
 
 
 def title_from(source: str) -> str:
@@ -229,8 +363,7 @@ def _decode(document_id: str, raw: bytes, media_type: str) -> str:
     match = re.search(r"charset=[\"']?([\w.:-]+)", media_type) or _declared(raw, media_type)
     charset = match.group(1) if match else "utf-8"
     charset = charset.decode("ascii", "replace") if isinstance(charset, bytes) else charset
-    if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        charset = "utf-16"
+    charset = next((known for mark, known in _MARKS.items() if raw.startswith(mark)), charset)
     try:
         return raw.decode(charset)
     except LookupError as error:
@@ -249,111 +382,3 @@ def _markdown_title(text: str) -> str | None:
     match = re.search(r"^title:\s*[\"']?(.+?)[\"']?\s*$", front.group(1), re.MULTILINE) if front else None
     match = match or re.search(r"^ {0,3}#\s+(.+?)\s*#*\s*$", text, re.MULTILINE)
     return match.group(1) if match else None
-
-
-def _read_pdf(document_id: str, content: str | bytes) -> Reading:
-    if isinstance(content, str):
-        raise UnreadableDocument(document_id, "a PDF is sent as bytes, by claim check")
-    import pypdf
-    from pypdf.errors import PyPdfError
-
-    logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # what it warns of was mended, or is said below
-    try:
-        reader = pypdf.PdfReader(io.BytesIO(content))
-        if reader.is_encrypted and not reader.decrypt(""):
-            raise UnreadableDocument(document_id, "the PDF is encrypted")
-        texts = [_unwrapped(page.extract_text()) for page in reader.pages]
-        title = reader.metadata.title if reader.metadata else None
-    except DocumentRefused:
-        raise
-    except (PyPdfError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError, OSError) as error:
-        # pypdf meets damage with whatever error its parser runs into.
-        raise UnreadableDocument(document_id, f"the PDF is damaged: {type(error).__name__}") from error
-    pages, length = [], 0
-    for text in texts:
-        pages.append(length)
-        length += len(text) + 2
-    return Reading(text="\n\n".join(texts), title=title or None, markdown=False, pages=tuple(pages))
-
-
-def _unwrapped(page: str) -> str:
-    """Join the lines of a page that run on: a PDF knows lines, not paragraphs."""
-    page = page.replace("\x00", "")
-    page = re.sub(r"(?<=[a-zà-ÿ])-\n(?=[a-zà-ÿ])", "", page)
-    return re.sub(r"(?<=[^\n.!?:;])\n(?=[a-zà-ÿ(])", " ", page).strip()
-
-
-def _read_html(document_id: str, text: str) -> Reading:
-    rendering = _Rendering()
-    try:
-        rendering.feed(text)
-        rendering.close()
-    except (AssertionError, ValueError) as error:
-        raise UnreadableDocument(document_id, f"the HTML is damaged: {type(error).__name__}") from error
-    return Reading(text=rendering.text(), title=rendering.title())
-
-
-_SILENT = frozenset({"script", "style", "nav", "noscript", "template", "svg", "iframe", "button", "select", "form"})
-_BLOCK = frozenset({
-    "p", "div", "section", "article", "main", "ul", "ol", "table", "blockquote", "dl", "dt", "dd", "figure", "tr",
-    "figcaption", "header", "footer", "aside", "body", "details", "summary", "address", "hr",
-})  # fmt: skip
-
-
-class _Rendering(HTMLParser):
-    """HTML as plain text with Markdown's headings, list marks and code fences; scripts and navigation left out."""
-
-    def __init__(self) -> None:
-        super().__init__(convert_charrefs=True)
-        self._parts: list[str] = []
-        self._titles: list[str] = []
-        self._silent = 0
-        self._pre = 0
-        self._in_title = False
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag in _SILENT:
-            self._silent += 1
-        elif tag == "title":
-            self._in_title = True
-        elif tag == "pre":
-            self._pre += 1
-            self._parts.append("\n\n```\n")
-        elif re.fullmatch("h[1-6]", tag):
-            self._parts.append("\n\n" + "#" * int(tag[1]) + " ")
-        elif tag == "li":
-            self._parts.append("\n- ")
-        elif tag == "br":
-            self._parts.append("\n")
-        elif tag in ("td", "th"):
-            self._parts.append(" | ")
-        elif tag in _BLOCK:
-            self._parts.append("\n" if tag == "tr" else "\n\n")
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag in _SILENT:
-            self._silent = max(0, self._silent - 1)
-        elif tag == "title":
-            self._in_title = False
-        elif tag == "pre":
-            self._pre = max(0, self._pre - 1)
-            self._parts.append("\n```\n\n")
-        elif re.fullmatch("h[1-6]", tag) or (tag in _BLOCK and tag != "tr"):
-            self._parts.append("\n\n")
-
-    def handle_data(self, data: str) -> None:
-        if self._in_title:
-            self._titles.append(data)
-        elif not self._silent:
-            self._parts.append(data if self._pre else re.sub(r"\s+", " ", data.replace("\xb6", "")))
-
-    def title(self) -> str | None:
-        return " ".join("".join(self._titles).split()) or None
-
-    def text(self) -> str:
-        """Return the rendering, with the white space tidied outside code."""
-        pieces = re.split(r"(```\n.*?\n```)", "".join(self._parts), flags=re.DOTALL)
-        for number in range(0, len(pieces), 2):
-            tidy = re.sub(r"[ \t]*\n[ \t]*", "\n", pieces[number])
-            pieces[number] = re.sub(r"\n{3,}", "\n\n", re.sub(r"[ \t]{2,}", " ", tidy))
-        return "".join(pieces).strip().replace("\x00", "")

@@ -71,6 +71,7 @@ async def serve(
 
     async def end() -> None:
         await prompts.close()
+        await ingester.close()
         await database.close()
 
     return Service(workers, end)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 from ast import literal_eval
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from kit.errors import ConfigurationError
+from kit.lab.quantities import shown
 
 _OPENING = ("[", "{", "(", "'", '"')
 Commands = Any  # argparse's own type for subparsers is private
@@ -17,14 +19,22 @@ Commands = Any  # argparse's own type for subparsers is private
 
 def say(text: str = "") -> None:
     """Write a line to standard output."""
-    sys.stdout.write(text + "\n")
+    sys.stdout.write(shown(text) + "\n")
     sys.stdout.flush()
 
 
 def complain(text: str) -> None:
     """Write a line to standard error."""
-    sys.stderr.write(text + "\n")
+    sys.stderr.write(shown(text) + "\n")
     sys.stderr.flush()
+
+
+class Shown(logging.Formatter):
+    """Writes log lines, which may quote what strangers sent, so that a terminal does not obey them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line."""
+        return shown(super().format(record))
 
 
 def command(commands: Commands, name: str, run: Any, *, summary: str, details: str = "") -> argparse.ArgumentParser:

@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 from kit.lab.cli.console import Commands, command, say
+from kit.lab.quantities import shown
 
 _DETAILS = """\
   kit dead-letters RAG_INGEST                   what died, and why
@@ -70,4 +71,4 @@ def _plain(letter: Any) -> dict[str, Any]:
 
 def _line(letter: Any) -> str:
     tries = f"{letter.attempts} attempt(s), {letter.reason}"
-    return f"{letter.message_id}  {letter.failed_at}  {tries}  {letter.error_type}: {letter.detail}"
+    return shown(f"{letter.message_id}  {letter.failed_at}  {tries}  {letter.error_type}: {letter.detail}", line=True)

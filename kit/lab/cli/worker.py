@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from kit.errors import BusError
 from kit.lab import components
-from kit.lab.cli.console import Commands, command, complain, say, settings, whole
+from kit.lab.cli.console import Commands, Shown, command, complain, say, settings, whole
 
 if TYPE_CHECKING:
     from kit.lab.session import Lab
@@ -43,7 +43,10 @@ def configure(commands: Commands) -> None:
 
 def _run(chosen: argparse.Namespace) -> int:
     import asyncio
+    import logging
 
+    if logging.lastResort is not None:  # what writes the log lines of a process that set up no logging
+        logging.lastResort.setFormatter(Shown())
     for name in chosen.components:  # before anything is connected to
         components.known(name)
     taken = settings(chosen.setting, option="--setting")

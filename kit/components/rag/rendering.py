@@ -1,0 +1,252 @@
+"""PDF and HTML as plain text, here, or in a process that can be ended.
+
+As a process it is started by path with ``python -P`` and imports nothing but the standard library and pypdf. One
+request, one answer, each a line of JSON; it ends when its standard input does. A file of some kilobytes can ask for
+gigabytes or for hours: a memory limit and a kill from the outside stop that, no check from the inside does.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import io
+import json
+import logging
+import re
+import signal
+import sys
+from html.parser import HTMLParser
+from typing import Any
+
+MAX_TEXT = 5_000_000  # characters of one document: some 1,500 printed pages
+MAX_PAGES = 5_000
+MEMORY = 2 * 2**30  # bytes of address space of the process
+_SCANT = 40  # characters on a page that is a picture: what is more is more than its number
+_SHOWN = 20  # pages that a note names
+_MARKS = "#-|`*+>=_~. \t\r\n"  # what a rendering puts in by itself
+
+
+class Unreadable(Exception):
+    """There is no text to be had.
+
+    Attributes:
+        kind: ``damaged`` or ``large``.
+    """
+
+    def __init__(self, reason: str, kind: str = "damaged") -> None:
+        self.kind = kind
+        super().__init__(reason)
+
+
+def render_pdf(raw: bytes) -> dict[str, Any]:
+    """Return a PDF's ``text``, ``title``, the offsets at which its ``pages`` begin, and ``notes`` of what was not read.
+
+    Raises:
+        Unreadable: it is damaged, encrypted or too large.
+    """
+    import pypdf
+    from pypdf.errors import PyPdfError
+
+    logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # what it warns of was mended, or is said below
+    # pypdf meets damage with whatever error its parser runs into.
+    damage = (PyPdfError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError, OSError)
+    try:
+        reader = pypdf.PdfReader(io.BytesIO(raw))
+        if reader.is_encrypted and not reader.decrypt(""):
+            raise Unreadable("the PDF is encrypted")
+        if len(reader.pages) > MAX_PAGES:
+            raise Unreadable(f"{len(reader.pages):,} pages exceed the limit of {MAX_PAGES:,}: split it", "large")
+        title = _clean((reader.metadata and reader.metadata.title) or "")
+        pages = list(reader.pages)
+    except damage as error:
+        raise Unreadable(f"the PDF is damaged: {type(error).__name__}") from error
+    texts, begins, length = [], [], 0
+    pictures: list[int] = []
+    broken: list[int] = []
+    for number, page in enumerate(pages, start=1):
+        try:
+            text = _unwrapped(page.extract_text())
+            if len(text) < _SCANT and (not text or _has_picture(page)):
+                pictures.append(number)
+        except damage:
+            text = ""
+            broken.append(number)
+        begins.append(length)
+        length += len(text) + 2
+        texts.append(text)
+        _check_length(length)
+    if len(broken) == len(pages):
+        raise Unreadable("the PDF is damaged: no page of it can be read")
+    notes = [_about(pictures, len(pages), "no text, or hardly any: pictures of text are not read")] if pictures else []
+    notes += [_about(broken, len(pages), "damage, and could not be read")] if broken else []
+    return {"text": "\n\n".join(texts), "title": title or None, "pages": begins, "notes": notes}
+
+
+def _about(pages: list[int], count: int, what: str) -> str:
+    shown = ", ".join(map(str, pages[:_SHOWN])) + (f" and {len(pages) - _SHOWN} more" if len(pages) > _SHOWN else "")
+    many = len(pages) > 1
+    return f"page{'s' * many} {shown} of {count} {'have' if many else 'has'} {what}"
+
+
+def _has_picture(page: Any) -> bool:
+    return any(
+        entry.get_object().get("/Subtype") == "/Image"
+        for entry in _within(_within(page, "/Resources"), "/XObject").values()
+    )
+
+
+def _within(known: Any, key: str) -> Any:
+    found = known.get(key)
+    return {} if found is None else found.get_object()
+
+
+def _unwrapped(page: str) -> str:
+    """Join the lines of a page that run on: a PDF knows lines, not paragraphs."""
+    page = _clean(page)
+    page = re.sub(r"(?<=[a-zà-ÿ])-\n(?=[a-zà-ÿ])", "", page)
+    return re.sub(r"(?<=[^\n.!?:;])\n(?=[a-zà-ÿ(])", " ", page).strip()
+
+
+def _clean(text: str) -> str:
+    """Return a text without what no text may hold: NUL, and halves of characters."""
+    return text.replace("\x00", "").encode("utf-8", "replace").decode()
+
+
+def _check_length(length: int) -> None:
+    if length > MAX_TEXT:
+        raise Unreadable(f"its text exceeds the limit of {MAX_TEXT:,} characters: split it", "large")
+
+
+def render_html(page: str) -> dict[str, Any]:
+    """Return a page's ``text``, with Markdown's headings, list marks and code fences, ``title``, and ``notes``.
+
+    Raises:
+        Unreadable: it is damaged or too large.
+    """
+    rendering = _Rendering()
+    try:
+        rendering.feed(page)
+        rendering.close()
+    except (AssertionError, ValueError) as error:
+        raise Unreadable(f"the HTML is damaged: {type(error).__name__}") from error
+    text = rendering.text()
+    _check_length(len(text))
+    return {"text": text, "title": rendering.title(), "pages": [], "notes": rendering.notes()}
+
+
+_SILENT = ("script", "style")  # what is no text; all else is read, hidden or not: nothing tells what a script will show
+_BLOCK = frozenset({
+    "p", "div", "section", "article", "main", "ul", "ol", "table", "blockquote", "dl", "dt", "dd", "figure", "tr",
+    "figcaption", "header", "footer", "aside", "body", "details", "summary", "address", "hr", "form", "fieldset", "nav",
+    "menu", "option", "noscript", "template", "dialog",
+})  # fmt: skip
+# What no navigation holds, but a page does whose navigation has no end.
+_CONTENT = frozenset({"main", "article", "section", "p", "table", "pre", "blockquote", "dl", "form", "figure"})
+
+
+class _Rendering(HTMLParser):
+    """HTML as plain text; scripts and styles are left out, and navigation that holds nothing like content."""
+
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self._parts: list[str] = []
+        self._titles: list[str] = []
+        self._silent = ""
+        self._pre = self._left_out = 0
+        self._in_title = False
+        self._navs: list[int] = []  # where in the parts each begins that may be left out
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._in_title = tag == "title" and not self._titles  # which other tags end, as nothing stands in a title
+        heading = re.fullmatch("h[1-6]", tag) is not None
+        if heading or tag in _CONTENT:
+            self._navs.clear()  # perhaps it has no end, or is none
+        if tag in _SILENT:
+            self._silent = tag
+        elif tag == "pre":
+            self._pre += 1
+            self._parts.append("\n\n```\n")
+        elif heading:
+            self._parts.append("\n\n" + "#" * int(tag[1]) + " ")
+        elif tag == "li":
+            self._parts.append("\n- ")
+        elif tag == "br":
+            self._parts.append("\n")
+        elif tag in ("td", "th"):
+            self._parts.append(" | ")
+        elif tag == "img":
+            self._parts.append(next((value for name, value in attrs if name == "alt" and value), ""))
+        elif tag in _BLOCK:
+            self._parts.append("\n" if tag == "tr" else "\n\n")
+        if tag == "nav":
+            self._navs.append(len(self._parts))
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == self._silent:
+            self._silent = ""
+        elif tag == "title":
+            self._in_title = False
+        elif tag == "pre":
+            self._pre = max(0, self._pre - 1)
+            self._parts.append("\n```\n\n")
+        elif re.fullmatch("h[1-6]", tag) or (tag in _BLOCK and tag != "tr"):
+            self._parts.append("\n\n")
+        if tag == "nav" and self._navs:
+            begin = self._navs.pop()
+            self._left_out += len("".join(self._parts[begin:]).split())
+            del self._parts[begin:]
+
+    def handle_data(self, data: str) -> None:
+        if self._in_title:
+            self._titles.append(data)
+        elif not self._silent:
+            self._parts.append(data if self._pre else re.sub(r"\s+", " ", data.replace("\xb6", "")))
+
+    def unknown_decl(self, data: str) -> None:
+        if data.startswith("CDATA["):
+            self.handle_data(data[6:])
+
+    def title(self) -> str | None:
+        return " ".join(_clean("".join(self._titles)).split()) or None
+
+    def notes(self) -> list[str]:
+        notes = [f"navigation is left out, {self._left_out} words of it"] if self._left_out else []
+        return notes + ([f"a <{self._silent}> without an end hides what follows it"] if self._silent else [])
+
+    def text(self) -> str:
+        """Return the rendering, with the white space tidied outside code; marks alone are no text."""
+        pieces = re.split(r"(```\n.*?\n```)", "".join(self._parts), flags=re.DOTALL)
+        for number in range(0, len(pieces), 2):
+            tidy = re.sub(r"[ \t]*\n[ \t]*", "\n", pieces[number])
+            pieces[number] = re.sub(r"\n{3,}", "\n\n", re.sub(r"[ \t]{2,}", " ", tidy))
+        return without_marks_alone(_clean("".join(pieces)).strip())
+
+
+def without_marks_alone(text: str) -> str:
+    """Return a text; nothing where all of it is marks of headings, lists and the like."""
+    return text if text.strip(_MARKS) else ""
+
+
+def main() -> None:
+    """Answer requests from standard input until it ends."""
+    with contextlib.suppress(ImportError, ValueError, OSError):  # not every system has it; the deadline still holds
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupted notebook cell is its owner's business
+    for line in sys.stdin.buffer:
+        request = json.loads(line)
+        answer: dict[str, Any]
+        try:
+            raw = request.get("pdf")
+            answer = {"result": render_html(request["html"]) if raw is None else render_pdf(base64.b64decode(raw))}
+        except Unreadable as error:
+            answer = {"error": error.kind, "detail": str(error)}
+        except MemoryError:
+            answer = {"error": "large", "detail": f"reading it needs more memory than {MEMORY // 2**20:,} MiB"}
+        sys.stdout.buffer.write(json.dumps(answer, ensure_ascii=False).encode() + b"\n")
+        sys.stdout.buffer.flush()
+
+
+if __name__ == "__main__":
+    main()
