@@ -357,6 +357,45 @@ async def test_a_run_too_large_for_a_message_is_kept_and_a_session_is_forgotten_
     assert (await session.find("r1")) is not None
     assert await agent.sessions.delete("big")
     assert not await agent.sessions.delete("big")
+
+
+@pytest.mark.parametrize("size", [10, 2_000_000])
+@pytest.mark.parametrize("opened_anew", [False, True])
+async def test_a_run_that_was_under_way_does_not_bring_a_deleted_session_back(
+    tenant_bus: Bus, size: int, opened_anew: bool
+) -> None:
+    agent = Agent(tenant_bus, "ada")
+    session = await agent.sessions.open("s")
+    await session.append("r1", [{"role": "user", "content": "x" * size}], {"text": "a"})
+    await session.change({}, {"code": 4711}, "r1")
+    running = await agent.sessions.open("s")
+    state = await running.state()
+    assert await agent.sessions.delete("s")
+    later = [await agent.sessions.open("s")] if opened_anew else []
+    await running.change(state, state | {"more": 1}, "r2")
+    await running.append("r2", [{"role": "user", "content": "y" * size}], {"text": "b"})
+    store = await tenant_bus.store("agent_sessions")
+    assert [key for key in await store.keys("ada.") if not key.endswith(".head")] == []
+    assert len(await store.keys("ada.")) == len(later)
+    for anew in later:
+        await anew.append("r3", [], {"text": "c"})
+        assert [run["run_id"] for run in await anew.runs()] == ["r3"]
+
+
+async def test_a_session_that_is_deleted_while_a_run_is_written_stays_deleted(
+    tenant_bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = Agent(tenant_bus, "ada")
+    session = await agent.sessions.open("s")
+    fitting = type(session)._fitting
+
+    async def delete_first(self: Any, document: bytes, name: str) -> bytes:
+        await agent.sessions.delete("s")
+        return await fitting(self, document, name)
+
+    monkeypatch.setattr(type(session), "_fitting", delete_first)
+    await session.append("r1", [], {"text": "a"})
+    assert await (await tenant_bus.store("agent_sessions")).keys("ada.") == []
     assert await (await agent.sessions.open("big")).runs() == []
 
 

@@ -118,6 +118,20 @@ async def test_what_is_forgotten_is_nowhere_and_does_not_come_back_late(tenant_b
         assert old.data["status"] == "unchanged"
 
 
+async def test_a_memory_from_the_future_can_be_replaced_and_forgotten(tenant_bus: Bus, tmp_path: Path) -> None:
+    async with at_work(tenant_bus, tmp_path) as (memories, _):
+        memory_id = await memories.remember("the old address", wait=WAIT)
+        store = await tenant_bus.store("agent_memory")
+        kept = codec.loads((await store.get(key_of("ada", memory_id))).value)  # type: ignore[union-attr,arg-type]
+        future = {**kept, "timestamp": "2099-01-01T00:00:00Z", "content": "the address in 2099"}
+        assert (await tenant_bus.run(AGENT_MEMORY, future)).data["status"] == "stored"
+        await memories.remember("the new address", memory_id=memory_id, wait=WAIT)
+        assert [str(m) for m in await memories.recall("address")] == ["the new address"]
+        assert (await tenant_bus.run(AGENT_MEMORY, future | {"content": "again"})).data["status"] == "stored"
+        await memories.forget(memory_id, wait=WAIT)
+        assert await memories.all() == []
+
+
 async def test_everything_about_a_user_is_forgotten_on_request(tenant_bus: Bus, tmp_path: Path) -> None:
     async with at_work(tenant_bus, tmp_path) as (memories, _):
         await asyncio.gather(*(memories.remember(f"thing {n}", user_id=f"u{n % 2}", wait=WAIT) for n in range(6)))

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 AGAIN = 5.0  # s; after which missing vectors are tried to be made; twice as long each time that none could be
 _LONGEST = 300.0  # s
 _TRIES = 50
-_GRAVE_SECONDS = 86400.0  # for which an id is known to be forgotten, should its job to store it come late
+# For which an id is known to be forgotten, should its job to store it come late: as a replayed dead letter, at worst.
+_GRAVE_SECONDS = 60 * 86400.0
 _BATCH = 64  # memories whose vectors are made at once
 
 _log = logging.getLogger("kit.agents")
@@ -84,7 +85,7 @@ class MemoryService:
         Raises:
             MemoryRefused: the gateway gave no embedding, and there are attempts left.
         """
-        started, item = time.perf_counter(), message.data
+        started, item = time.perf_counter(), {**message.data, "timestamp": message.sent_at}
         self._bus.telemetry.annotate({semconv.AGENT_ID: item["agent_id"], semconv.MEMORY_TYPE: item["memory_type"]})
         if item.get("action") == "forget":
             done = await self._forget(item)

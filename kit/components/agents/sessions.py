@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from kit import codec
@@ -87,15 +88,12 @@ class Sessions:
 
     async def delete(self, session_id: str) -> bool:
         """Forget a session with everything in it; return whether there was one."""
-        store = await self._store()
-        keys = await store.keys(f"{self._base(session_id)}.")
-        for key in keys:
-            if ".run." in key:
-                document = codec.loads(entry.value) if (entry := await store.get(key)) and entry.value else {}
-                if "claim" in document:
-                    await self._bus.delete_object(document["claim"])
-            await store.delete(key)
-        return bool(keys)
+        store, base = await self._store(), self._base(session_id)
+        known = bool(await store.keys(f"{base}."))
+        await store.delete(f"{base}.head")  # first: a run that is under way finds it gone, and leaves nothing behind
+        for key in await store.keys(f"{base}."):
+            await _delete(self._bus, store, key)
+        return known
 
     async def _created(self, store: Store, base: str, head: Mapping[str, Any]) -> bool:
         """Create a session; say no when somebody else was quicker: it is theirs, and resumed here."""
@@ -160,7 +158,12 @@ class Session:
     # --- writing ------------------------------------------------------------------------------------------------
 
     async def append(self, run_id: str, messages: Sequence[Mapping[str, Any]], answer: Mapping[str, Any]) -> None:
-        """Put a run at the end; of the same run, done twice, the first one stays and nothing is added."""
+        """Put a run at the end; of the same run, done twice, the first one stays and nothing is added.
+
+        Nothing is added to a session that was deleted since it was opened.
+        """
+        if not await self._revision():
+            return
         run = {
             "run_id": run_id, "timestamp": codec.now(), "messages": list(messages), "answer": dict(answer),
         }  # fmt: skip
@@ -180,7 +183,7 @@ class Session:
             CodecError: the state is no JSON.
         """
         before, after = codec.loads(codec.dumps(dict(before))), codec.loads(codec.dumps(dict(after)))
-        if before == after:
+        if before == after or not await self._revision():
             return
         for _ in range(_TRIES):
             known, revision = await self._state()
@@ -196,6 +199,8 @@ class Session:
                     await self._store.update(f"{self._base}.state", document, revision)
                 else:
                     await self._store.create(f"{self._base}.state", document)
+                if not await self._revision():  # deleted meanwhile
+                    await self._store.delete(f"{self._base}.state")
                 return
             except Conflict:
                 continue
@@ -209,10 +214,23 @@ class Session:
                 break
             except Conflict:
                 self._hint += 1
+        revision = await self._revision()
+        if not revision:  # deleted meanwhile
+            for key in (self._at(self._hint), f"{self._base}.run.{name}"):
+                await _delete(self._bus, self._store, key)
+            return
         self._hint += 1
-        # Only where to begin looking: one written late says less than is true, never more.
+        # Only where to begin looking: one that another overtook says less than is true, never more.
         self._head["runs"] = self._hint
-        await self._store.put(f"{self._base}.head", codec.dumps(self._head))
+        with suppress(Conflict):
+            await self._store.update(f"{self._base}.head", codec.dumps(self._head), revision)
+
+    async def _revision(self) -> int:
+        """Return the revision of the session's head; 0 when it was deleted since it was opened."""
+        entry = await self._store.get(f"{self._base}.head")
+        if entry is None or not entry.value:
+            return 0
+        return entry.revision if codec.loads(entry.value)["created_at"] == self._head["created_at"] else 0
 
     async def _fitting(self, document: bytes, name: str) -> bytes:
         if len(document) <= _FILL * self._bus.connection.max_payload:
@@ -235,3 +253,12 @@ class Session:
 
     def _at(self, place: int) -> str:
         return f"{self._base}.at.{place}"
+
+
+async def _delete(bus: Bus, store: Store, key: str) -> None:
+    """Delete a key, with the object that a large run is in."""
+    if ".run." in key:
+        document = codec.loads(entry.value) if (entry := await store.get(key)) and entry.value else {}
+        if "claim" in document:
+            await bus.delete_object(document["claim"])
+    await store.delete(key)
