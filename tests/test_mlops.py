@@ -251,6 +251,37 @@ async def test_training_that_takes_too_long_is_given_up(tmp_path: Path) -> None:
     await trainer.close()
 
 
+def test_tenants_of_a_shared_registry_see_their_own_models_alone(tmp_path: Path) -> None:
+    shared = f"sqlite:///{tmp_path}/shared.db"
+    registries = [Registry(tenant, tmp_path, shared) for tenant in ("abc", "a-c", "abcd", "a_c", "a__", "ab")]
+    for known, registry in enumerate(registries):
+        assert registry.versions().empty
+        if known < 4:
+            register(registry, tmp_path / str(known), key=str(known))
+    assert [len(registry.versions()) for registry in registries] == [1, 1, 1, 1, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("limits", "says"), [({"timeout": 2.0}, "given up after 2 s"), ({"memory": 900 * 2**20}, "bytes that its worker")]
+)
+async def test_a_training_without_end_gives_way_to_the_next(tmp_path: Path, limits: dict[str, Any], says: str) -> None:
+    trainer = Trainer(**limits)
+    endless = {"model_type": "mlp", "training_data": "iris", "parameters": {"hidden_layer_sizes": [30_000, 30_000]}}
+
+    async def ignore(step: dict[str, Any]) -> None:
+        return None
+
+    try:
+        with pytest.raises(mlops.TrainingLimit, match=says) as ended:
+            await trainer.train(endless, tmp_path, ignore, timeout=10**9)
+        assert not ended.value.retryable
+        trainer._timeout = 60.0  # starting anew takes longer than what is tested here
+        quick = {"model_type": "decision_tree", "training_data": "iris", "parameters": {}}
+        assert (await trainer.train(quick, tmp_path, ignore))["task"] == "classification"
+    finally:
+        await trainer.close()
+
+
 async def test_a_switch_under_load_drops_no_request(
     tenant_bus: Any, registry: Registry, tmp_path: Path, telemetry: Any
 ) -> None:

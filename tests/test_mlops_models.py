@@ -12,7 +12,7 @@ import pytest
 
 from kit.components.mlops import InputRefused, TrainingRefused
 from kit.components.mlops.inputs import InputSchema
-from kit.components.mlops.models import METRICS, MODELS, better, build, load_dataset, scorers
+from kit.components.mlops.models import METRICS, MODELS, better, build, load_dataset, parquet_of, scorers
 from kit.components.mlops.training import MODEL_FILE, answer, train
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before scikit-learn is loaded: its threads would spin beside others
@@ -93,6 +93,77 @@ def test_data_may_be_sent_along() -> None:
     for wrong in (b"a,b\n1,2", b"target\n1", b"target,a\n1,", b"target,a\n1,x", b"PAR1nothing", b""):
         with pytest.raises(TrainingRefused):
             load_dataset("mine", content=wrong)
+
+
+LABELS: list[tuple[list[Any], list[Any]]] = [
+    (["01", "02", "1"], ["01", "02", "1"]),
+    (["1", "2", "3"], ["1", "2", "3"]),
+    (["NA", "None", "null"], ["NA", "None", "null"]),
+    (["True", "False", ""], ["", "False", "True"]),
+    (["1e5", "100000.0", "nan"], ["100000.0", "1e5", "nan"]),
+    (["Ä", "ß", "x,y\n"], ["x,y\n", "Ä", "ß"]),
+    ([True, False], [False, True]),
+    ([3, 1, 2], [1, 2, 3]),
+    ([-1, 1], [-1, 1]),
+]
+
+
+@pytest.mark.parametrize("dtype", [None, "object", "category"])
+@pytest.mark.parametrize(("labels", "classes"), LABELS)
+def test_labels_stay_what_they_are_through_training(
+    labels: list[Any], classes: list[Any], dtype: Any, tmp_path: Path
+) -> None:
+    import pandas as pd
+
+    target = pd.Series(labels * 20, dtype=dtype)
+    frame = pd.DataFrame({"a": [float(labels.index(label)) for label in labels * 20], "b": range(len(labels) * 20)})
+    (tmp_path / "data").write_bytes(parquet_of(frame.assign(target=target)))
+    told: list[dict[str, Any]] = []
+    request = {
+        "job": job(data="mine", model_type="decision_tree"),
+        "folder": str(tmp_path),
+        "content": str(tmp_path / "data"),
+    }
+    answer([json.dumps(request)], lambda line: told.append(json.loads(json.dumps(line))))
+    assert told[-1]["result"]["classes"] == classes
+    assert [type(value) for value in told[-1]["result"]["classes"]] == [type(value) for value in classes]
+
+
+@pytest.mark.parametrize(
+    ("written", "kind", "classes"),
+    [
+        ("01 02 10", "classification", {"01", "02", "10"}), ("1 2 10", "classification", {1, 2, 10}),
+        ("True False True", "classification", {True, False}), ("true no yes", "classification", {"true", "no", "yes"}),
+        ("NA None x", "classification", {"NA", "None", "x"}), ("1.5 2 1e3", "regression", {1.5, 2.0, 1000.0}),
+        ("1 2 x", "classification", {"1", "2", "x"}), ("+1 2 3", "classification", {"+1", "2", "3"}),
+        ("12345678901234567890 2 3", "classification", {"12345678901234567890", "2", "3"}),
+    ],
+)  # fmt: skip
+def test_a_csv_label_is_what_all_of_them_are_written_as(written: str, kind: str, classes: set[Any]) -> None:
+    rows = "\n".join(f"{n},{label}" for n, label in enumerate(written.split()))
+    data = load_dataset("mine", content=f"a,target\n{rows}".encode())
+    found = set(data.target.tolist())
+    assert (data.task, found, {type(value) for value in found}) == (kind, classes, {type(value) for value in classes})
+
+
+@pytest.mark.parametrize(
+    "target", [["a", None, "b"], [1.0, float("nan"), 2.0], [True, None, False], [b"a", b"b", b"c"]]
+)
+def test_what_is_missing_or_no_label_is_refused(target: list[Any]) -> None:
+    import pandas as pd
+
+    with pytest.raises(TrainingRefused, match=r"missing|no label"):
+        load_dataset("mine", content=parquet_of(pd.DataFrame({"a": [1.0, 2.0, 3.0], "target": target})))
+
+
+def test_a_column_of_several_types_is_refused_before_it_is_sent() -> None:
+    import pandas as pd
+
+    with pytest.raises(TrainingRefused, match="column 'target' is not sent") as refused:
+        parquet_of(pd.DataFrame({"a": [1, 2, 3], "target": ["secret", 1, None]}))
+    assert "secret" not in str(refused.value)
+    with pytest.raises(TrainingRefused, match="a name of its own"):
+        parquet_of(pd.DataFrame([[1, 2]], columns=["a", "a"]))
 
 
 def test_metrics_know_which_way_is_better() -> None:

@@ -13,6 +13,7 @@ from kit.components.mlops.errors import (
     InputRefused,
     MLOpsError,
     TrainingFailed,
+    TrainingLimit,
     TrainingRefused,
     UnknownModel,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "MLOpsError",
     "Registry",
     "TrainingFailed",
+    "TrainingLimit",
     "TrainingRefused",
     "UnknownModel",
     "Version",

@@ -3,7 +3,8 @@
 ComponentError
 └── MLOpsError
     ├── TrainingRefused      a job that cannot be trained as asked: data, model type, parameter or metric
-    ├── TrainingFailed       a training process that failed or was given up
+    ├── TrainingFailed       a training process that failed
+    │   └── TrainingLimit    … that took more time or memory than it may
     ├── UnknownModel         no such model, version or champion in the registry
     ├── ArtefactRefused      a model file that is not what was registered, or holds types that nobody trusts
     └── InputRefused         rows to predict for that break the model's input schema; names the column
@@ -31,9 +32,15 @@ class TrainingRefused(MLOpsError):
 
 
 class TrainingFailed(MLOpsError):
-    """A training process failed, or was given up; the same job may succeed later."""
+    """A training process failed; the same job may succeed later."""
 
     retryable = True
+
+
+class TrainingLimit(TrainingFailed):
+    """Training took more time or memory than it may; the same job would do so again."""
+
+    retryable = False
 
 
 class UnknownModel(MLOpsError):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,10 @@ DATASETS = {
     "breast_cancer": CLASSIFICATION, "diabetes": REGRESSION, "digits": CLASSIFICATION, "iris": CLASSIFICATION,
     "wine": CLASSIFICATION,
 }  # fmt: skip
+_WRITTEN = (
+    (r"True|False", bool), (r"-?(?:0|[1-9]\d{0,17})", int),
+    (r"-?(?:0|[1-9]\d{0,14})(?:\.\d+)?(?:[eE][+-]?\d+)?", float),
+)  # fmt: skip
 FEW = 20  # distinct integers in a target up to which it is a class, not a quantity
 
 # model_type -> task -> (module, class, parameters that the kit sets unless the job does)
@@ -99,6 +104,9 @@ def load_dataset(
 ) -> Dataset:
     """Load a data set by the name under which scikit-learn ships it, or from the CSV or Parquet sent along.
 
+    Values stay what they are: text, numbers, booleans, missing. A CSV does not say which: there a label is a number or
+    a boolean if all of them are written as one, and ``01`` is text; only what is empty is missing.
+
     Args:
         name: breast_cancer, diabetes, digits, iris or wine, also as ``sklearn:wine``; with ``content``, any name.
         content: a file with a header and a column ``target``.
@@ -107,9 +115,12 @@ def load_dataset(
     Raises:
         TrainingRefused: no such data, no such column, or nothing to learn from.
     """
+    import pandas as pd
+
     known = name.removeprefix("sklearn:")
     if content is not None:
-        frame, target = _read(name, content), target or "target"
+        target = target or "target"
+        frame = _read(name, content, target)
         if target not in frame:
             raise TrainingRefused(f"{name!r} has no column {target!r} to predict")
         labels = frame.pop(target)
@@ -129,20 +140,52 @@ def load_dataset(
         frame = frame[list(features)]
     if frame.empty or frame.isna().any(axis=None) or labels.isna().any():
         raise TrainingRefused(f"{name!r} has no rows or no columns, or values are missing in it")
+    labels = pd.Series(labels.tolist(), index=labels.index, name=labels.name)  # Python's own types, whatever it was
+    if odd := {type(value).__name__ for value in labels.unique().tolist()} - {"str", "int", "float", "bool"}:
+        raise TrainingRefused(f"{target or 'target'!r} of {name!r} is no label: {', '.join(sorted(odd))}")
     if strings := [column for column in frame if frame[column].dtype.kind not in "iufb"]:
         raise TrainingRefused(f"columns {strings} of {name!r} are not numbers")
     return Dataset(name=known, task=task, features=frame, target=labels)
 
 
-def _read(name: str, content: bytes) -> pd.DataFrame:
+def parquet_of(frame: pd.DataFrame) -> bytes:
+    """Return a DataFrame as Parquet, in which each value keeps its type.
+
+    Raises:
+        TrainingRefused: a column holds values of several types.
+    """
+    import pyarrow as pa
+
+    try:
+        content: bytes = frame.rename(columns=str).to_parquet(None, index=False, engine="pyarrow")
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, ValueError) as error:
+        found = re.search(r"column (.+) with type", str(error))
+        which = f"column {found[1]!r} is" if found else "the columns are"
+        raise TrainingRefused(f"{which} not sent: each needs a name of its own and values of one type") from None
+    return content
+
+
+def _read(name: str, content: bytes, target: str) -> pd.DataFrame:
     import pandas as pd
 
     try:
         if content[:4] == b"PAR1":
             return pd.read_parquet(io.BytesIO(content))
-        return pd.read_csv(io.BytesIO(content))
+        frame = pd.read_csv(io.BytesIO(content), dtype={target: str}, keep_default_na=False, na_values=[""])
     except (ValueError, OSError) as error:
         raise TrainingRefused(f"{name!r} is neither CSV nor Parquet: {type(error).__name__}") from None
+    if target in frame:
+        frame[target] = _typed(frame[target])
+    return frame
+
+
+def _typed(written: pd.Series) -> pd.Series:
+    """Return a CSV's labels as what all of them are written as."""
+    given = written.dropna()
+    for pattern, kind in _WRITTEN:
+        if given.str.fullmatch(pattern).all():
+            return written.map({"True": True, "False": False}) if kind is bool else written.dropna().astype(kind)
+    return written
 
 
 def _is_class(labels: pd.Series) -> bool:

@@ -6,14 +6,22 @@ from pathlib import Path
 from typing import Any
 
 from kit.children import Child, ChildEnded, Progress
-from kit.components.mlops.errors import TrainingFailed, TrainingRefused
+from kit.components.mlops.errors import TrainingFailed, TrainingLimit, TrainingRefused
+
+TIMEOUT = 60.0  # s; for one job
+MEMORY = 2 * 2**30  # bytes; of the process
 
 
 class Trainer:
-    """Runs training jobs, one at a time, in a process of its own."""
+    """Runs training jobs, one at a time, in a process of its own, each within its time and memory.
 
-    def __init__(self) -> None:
-        self._child = Child("-m", "kit.components.mlops.training")
+    Args:
+        timeout: seconds that a job may take at most; memory: bytes that the process may take.
+    """
+
+    def __init__(self, *, timeout: float = TIMEOUT, memory: int = MEMORY) -> None:
+        self._timeout, self._memory = timeout, memory
+        self._child = Child("-m", "kit.components.mlops.training", str(memory))
 
     async def train(
         self,
@@ -28,19 +36,28 @@ class Trainer:
 
         Args:
             progress: is awaited with each step that the process tells.
-            timeout: seconds after which the process is ended; None: never.
+            timeout: seconds after which the process is ended, if those are less than any job may take.
 
         Raises:
             TrainingRefused: the job cannot be done as asked.
-            TrainingFailed: the process died, or was given up.
+            TrainingLimit: it took more time or memory than it may.
+            TrainingFailed: the process died.
         """
+        timeout = min(timeout or self._timeout, self._timeout)
         request = {"job": job, "folder": str(folder), "content": str(content) if content else None}
         try:
             told = await self._child.ask(request, progress, timeout=timeout)
         except TimeoutError:
-            raise TrainingFailed(f"training was given up after {timeout:g} s") from None
+            raise TrainingLimit(
+                f"training was given up after {timeout:g} s; its worker allows {self._timeout:g} (training_timeout)"
+            ) from None
         except ChildEnded as error:
             raise TrainingFailed(f"the training process ended with exit code {error.code}") from error
+        if told.get("error") == TrainingLimit.__name__:
+            await self.close()  # what it took is not given back for sure
+            raise TrainingLimit(
+                f"training took more than the {self._memory:,} bytes that its worker allows (training_memory)"
+            )
         if "error" in told:
             raise TrainingRefused(told["detail"])
         result: dict[str, Any] = told["result"]

@@ -12,7 +12,7 @@ import os
 import re
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -197,7 +197,7 @@ class Registry:
         import pandas as pd
 
         rows = []
-        for model in self.client.search_registered_models(filter_string=f"name LIKE '{self.tenant_id}.%'"):
+        for model in self._models():
             short = model.name.removeprefix(f"{self.tenant_id}.")
             if model_name not in (None, short):
                 continue
@@ -210,6 +210,14 @@ class Registry:
                 )  # fmt: skip
         rows.sort(key=lambda row: (row["model_name"], -int(row["version"])))
         return pd.DataFrame(rows) if rows else pd.DataFrame(columns=_LISTED)
+
+    def _models(self) -> Iterator[Any]:
+        """Yield the tenant's registered models; to LIKE, ``_`` is any character, and the case does not matter."""
+        token, own = None, f"{self.tenant_id}."
+        while token != "":
+            page = self.client.search_registered_models(filter_string=f"name LIKE '{own}%'", page_token=token)
+            yield from (model for model in page if model.name.startswith(own))
+            token = page.token or ""
 
     def load(self, version: Version) -> Any:
         """Return the fitted model of a version, once its file's hash and the types in it are what they should be.

@@ -14,6 +14,7 @@ from kit.catalogue import MLOPS_DEPLOY, MLOPS_PREDICTIONS, MLOPS_TRAINING
 from kit.components import Service
 from kit.components.mlops.deployment import Deployments
 from kit.components.mlops.predictor import PredictionWorker
+from kit.components.mlops.process import MEMORY, TIMEOUT
 from kit.components.mlops.registry import Registry
 from kit.components.mlops.trainer import TrainingWorker
 
@@ -29,6 +30,8 @@ async def serve(
     training: bool = True,
     predictions: bool = True,
     prediction_concurrency: int = 16,
+    training_timeout: float = TIMEOUT,
+    training_memory: int = MEMORY,
 ) -> Service:
     """Serve MLOPS_TRAINING and MLOPS_PREDICTIONS, and follow MLOPS_DEPLOY.
 
@@ -38,11 +41,13 @@ async def serve(
         training: whether this process trains, one job at a time.
         predictions: whether this process predicts.
         prediction_concurrency: prediction requests at once.
+        training_timeout: seconds that one training may take, whatever its job asks for.
+        training_memory: bytes that the training process may take (on Linux).
     """
     registry = Registry(bus.tenant_id, model_store, tracking_uri)
     deployments = Deployments(bus, registry)
     worker_id = f"mlops-{os.getpid()}-{secrets.token_hex(2)}"
-    trainer = TrainingWorker(bus, registry, deployments, worker_id)
+    trainer = TrainingWorker(bus, registry, deployments, worker_id, timeout=training_timeout, memory=training_memory)
     predictor = PredictionWorker(bus, registry, deployments, worker_id)
     await asyncio.to_thread(_load, registry)  # seconds that no first request should wait
     workers = []

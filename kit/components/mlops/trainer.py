@@ -16,8 +16,8 @@ from kit import codec
 from kit.catalogue import MLOPS_MODEL_SCORE, MLOPS_TRAINING
 from kit.components.mlops.deployment import Deployments
 from kit.components.mlops.errors import MLOpsError, TrainingRefused
-from kit.components.mlops.models import MEASURED, METRICS, better
-from kit.components.mlops.process import Trainer
+from kit.components.mlops.models import MEASURED, METRICS, better, parquet_of
+from kit.components.mlops.process import MEMORY, TIMEOUT, Trainer
 from kit.components.mlops.registry import Registry, Version
 from kit.otel import semconv
 
@@ -49,6 +49,9 @@ async def submit(
         job_id: also the message's id: the same id trains once.
         fields: further fields of the ``ml_training_job``: ``target``, ``features``, ``seed``, ``test_size``,
             ``metrics``, ``promote`` (``never``, ``always``, ``if_better``), ``promote_metric``, ``timeout`` …
+
+    Raises:
+        TrainingRefused: a column of the DataFrame holds values of several types.
     """
     job_id = job_id or f"job-{secrets.token_hex(8)}"
     data: dict[str, Any] = {
@@ -60,8 +63,8 @@ async def submit(
         "timestamp": codec.now(),
     }
     if not isinstance(training_data, str):
-        content = training_data.to_csv(index=False).encode()
-        data["claim"] = await bus.put_object(f"{_key(job_id)}.csv", content, bucket=OBJECTS)
+        content = await asyncio.to_thread(parquet_of, training_data)
+        data["claim"] = await bus.put_object(f"{_key(job_id)}.parquet", content, bucket=OBJECTS)
     if model_name is not None:
         data["model_name"] = model_name
     return await bus.enqueue(MLOPS_TRAINING, data | fields, message_id=_key(job_id))
@@ -91,12 +94,16 @@ class TrainingWorker:
 
     Args:
         worker_id: what results name as the process that trained.
+        timeout: seconds that a job may take; one may ask for less; memory: bytes that it may take.
     """
 
-    def __init__(self, bus: Bus, registry: Registry, deployments: Deployments, worker_id: str) -> None:
+    def __init__(
+        self, bus: Bus, registry: Registry, deployments: Deployments, worker_id: str, *, timeout: float = TIMEOUT,
+        memory: int = MEMORY,
+    ) -> None:  # fmt: skip
         self._bus, self._registry, self._deployments = bus, registry, deployments
         self._worker_id = worker_id
-        self._trainer = Trainer()
+        self._trainer = Trainer(timeout=timeout, memory=memory)
         self._store: Store
         self._log = bus.telemetry.logger("kit.mlops")
 
@@ -113,7 +120,8 @@ class TrainingWorker:
 
         Raises:
             TrainingRefused: the job cannot be done as asked.
-            TrainingFailed: the training process died, or took longer than the job's timeout.
+            TrainingLimit: it took more time or memory than it may.
+            TrainingFailed: the training process died.
         """
         job = message.data
         attempt = _Attempt(self, job, message.message_id or _key(job["job_id"]), message.attempt)
@@ -158,7 +166,7 @@ class _Attempt:
             content = await self._content(folder)
             try:
                 told = await worker._trainer.train(
-                    job, folder, self.progress, content=content, timeout=job.get("timeout") or None
+                    job, folder, self.progress, content=content, timeout=job.get("timeout")
                 )
             except MLOpsError:
                 await asyncio.to_thread(registry.end_run, self.run_id, failed=True)

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kit.components.mlops.errors import MLOpsError, TrainingRefused
+from kit.components.mlops.errors import MLOpsError, TrainingLimit, TrainingRefused
 from kit.components.mlops.models import CLASSIFICATION, Dataset, build, load_dataset, scorers
 
 if TYPE_CHECKING:
@@ -178,12 +178,19 @@ def answer(requests: Iterable[str], tell: Tell) -> None:
         content = Path(request["content"]).read_bytes() if request.get("content") else None
         try:
             tell({"result": train(request["job"], Path(request["folder"]), tell, content)})
+        except MemoryError:
+            tell({"error": TrainingLimit.__name__, "detail": "memory"})
         except MLOpsError as error:
             tell({"error": type(error).__name__, "detail": str(error)})
 
 
 def main() -> None:
-    """Answer standard input until it ends."""
+    """Answer standard input until it ends, within the bytes of memory that the command line says."""
+    with contextlib.suppress(ImportError):  # where the system has no such limits
+        import resource
+
+        limit = int(sys.argv[1])
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     threading.Thread(target=_end_with_owner, args=(os.getppid(),), daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupted notebook cell is its owner's business
     with _only_lines() as tell:
