@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import re
 
+_LONGEST = 10_000  # characters of what an error says
 _UNSENDABLE = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\ud800-\\udfff]")
 
 
@@ -43,7 +44,10 @@ def escape_text(text: str, longest: int = 500) -> str:
 
 
 class KitError(Exception):
-    """Any error that the kit raises on purpose."""
+    """Any error that the kit raises on purpose; what it says can be sent and shown, whatever it quotes."""
+
+    def __str__(self) -> str:
+        return escape_text(super().__str__(), _LONGEST)
 
 
 class ConfigurationError(KitError):

@@ -17,7 +17,7 @@ from kit import codec
 from kit.catalogue import DEAD_LETTER, GATEWAY_EMBEDDINGS, JOBS_FORGOTTEN, MESSAGES_REFUSED
 from kit.errors import ComponentError, JobDead, RemoteError, escape_text
 from kit.nats import Bus, Message, Server
-from kit.nats.layout import DEAD_STREAM, EXHAUSTED, EXHAUSTED_STREAM
+from kit.nats.layout import DEAD_STREAM, EXHAUSTED, EXHAUSTED_STREAM, NORMAL
 
 TASK, RESULT = sample("agent_task"), sample("agent_result")
 PAYLOAD = codec.encode("agent_task", TASK)
@@ -195,6 +195,39 @@ async def test_a_forged_advisory_buries_no_job_that_is_tried_again(tenant_bus: B
 
 async def _no_backlog(bus: Bus) -> bool:
     return sum((await bus.backlog(QUICK)).values()) == 0
+
+
+async def test_a_true_advisory_buries_its_job_and_no_other(tenant_bus: Bus, raw: nats.NATS) -> None:
+    lost = await tenant_bus.enqueue(QUICK, TASK, message_id="lost")
+    await tenant_bus._streams.job_consumer(QUICK, tenant_bus.tenant_id, NORMAL, None)
+    workers = await raw.jetstream().pull_subscribe_bind(QUICK.queue, QUICK.stream or "")
+    (first,) = await workers.fetch(1)
+    for _ in range(QUICK.policy.max_attempts - 1):  # a worker is lost with it at each attempt
+        await first.nak()
+        (first,) = await workers.fetch(1)
+    held = await tenant_bus.enqueue(QUICK, TASK, message_id="held")
+    (second,) = await workers.fetch(1)
+
+    async def letters() -> list[str]:
+        await second.in_progress()
+        return [letter.message_id for letter in await tenant_bus.dead_letters(QUICK)]
+
+    await eventually(letters)
+    assert await letters() == ["lost"]
+    await second.nak()
+    async with await tenant_bus.work(QUICK, done):
+        assert (await held.result(timeout=5)).data == RESULT
+    with pytest.raises(JobDead, match="lost"):
+        await lost.result(timeout=5)
+
+
+@pytest.mark.parametrize("forged", [b"garbage", b"[]", codec.encode("agent_message", sample("agent_message"))])
+async def test_what_is_no_result_counts_for_none(tenant_bus: Bus, forged: bytes) -> None:
+    await tenant_bus.enqueue(QUICK, TASK)
+    await send(tenant_bus, f"kit.results.{QUICK.stream}.-.known", forged)
+    async with await tenant_bus.work(QUICK, done):
+        job = await tenant_bus.enqueue(QUICK, TASK, message_id="known")
+        assert (await job.result(timeout=5)).data == RESULT
 
 
 # --- dead letters -----------------------------------------------------------------------------------------------

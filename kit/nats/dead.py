@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nats.aio.msg import Msg
@@ -238,8 +239,14 @@ class Graveyard:
                     await self._streams.delete(DEAD_STREAM, gone.sequence)
                     over -= len(gone.payload)
             stream = kept.subject.split(".")[-2]
-            operation = next((row.name for row in OPERATIONS if row.stream == stream), DEAD_LETTER)
-            self._bus.telemetry.count(JOBS_FORGOTTEN, operation=operation)
+            operation = next((row for row in OPERATIONS if row.stream == stream), None)
+            with suppress(CodecError):  # what is no dead letter has no payload elsewhere
+                claim = read_evidence(operation, kept).get("payload_claim") if operation is not None else None
+                if operation is not None and claim is not None and claim["bucket"] == _BUCKET:
+                    await self._bus.delete_object(claim)
+            self._bus.telemetry.count(
+                JOBS_FORGOTTEN, operation=operation.name if operation is not None else DEAD_LETTER
+            )
             _log.error("the dead letter %s of %s was given up, as too old or too much", kept.subject, kept.stored_at)
 
     def _refuse(self, operation: Operation | None, error: KitError, what: str) -> None:

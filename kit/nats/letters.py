@@ -161,7 +161,13 @@ def read_evidence(operation: Operation, kept: Stored) -> dict[str, Any]:
     said = envelope.data
     mine = (DEAD_LETTER, operation.name, operation.stream)
     found = (envelope.message_type, said.get("operation"), said.get("stream"))
-    if found != mine or not said.keys() >= _NEEDED or kept.subject != letter_subject(operation, said["message_id"]):
+    named = said.get("message_id", "")
+    if (
+        found != mine
+        or not said.keys() >= _NEEDED
+        or not named.isprintable()
+        or kept.subject != letter_subject(operation, named)
+    ):
         raise ContractViolation(f"this is no dead letter of {operation.name}", message_type=DEAD_LETTER, path="")
     return said
 
@@ -174,7 +180,7 @@ def letter_of(
     return DeadLetter(
         operation=operation,
         message_id=said["message_id"],
-        subject=said["subject"],
+        subject=escape_text(said["subject"]),
         error_type=escape_text(said["error_type"]),
         detail=escape_text(said["detail"]),
         reason=said["reason"],

@@ -110,9 +110,12 @@ async def settled(streams: Streams, operation: Operation, last: int) -> tuple[li
     consumer has seen everything settled that it had to.
     """
     found, whole = list[Stored](), True
-    for known in await _consumers(streams, operation):
+    lying = await _subjects(streams, operation)
+    for known in await _consumers(streams, operation) if lying else ():
         floor = known.ack_floor.stream_seq if known.ack_floor is not None else 0
-        subject, sequence = known.config.filter_subject or f"{operation.prefix}.>", 0
+        subject, sequence = known.config.filter_subject or "", 0
+        if subject not in lying:
+            continue
         while (kept := await streams.next(operation.stream or "", subject, sequence + 1)) is not None:
             sequence = kept.sequence
             if sequence > min(floor, last):

@@ -12,8 +12,9 @@ import math
 from collections import OrderedDict
 from typing import TYPE_CHECKING, NamedTuple
 
-from kit.catalogue import RESULTS_PREFIX, Operation
-from kit.errors import JobError, NoResponders
+from kit import codec
+from kit.catalogue import ERROR, RESULTS_PREFIX, Operation
+from kit.errors import CodecError, JobError, MalformedEnvelope, NoResponders
 from kit.nats.client import encode_headers
 from kit.nats.faults import Fault
 from kit.nats.ids import AGAIN, is_inbox, job_id, token
@@ -149,6 +150,10 @@ class Results:
             return Memory(None, False)
         if kept is None or kept.subject == _subject(operation, _OPEN, token(message_id)):
             return Memory(None, kept is not None)
+        if not _is_answer(operation, kept.payload):
+            _log.warning("%s holds no result of %s: it is deleted", kept.subject, operation.name)
+            await self._streams.delete(results_stream(operation), kept.sequence)
+            return Memory(None, False)
         return Memory(kept.payload, False)
 
     async def stored(self, operation: Operation) -> int:
@@ -174,6 +179,18 @@ class Results:
         name = token(message_id)
         await self._streams.purge(results_stream(operation), _subject(operation, "*", name))
         await self._connection.client.publish(_subject(operation, _OPEN, name), b"")
+
+
+def _is_answer(operation: Operation, payload: bytes) -> bool:
+    """Say whether this can be a result, or an error in its place; what nobody here can read is a newer version's."""
+    if operation.result_type is None or not payload:
+        return True
+    try:
+        return codec.decode(payload).message_type in (operation.result_type, ERROR)
+    except MalformedEnvelope:
+        return False
+    except CodecError:
+        return True
 
 
 def forgotten(operation: Operation, message_id: str) -> bytes:
