@@ -19,9 +19,11 @@ import pandas as pd
 import pytest
 from misbehaving_provider import MisbehavingProvider
 from otlp_receiver import dead_endpoint
+from samples import sample
 
 from kit import codec
 from kit.catalogue import (
+    AGENT_TASKS,
     ERROR,
     GATEWAY_REQUESTS,
     LLM_CHUNK,
@@ -161,7 +163,7 @@ async def _agents(bus: Bus, folder: Path) -> None:
 
 
 async def _failures(bus: Bus, watcher: Any) -> None:
-    """A job that is delivered twice, one that dies, and a message that breaks its contract."""
+    """A job that is done twice, one that is tried again, a dead letter too much, a message that breaks its contract."""
     broken = codec.dumps({"schema_version": "1.0", "message_type": "rag_query", "data": {}})
     await watcher.request(RAG_QUERIES.subject(bus.tenant_id), broken, timeout=5.0)
     stream = watcher.client.jetstream()
@@ -172,6 +174,18 @@ async def _failures(bus: Bus, watcher: Any) -> None:
         asked = {"request_id": "again", "prompt": "x", "model": "kit/extractive", "tenant_id": bus.tenant_id}
         await bus.run(GATEWAY_REQUESTS, asked | {"timestamp": codec.now()}, message_id="again", timeout=10.0)
         await asyncio.sleep(0.3)
+    async with await bus.work(AGENT_TASKS, _fail_once, receivers=["lame"]):
+        await bus.run(AGENT_TASKS, sample("agent_task"), to="lame", timeout=10.0)
+    config = (await stream.stream_info("KIT_DEAD")).config
+    config.max_bytes = 100_000  # less than is left free for the next dead letter
+    await stream.update_stream(config)
+    await bus.dead_letters(GATEWAY_REQUESTS)
+
+
+async def _fail_once(message: Message) -> dict[str, Any]:
+    if message.attempt == 1:
+        raise RuntimeError("not yet")
+    return sample("agent_result")
 
 
 async def _scenario(server: Server, folder: Path) -> Seen:
