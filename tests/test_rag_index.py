@@ -83,6 +83,41 @@ async def test_each_mode_finds_what_was_just_written(index: Collection, mode: An
     assert (await found(index, "antarctic penguins", mode=mode))[0] == "new"
 
 
+UNSPACED = {
+    "zh": "图书馆每天早上九点开门。",
+    "ja": "会議室は三階にあります。",
+    "zh2": "自行车停在地下室。",
+    "mixed": "Python入門の教科書は二階の書庫にある。",
+    "katakana": "コーヒーメーカーは毎週月曜日に掃除します。",
+    "ko": "주차장은 건물 뒤에 있습니다.",
+    "rare": "𠮷野家は駅の前にある。",
+}
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        ("图书馆几点开门？", "zh"),
+        ("会議室はどこですか？", "ja"),
+        ("自行车在哪里？", "zh2"),
+        ("图书馆", "zh"),
+        ("階の書庫", "mixed"),
+        ("python", "mixed"),
+        ("メーカー", "katakana"),
+        ("주차장이 어디예요?", "ko"),
+        ("𠮷野家", "rare"),
+        ("車", None),
+        ("车", "zh2"),
+    ],
+)
+async def test_text_is_found_in_scripts_without_blanks(database: Database, query: str, expected: str | None) -> None:
+    index = await database.create("documents", model="m", dimension=DIMENSION)
+    await index.upsert([entry(name, text) for name, text in UNSPACED.items()])
+    assert (await found(index, query, mode="text"))[:1] == ([expected] if expected else [])
+    await index.cover()
+    assert (await found(index, query, mode="text"))[:1] == ([expected] if expected else [])
+
+
 async def test_letter_runs_find_names_by_their_parts(index: Collection) -> None:
     only = Ranking(vector=0, text=0, lead=0, grams=1)
     assert (await found(index, "copyfile", ranking=only))[0] == "copy"

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from kit.components.rag import BadEncoding, Document, DocumentRefused, Folder, UnreadableDocument, UnsupportedType
+from kit.components.rag.chunking import blocks
 from kit.components.rag.errors import DocumentTooLarge, EmptyDocument
 from kit.components.rag.readers import (
     HTML,
@@ -27,6 +28,7 @@ from kit.components.rag.readers import (
     shortened,
     title_from,
 )
+from kit.components.rag.text import heading_of
 from kit.errors import ConfigurationError
 
 PAGE = """<!doctype html><html><head><meta charset="utf-8"><title>Shop &amp; Co</title><style>p{}</style></head>
@@ -268,6 +270,29 @@ def test_markdown_knows_its_title() -> None:
     assert read("d", "---\ntitle: 'Front'\n---\n# Heading\n", MARKDOWN).title == "Front"
     assert read("d", "intro\n\n# Heading #\n", MARKDOWN).title == "Heading"
     assert read("d", "no heading", MARKDOWN).title is None
+    assert read("d", "## Second\n\n#No blank\n\n    # Code\n\n# C#\n", MARKDOWN).title == "C#"
+
+
+@pytest.mark.parametrize(
+    ("line", "known"),
+    [
+        ("# C#", (1, "C#")),
+        ("## F# and C# ##", (2, "F# and C#")),
+        ("# C# #", (1, "C#")),
+        ("# C## ###   ", (1, "C##")),
+        ("   ###### Six\t", (6, "Six")),
+        ("####### Seven", None),
+        ("    # Code", None),
+        ("#Tag", None),
+        ("# ", None),
+        ("# ##", None),
+        ("Text # 1", None),
+    ],
+)
+def test_a_heading_ends_as_commonmark_says(line: str, known: Any) -> None:
+    assert heading_of(line) == known
+    kinds = [(block.level, block.title) for block in blocks(line) if block.kind == "heading"]
+    assert kinds == ([known] if known else [])
 
 
 def test_json_lines_give_documents_and_go_on_after_a_bad_line() -> None:

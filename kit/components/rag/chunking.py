@@ -13,10 +13,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from kit.components.rag.text import sentence_spans
+from kit.components.rag.text import heading_of, sentence_spans
 from kit.errors import ConfigurationError
 
-_HEADING = re.compile(r" {0,3}(#{1,6})\s+(.+?)\s*#*\s*$")
 _UNDERLINE = re.compile(r" {0,3}(=+|-+)\s*$")
 _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
 _INDENTED = re.compile(r"(?: {4}|\t)")
@@ -123,8 +122,8 @@ def blocks(text: str, *, markdown: bool = True) -> Iterator[Block]:
             last = _fence_end(lines, position, fence.group(1))
             yield Block(start, lines[last][1], "code")
             position = last + 1
-        elif markdown and (match := _HEADING.match(line)):
-            yield Block(start, end, "heading", len(match.group(1)), match.group(2))
+        elif markdown and (found := heading_of(line)):
+            yield Block(start, end, "heading", *found)
             position += 1
         elif position + 1 < len(lines) and _underlined(line, lines[position + 1][2]):
             level = 1 if "=" in lines[position + 1][2] else 2
@@ -174,7 +173,7 @@ def _paragraph_end(lines: list[tuple[int, int, str]], position: int, markdown: b
     last = position
     while last + 1 < len(lines):
         following = lines[last + 1][2]
-        if not following.strip() or _FENCE.match(following) or (markdown and _HEADING.match(following)):
+        if not following.strip() or _FENCE.match(following) or (markdown and heading_of(following)):
             break
         last += 1
     return last

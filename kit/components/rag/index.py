@@ -29,7 +29,7 @@ from kit.components.rag.filters import Condition, of_documents, to_sql
 from kit.components.rag.latest import Latest, State, beyond, is_news, sent_before, states_of
 from kit.components.rag.ranking import Ranking
 from kit.components.rag.rows import COLUMNS, Entry, Hit, hits_of, schema, table_of, vectors_of
-from kit.components.rag.text import STOP_WORDS, content_words
+from kit.components.rag.text import STOP_WORDS, content_words, spaced
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -423,7 +423,8 @@ class Collection:
     async def _by_text(
         self, column: str, text: str, limit: int, where: str | None, columns: list[str], **more: bool
     ) -> pa.Table:
-        query = self._table.query().nearest_to_text(text, columns=column).limit(limit)
+        asked = spaced(text) if column == "text" else text
+        query = self._table.query().nearest_to_text(asked, columns=column).limit(limit)
         return await _run(query, where, [*columns, "_score"], **more)
 
     async def _hybrid(

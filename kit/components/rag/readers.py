@@ -29,6 +29,7 @@ from kit.components.rag.errors import (
     UnreadableDocument,
     UnsupportedType,
 )
+from kit.components.rag.text import heading_of
 from kit.errors import ConfigurationError
 
 MARKDOWN, PLAIN, HTML, PDF, JSON_LINES = (
@@ -380,5 +381,7 @@ def _declared(raw: bytes, media_type: str) -> re.Match[bytes] | None:
 def _markdown_title(text: str) -> str | None:
     front = re.match(r"---\s*\n(.*?)\n(?:---|\.\.\.)\s*\n", text, re.DOTALL)
     match = re.search(r"^title:\s*[\"']?(.+?)[\"']?\s*$", front.group(1), re.MULTILINE) if front else None
-    match = match or re.search(r"^ {0,3}#\s+(.+?)\s*#*\s*$", text, re.MULTILINE)
-    return match.group(1) if match else None
+    if match:
+        return match.group(1)
+    headings = (heading_of(line) for line in text.splitlines())
+    return next((found[1] for found in headings if found and found[0] == 1), None)

@@ -13,13 +13,13 @@ from kit import codec
 from kit.components.rag.chunking import Chunk, Chunking, lead
 from kit.components.rag.filters import facets_of, labels_of
 from kit.components.rag.readers import page_of, shortened
-from kit.components.rag.text import content_words
+from kit.components.rag.text import content_words, spaced
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
-VERSION = "1"  # of what is derived from a document; another one makes every document new
+VERSION = "2"  # of what is derived from a document; another one makes every document new
 COLUMNS = [
     "chunk_id", "document_id", "position", "content", "heading", "title", "source", "start", "end", "metadata",
 ]  # fmt: skip
@@ -151,7 +151,7 @@ def _row(entry: Entry, chunk: Chunk) -> dict[str, Any]:
     text = embedded_text(chunk, entry.title)
     return {
         "chunk_id": chunk_id(entry.document_id, chunk.index), "position": chunk.index, "content": chunk.content,
-        "heading": chunk.heading, "start": chunk.start, "end": chunk.end, "text": text,
+        "heading": chunk.heading, "start": chunk.start, "end": chunk.end, "text": spaced(text, singles=True),
         "metadata": codec.dumps(metadata).decode(), "grams": " ".join(content_words(text)),
     }  # fmt: skip
 

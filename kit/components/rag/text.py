@@ -19,7 +19,11 @@ _STOP_WORDS = """
 """
 STOP_WORDS: frozenset[str] = frozenset(_STOP_WORDS.split())
 
-_WORD = re.compile(r"[^\W_]+")
+# Scripts of Chinese, Japanese and Korean, in which no blanks part words, or endings hang on them: pairs of characters
+# stand for words.
+_PAIRED = "\u3005\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\uff66-\uff9f\U00020000-\U000323af"
+_PAIRED_RUN = re.compile(f"[{_PAIRED}]+")
+_WORD = re.compile(rf"[{_PAIRED}]+|[^\W_{_PAIRED}]+")
 _SENTENCE_END = re.compile(r"(?<=[.!?…])[\"'”’)\]]*\s+(?=[\"'“‘(\[`*]*[A-Z0-9À-ÖØ-Þ])|(?<=[。！？])|\n\s*\n")
 _ABBREVIATION = re.compile(
     r"(?:\b(?:e\.g|i\.e|etc|cf|vs|no|fig|eq|vol|mr|mrs|ms|dr|prof|st|inc|ltd|co|u\.s)|\b[A-Z])\.\s*$", re.IGNORECASE
@@ -28,9 +32,44 @@ _SUFFIXES = ("ational", "ations", "ation", "ingly", "edly", "ments", "ment", "ne
              "er", "ed", "es", "ly", "s", "e", "y")  # fmt: skip
 
 
+def heading_of(line: str) -> tuple[int, str] | None:
+    """Return level and text of a Markdown heading; None for a line that is none.
+
+    Source: CommonMark 0.31, 4.2: what closes a heading stands behind a blank, so that of ``# C#`` it is no part.
+    """
+    bare = line.lstrip(" ")
+    text = bare.lstrip("#")
+    level = len(bare) - len(text)
+    if len(line) - len(bare) > 3 or not 1 <= level <= 6 or not text[:1].isspace():
+        return None
+    text = text.strip()
+    closed = text.rstrip("#")
+    if not closed or closed[-1].isspace():
+        text = closed.rstrip()
+    return (level, text) if text else None
+
+
 def words(text: str) -> list[str]:
-    """Return the words of a text in lower case; a name such as ``os_path`` gives its parts."""
-    return _WORD.findall(text.casefold())
+    """Return the words of a text in lower case; a name such as ``os_path`` gives its parts, ``图书馆`` its pairs."""
+    found = _WORD.findall(text.casefold())
+    if text.isascii():
+        return found
+    return [part for word in found for part in (_pairs(word) if _PAIRED_RUN.match(word) else (word,))]
+
+
+def _pairs(run: str) -> list[str]:
+    return [run[begin : begin + 2] for begin in range(max(len(run) - 1, 1))]
+
+
+def spaced(text: str, *, singles: bool = False) -> str:
+    """Return a text for full-text search, in which pairs of Chinese, Japanese and Korean characters are words.
+
+    Args:
+        singles: whether each character is one, too: for what is searched in, not for what is asked.
+    """
+    if text.isascii():
+        return text
+    return _PAIRED_RUN.sub(lambda run: f" {' '.join(_pairs(run[0]) + (list(run[0]) if singles else []))} ", text)
 
 
 def content_words(text: str) -> list[str]:
