@@ -206,3 +206,37 @@ def test_the_process_ends_with_its_input() -> None:
         [sys.executable, "-P", sandbox.__file__], input=request, capture_output=True, timeout=30, check=True
     )
     assert ended.stdout == b'{"ready":true}\n{"text":"hi"}\n'
+
+
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        ("Hello {{ name }}!", "Hello !"),
+        ("{{ 'Hello ' ~ name }}", "Hello "),
+        ("{{ name | upper }}{{ name | trim }}{{ name | join(', ') }}{{ [1, name] | join('-') }}", "1-"),
+        ("{{ name | default('you') }}{{ name or ' there' }}", "you there"),
+        ("{% if name %}{{ name }}{% else %}nobody{% endif %}{{ name is defined }}", "nobodyFalse"),
+        ("{% for one in name %}{{ one }}{% endfor %}{{ name | length }}", "0"),
+        ("{{ user.name }}{{ user['name'] }}.", "."),
+    ],
+)
+async def test_what_has_no_value_says_nothing(renderer: Renderer, source: str, text: str) -> None:
+    declared = declare("t", {"name": {"type": "string", "required": False}, "user": "object"})
+    values = check_values("t", "1", declared, {"user": {"name": None}})
+    assert await renderer.render("t", "1", source, values) == text
+
+
+async def test_templates_that_hang_hold_up_each_other_and_hardly_the_rest() -> None:
+    renderer = Renderer(seconds=3.0, processes=2)
+    try:
+        assert await render(renderer, "warm") == "warm"
+        hanging = [asyncio.ensure_future(render(renderer, LOOP + str(n))) for n in range(8)]
+        await asyncio.sleep(0)  # they are in the queue
+        assert await render(renderer, "Hello {{ name }}!", name="Ada") == "Hello Ada!"
+        assert not any(task.done() for task in hanging[1:])  # the rest did not wait for the second's 3 s
+        for task in hanging[2:]:
+            task.cancel()
+        ended = await asyncio.gather(*hanging[:1], return_exceptions=True)
+        assert isinstance(ended[0], RenderTooLong)
+    finally:
+        await renderer.close()

@@ -31,6 +31,7 @@ from kit.components.prompts.errors import (
 
 MAX_TEMPLATE = 64 * 1024  # characters of one template
 MAX_INPUT = 4 * 2**20  # bytes of all values of one rendering, as JSON
+QUICK = 0.25  # seconds in which nearly all templates are rendered
 START = 30.0  # seconds a sandbox process may take to start on a busy machine
 # What a sandbox process may know of its owner's surroundings: enough to find Python, no credentials.
 KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONHOME", "SYSTEMROOT", "VIRTUAL_ENV")
@@ -55,7 +56,7 @@ class Variable:
     Attributes:
         type: JSON type: string, integer, number, boolean, array or object.
         required: whether it must be given; a variable with a default need not be.
-        default: what stands in for it, or None.
+        default: what stands in for it; None: nothing, it is false and prints nothing.
     """
 
     name: str
@@ -137,6 +138,9 @@ def _type_name(value: Any) -> str:
 class Renderer:
     """Renders templates in sandbox processes, which start when first needed and end with their owner.
 
+    What is not done at once is begun again in a queue of its own, with one process: those that hang wait for each other
+    there, and the others for each of them for ``QUICK`` seconds only.
+
     Args:
         seconds: time one rendering may take.
         max_chars: characters one rendering may yield.
@@ -147,7 +151,8 @@ class Renderer:
         self.seconds, self.max_chars = seconds, max_chars
         self._local = threading.local()
         self._children: weakref.WeakSet[_Child] = weakref.WeakSet()
-        self._executor = ThreadPoolExecutor(processes, thread_name_prefix="kit-prompt-sandbox")
+        self._quick = ThreadPoolExecutor(processes, thread_name_prefix="kit-prompt-sandbox")
+        self._patient = ThreadPoolExecutor(1, thread_name_prefix="kit-prompt-sandbox-patient")
 
     async def inspect(self, template_id: str, source: str) -> tuple[str, ...]:
         """Return the names of the variables that a template uses.
@@ -191,7 +196,8 @@ class Renderer:
 
     async def close(self) -> None:
         """End the sandbox processes."""
-        self._executor.shutdown(wait=False, cancel_futures=True)
+        for executor in (self._quick, self._patient):
+            executor.shutdown(wait=False, cancel_futures=True)
         for child in list(self._children):
             child.kill()
 
@@ -201,15 +207,19 @@ class Renderer:
             raise RenderTooLarge(
                 template_id, version, what=f"its values have {len(line):,} bytes, the limit is {MAX_INPUT:,}"
             )
-        return await asyncio.get_running_loop().run_in_executor(self._executor, self._exchange, line)
+        loop, quick = asyncio.get_running_loop(), min(QUICK, self.seconds)
+        reply = await loop.run_in_executor(self._quick, self._exchange, line, quick)
+        if reply is None and quick < self.seconds:
+            reply = await loop.run_in_executor(self._patient, self._exchange, line, self.seconds)
+        return reply
 
-    def _exchange(self, line: bytes) -> dict[str, Any] | None:
+    def _exchange(self, line: bytes, seconds: float) -> dict[str, Any] | None:
         """Have this thread's process answer; None when it did not in time."""
         child: _Child | None = getattr(self._local, "child", None)
         if child is None or not child.alive:
             child = self._local.child = _Child()
             self._children.add(child)
-        return child.exchange(line, self.seconds)
+        return child.exchange(line, seconds)
 
 
 def _failure(template_id: str, version: str, reply: dict[str, Any]) -> PromptError:

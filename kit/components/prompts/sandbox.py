@@ -19,7 +19,7 @@ import types
 from collections import OrderedDict
 from typing import Any
 
-from jinja2 import StrictUndefined, Template, TemplateSyntaxError, UndefinedError, meta, nodes
+from jinja2 import StrictUndefined, Template, TemplateSyntaxError, Undefined, UndefinedError, meta, nodes
 from jinja2.exceptions import SecurityError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -29,10 +29,11 @@ LOADING = (nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)
 
 
 def environment() -> ImmutableSandboxedEnvironment:
-    """Return the sandbox: strict about the undefined, without loaders and without chance."""
+    """Return the sandbox: strict about the undefined, silent about null, without loaders and without chance."""
     env = ImmutableSandboxedEnvironment(
-        undefined=StrictUndefined, autoescape=False, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
-    )
+        undefined=StrictUndefined, autoescape=False, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
+        finalize=lambda value: "" if value is None else value,
+    )  # fmt: skip
     env.filters.pop("random")  # the same template and values always give the same text
     env.globals.pop("lipsum")
     return env
@@ -81,8 +82,10 @@ class Sandbox:
             template = self.compiled[source] = self.env.from_string(source)
             if len(self.compiled) > COMPILED:
                 self.compiled.popitem(last=False)
+        # What has no value is false, prints nothing and takes a ``default``; only what is not declared is an error.
+        given = {name: Undefined(name=name) if value is None else value for name, value in variables.items()}
         pieces, size = [], 0
-        for piece in template.generate(variables):
+        for piece in template.generate(given):
             size += len(piece)
             if size > max_chars:
                 raise _TooLarge(f"rendering exceeds {max_chars:,} characters")
