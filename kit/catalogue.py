@@ -218,6 +218,11 @@ JOBS_DEAD = _count("kit.jobs.dead", "jobs that became dead letters", "{job}")
 JOBS_FORGOTTEN = _count("kit.jobs.forgotten", "dead letters given up, as too old or too much", "{job}")
 JOBS_DEDUPLICATED = _count("kit.jobs.deduplicated", "deliveries whose effect had happened already", "{delivery}")
 MESSAGES_REFUSED = _count("kit.messages.refused", "received messages that broke their contract", "{message}")
+EVENTS_INTERRUPTED = _count(
+    "kit.events.interrupted",
+    "subscriptions whose connection broke, so that events may have been missed",
+    "{subscription}",
+)
 TELEMETRY_DROPPED = _count("kit.telemetry.dropped", "spans, metrics and logs that no endpoint took", "{item}")
 
 # --- spans ------------------------------------------------------------------------------------------------------

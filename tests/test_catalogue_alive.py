@@ -163,7 +163,7 @@ async def _agents(bus: Bus, folder: Path) -> None:
 
 
 async def _failures(bus: Bus, watcher: Any) -> None:
-    """A job that is done twice, one that is tried again, a dead letter too much, a message that breaks its contract."""
+    """A job done twice, one tried again, a dead letter too much, a message that breaks its contract, a broken line."""
     broken = codec.dumps({"schema_version": "1.0", "message_type": "rag_query", "data": {}})
     await watcher.request(RAG_QUERIES.subject(bus.tenant_id), broken, timeout=5.0)
     stream = watcher.client.jetstream()
@@ -180,6 +180,9 @@ async def _failures(bus: Bus, watcher: Any) -> None:
     config.max_bytes = 100_000  # less than is left free for the next dead letter
     await stream.update_stream(config)
     await bus.dead_letters(GATEWAY_REQUESTS)
+    bus.connection.client.abort()
+    await bus.connection.wait_disconnected(5.0)
+    await bus.connection.wait_connected(5.0)
 
 
 async def _fail_once(message: Message) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from samples import eventually
+from samples import eventually, sample
+from standing_still import frozen
 
 import kit
 from kit import cells
@@ -202,6 +203,22 @@ async def test_what_does_not_end_does_not_keep_the_rest_from_ending(lab: Lab) ->
     assert [str(fault) for fault in caught.value.exceptions] == ["b did not end within 1 s", "stuck"]
     assert not _alive(pid)
     lab._stopping = asyncio.ensure_future(asyncio.sleep(0))  # the fixture's own stop has nothing left to end
+
+
+async def test_a_server_that_stands_still_does_not_keep_a_lab_from_stopping(
+    lab: Lab, caplog: pytest.LogCaptureFixture
+) -> None:
+    """All that would say goodbye to it, worker by worker, is told once that it does not answer."""
+    await lab.serve("prompts", "llmops")
+    for _ in range(5):
+        await lab.bus.work(AGENT_TASKS, lambda _: sample("agent_result"))
+    assert lab.server is not None
+    async with frozen(lab.server):
+        started = time.monotonic()
+        await lab.stop()
+        assert time.monotonic() - started < session.STOP_SECONDS
+    assert sum("does not answer" in record.message for record in caplog.records) == 1
+    assert "without a goodbye" in caplog.text
 
 
 async def test_running_a_cell_again_stops_what_it_started_before(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from kit.catalogue import (
     AGENT_MESSAGE,
     AGENT_TASKS,
     API_QUERIES,
+    EVENTS_INTERRUPTED,
     GATEWAY_HEALTH,
     LLMOPS_OPERATIONS,
     MESSAGES_REFUSED,
@@ -536,6 +537,41 @@ async def test_a_dead_connection_raises(server: Server, telemetry: Any) -> None:
             with pytest.raises(Disconnected):
                 await asyncio.wait_for(call, 3)
         await connection.close()
+
+
+async def test_after_a_break_it_is_said_that_events_may_have_been_missed(
+    tenant_bus: Bus, telemetry: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def hear(_: Message) -> None:
+        return None
+
+    async def cut() -> None:
+        connection = tenant_bus.connection
+        connection.client.abort()
+        await connection.wait_disconnected(5)
+        await connection.wait_connected(5)
+        await connection.flush()
+
+    def counted() -> float:
+        return float(telemetry.recorder.total(EVENTS_INTERRUPTED.name, operation=RAG_STATUS.name))
+
+    def warnings() -> list[str]:
+        return [record.message for record in caplog.records if "may have been missed" in record.message]
+
+    await tenant_bus.serve(RAG_QUERIES, answer)
+    await tenant_bus.subscribe(LLMOPS_OPERATIONS, hear, durable="log")  # what is stored is not missed
+    first = await tenant_bus.subscribe(RAG_STATUS, hear)
+    await tenant_bus.subscribe(RAG_STATUS, hear, queue="some")
+    await cut()
+    await eventually(lambda: counted() == 2)
+    subject = RAG_STATUS.subject(tenant_bus.tenant_id)
+    assert warnings() == [f"events may have been missed while the connection was down: {subject}"]
+    await first.stop()
+    await cut()
+    await eventually(lambda: counted() == 3)
+    await tenant_bus.close()
+    await cut()
+    assert len(warnings()) == 2
 
 
 # --- tenants ----------------------------------------------------------------------------------------------------

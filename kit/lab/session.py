@@ -187,6 +187,7 @@ class Lab:
 
     async def _stop(self, deadline: float) -> None:
         faults: list[Exception] = []
+        await asyncio.gather(*(bus.connection.prepare_close() for bus in self._buses.values()))
         while self._ends:
             name, end = self._ends.pop()
             left = max(1.0, deadline - time.monotonic())

@@ -17,7 +17,7 @@ from typing import Any, Self
 from nats.aio.msg import Msg
 
 from kit import codec
-from kit.catalogue import ERROR, Mode, Operation, check_id, suggest_operation
+from kit.catalogue import ERROR, EVENTS_INTERRUPTED, Mode, Operation, check_id, suggest_operation
 from kit.errors import BusError, ConfigurationError, ForeignLoopError, NoResponders
 from kit.nats.connection import Connection
 from kit.nats.dead import Graveyard
@@ -76,6 +76,7 @@ class Bus:
         self._desk = Desk(self, self._streams, self._results, self._graveyard)
         self._objects = Objects(connection, self._streams)
         self._closed = False
+        self._listening = False
 
     def __repr__(self) -> str:
         return f"<Bus of {self.tenant_id}, {len(self._workers)} workers>"
@@ -89,11 +90,15 @@ class Bus:
     async def close(self, timeout: float = 10.0) -> None:
         """Stop every worker of this bus; what is under way may finish within ``timeout`` seconds."""
         self._closed = True
-        self.connection.patient = False
+        await self.connection.prepare_close()
         await asyncio.gather(*(worker.stop(timeout) for worker in tuple(self._workers)))
         for task in tuple(self._tasks):
             task.cancel()
         await self._graveyard.close()
+        if self._listening:
+            self._listening = False
+            self.connection.on_reconnect.remove(self._warn_of_missed)
+        self.connection.patient = True  # it is its owner's, and may serve another bus
 
     # --- events -------------------------------------------------------------------------------------------------
 
@@ -162,7 +167,11 @@ class Bus:
         """
         route = self._route(operation, "subscribe", Mode.EVENT, to=to)
         if durable is None and not replay:
-            return await self._serve(route, handler, concurrency, queue)
+            worker = await self._serve(route, handler, concurrency, queue)
+            if not self._listening:
+                self._listening = True
+                self.connection.on_reconnect.append(self._warn_of_missed)
+            return worker
         if not operation.stored:
             raise ConfigurationError(f"{operation.name} is not stored: leave `durable` and `replay` out")
         if durable is not None:
@@ -397,6 +406,15 @@ class Bus:
         await self._objects.delete(claim)
 
     # --- for the modules of this room ---------------------------------------------------------------------------
+
+    def _warn_of_missed(self) -> None:
+        """Say after a break what may not have been heard: the server keeps no events that are not stored."""
+        interrupted = [worker for worker in self._workers if isinstance(worker, CoreWorker) and worker.listening]
+        for worker in interrupted:
+            self.telemetry.count(EVENTS_INTERRUPTED, operation=worker.operation.name)
+        if interrupted:
+            subjects = ", ".join(sorted({worker.subject for worker in interrupted}))
+            _log.warning("events may have been missed while the connection was down: %s", subjects)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

@@ -45,6 +45,11 @@ class CoreWorker(Worker):
         self._subscription = await self._bus.connection.subscribe(self.subject, self._take, queue=self._queue or "")
 
     @property
+    def listening(self) -> bool:
+        """Whether it hears events, and would miss some while its connection is down."""
+        return not self._answers and self._stopping is None
+
+    @property
     def in_flight(self) -> int:
         """Messages that are here and not done yet."""
         return len(self._tasks)

@@ -110,6 +110,8 @@ class Streams:
                         return await make()
                     except BusError as error:
                         reason = str(error)
+                        if not self._connection.patient:
+                            break
                     await asyncio.sleep(_PAUSE)
         raise NotStored(subject, message_id=message_id, reason=self.trouble or reason)
 
@@ -293,6 +295,8 @@ class Streams:
                         await asyncio.wait_for(make(), max(deadline - loop.time(), 0.0))
             except Disconnected as error:
                 reason = str(error)
+                if not self._connection.patient:
+                    break
                 await self._reconnected(deadline - loop.time())
             else:
                 said = codec.loads(answer.data)
