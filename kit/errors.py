@@ -6,10 +6,12 @@
     ├── CodecError                  bytes or data that break their contract
     │   ├── MalformedEnvelope       not an envelope at all
     │   ├── ContractViolation       an envelope whose data break the schema
+    │   │   └── ForeignTenant       data of another tenant than the bus
     │   ├── UnknownContract         a message type or a version nobody here knows
     │   └── MigrationError          a step between versions that is missing or would lose something
     ├── BusError                    a message that could not be sent, or was not answered
     │   ├── ConnectError            no server, or a server that refuses
+    │   │   └── AccountTaken        the account belongs to another tenant
     │   ├── Disconnected            the connection is down; nothing was sent, or nobody knows whether it arrived
     │   ├── PayloadTooLarge         headers and body together exceed the server's limit
     │   ├── NoResponders            nobody serves this subject
@@ -89,6 +91,13 @@ class ContractViolation(CodecError):
     """The data break the schema of their message type and version."""
 
 
+class ForeignTenant(ContractViolation):
+    """The data name another tenant than the one whose bus carries them."""
+
+    def __init__(self, message_type: str) -> None:
+        super().__init__("it names another tenant than the bus's own", message_type=message_type, path="/tenant_id")
+
+
 class UnknownContract(CodecError):
     """No schema is known for this message type or version."""
 
@@ -103,6 +112,22 @@ class BusError(KitError):
 
 class ConnectError(BusError):
     """No server answers at the URL, or it refuses the credentials."""
+
+
+class AccountTaken(ConnectError):
+    """The account belongs to another tenant.
+
+    Attributes:
+        owner: the tenant that claimed the account, by connecting to it first.
+        tenant_id: the tenant that is refused.
+    """
+
+    def __init__(self, owner: str, tenant_id: str) -> None:
+        self.owner, self.tenant_id = owner, tenant_id
+        super().__init__(
+            f"this account belongs to tenant {owner!r}: tenant {tenant_id!r} needs credentials of an account of its "
+            "own (`kit server --print-config --tenants …` writes a server's configuration with an account for each)"
+        )
 
 
 class Disconnected(BusError):

@@ -42,12 +42,14 @@ def _data(message_type: str) -> dict[str, Any]:
 
 
 async def _ask_itself(lab: Lab) -> Any:
+    question = {**_data("rag_query"), "tenant_id": lab.tenant_id}
+
     async def answer(message: Any) -> dict[str, Any]:
         return {**_data("rag_result"), "answer": f"for {message.tenant_id}"}
 
     worker = await lab.bus.serve(RAG_QUERIES, answer)
     try:
-        return await lab.bus.request(RAG_QUERIES, _data("rag_query"), timeout=10.0)
+        return await lab.bus.request(RAG_QUERIES, question, timeout=10.0)
     finally:
         await worker.stop()
 

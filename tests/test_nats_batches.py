@@ -156,11 +156,14 @@ async def test_a_server_that_crashes_among_batches_loses_no_job_that_was_stored(
 
 
 async def test_a_deadline_holds_while_nobody_answers(tenant_bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
-    await tenant_bus.enqueue(RAG_INGEST, sample("rag_document"))
+    await tenant_bus.enqueue(RAG_INGEST, sample("rag_document", tenant_id=tenant_bus.tenant_id))
     await tenant_bus._streams.context.delete_stream("AI_RAG_INGEST")
     monkeypatch.setattr(tenant_bus._streams, "again", lambda operation: asyncio.sleep(60))
     began = asyncio.get_running_loop().time()
-    asked = (tenant_bus.enqueue(RAG_INGEST, sample("rag_document"), timeout=0.5) for _ in range(MANY))
+    asked = (
+        tenant_bus.enqueue(RAG_INGEST, sample("rag_document", tenant_id=tenant_bus.tenant_id), timeout=0.5)
+        for _ in range(MANY)
+    )
     failed = await asyncio.gather(*asked, return_exceptions=True)
     assert all(isinstance(error, NotStored) for error in failed)
     assert asyncio.get_running_loop().time() - began < 2.0

@@ -388,10 +388,14 @@ async def test_a_handler_that_fails_on_one_event_hears_the_next(bus: Bus, teleme
 async def test_stored_events_are_replayed_to_who_comes_late(tenant_bus: Bus) -> None:
     bus = tenant_bus
     for number in range(5):
-        await bus.publish(LLMOPS_OPERATIONS, sample("llm_operation", operation_id=f"op-{number}"))
+        await bus.publish(
+            LLMOPS_OPERATIONS, sample("llm_operation", tenant_id=tenant_bus.tenant_id, operation_id=f"op-{number}")
+        )
     late, live = Heard(), Heard()
     async with await bus.subscribe(LLMOPS_OPERATIONS, late, replay=True), await bus.subscribe(LLMOPS_OPERATIONS, live):
-        await bus.publish(LLMOPS_OPERATIONS, sample("llm_operation", operation_id="op-5"))
+        await bus.publish(
+            LLMOPS_OPERATIONS, sample("llm_operation", tenant_id=tenant_bus.tenant_id, operation_id="op-5")
+        )
         names = [message.data["operation_id"] for message in await late.until(6)]
         assert names == [f"op-{number}" for number in range(6)]
         assert [message.data["operation_id"] for message in await live.until(1)] == ["op-5"]
@@ -400,14 +404,18 @@ async def test_stored_events_are_replayed_to_who_comes_late(tenant_bus: Bus) -> 
 async def test_a_replay_goes_on_where_its_consumer_was_lost(tenant_bus: Bus) -> None:
     bus = tenant_bus
     for number in range(3):
-        await bus.publish(LLMOPS_OPERATIONS, sample("llm_operation", operation_id=f"op-{number}"))
+        await bus.publish(
+            LLMOPS_OPERATIONS, sample("llm_operation", tenant_id=tenant_bus.tenant_id, operation_id=f"op-{number}")
+        )
     heard = Heard()
     async with await bus.subscribe(LLMOPS_OPERATIONS, heard, replay=True):
         await heard.until(3)
         js = bus.connection.jetstream()
         (consumer,) = await js.consumers_info("AI_LLMOPS_OPERATIONS")
         await js.delete_consumer("AI_LLMOPS_OPERATIONS", consumer.name)
-        await bus.publish(LLMOPS_OPERATIONS, sample("llm_operation", operation_id="op-3"))
+        await bus.publish(
+            LLMOPS_OPERATIONS, sample("llm_operation", tenant_id=tenant_bus.tenant_id, operation_id="op-3")
+        )
         names = [message.data["operation_id"] for message in await heard.until(4)]
     assert names == [f"op-{number}" for number in range(4)]
 
@@ -416,7 +424,7 @@ async def test_a_durable_subscriber_misses_nothing_while_away(tenant_bus: Bus) -
     bus = tenant_bus
 
     async def tell(name: str) -> None:
-        await bus.publish(LLMOPS_OPERATIONS, sample("llm_operation", operation_id=name))
+        await bus.publish(LLMOPS_OPERATIONS, sample("llm_operation", tenant_id=tenant_bus.tenant_id, operation_id=name))
 
     await tell("before")
     heard = Heard()
@@ -435,7 +443,9 @@ async def test_a_durable_subscriber_misses_nothing_while_away(tenant_bus: Bus) -
 
 async def test_a_stored_event_is_stored_once_for_its_id(tenant_bus: Bus) -> None:
     for _ in range(3):
-        await tenant_bus.publish(LLMOPS_OPERATIONS, sample("llm_operation"), message_id="op-1")
+        await tenant_bus.publish(
+            LLMOPS_OPERATIONS, sample("llm_operation", tenant_id=tenant_bus.tenant_id), message_id="op-1"
+        )
     info = await tenant_bus.connection.jetstream().stream_info("AI_LLMOPS_OPERATIONS")
     assert info.state.messages == 1
 
@@ -449,7 +459,7 @@ async def test_a_durable_subscriber_that_fails_hears_the_event_again(tenant_bus:
         raise RuntimeError("never")
 
     async with await tenant_bus.subscribe(row, stubborn, durable="log"):
-        await tenant_bus.publish(row, sample("llm_operation"))
+        await tenant_bus.publish(row, sample("llm_operation", tenant_id=tenant_bus.tenant_id))
         letters = await eventually(lambda: tenant_bus.dead_letters(row))
     assert attempts == [1, 2, 3]
     assert letters[0].error_type == "RuntimeError"
@@ -590,7 +600,7 @@ async def test_the_server_keeps_tenants_apart(bus: Bus, other_bus: Bus, server: 
         with pytest.raises(nats.errors.NoRespondersError):
             await spy.request("ai.rag.queries.acme", codec.encode("rag_query", QUERY), timeout=2)
         with pytest.raises(NoResponders):
-            await other_bus.request(RAG_QUERIES, QUERY)
+            await other_bus.request(RAG_QUERIES, {**QUERY, "tenant_id": "globex"})
         await spy.subscribe(">", cb=listen)
         await spy.rtt()
         await spy.rtt()
@@ -599,7 +609,7 @@ async def test_the_server_keeps_tenants_apart(bus: Bus, other_bus: Bus, server: 
         await bus.enqueue(AGENT_TASKS, sample("agent_task"))
     await spy.rtt()
     assert heard == []
-    assert await spy.jetstream().streams_info() == []
+    assert [info.config.description for info in await spy.jetstream().streams_info()] == ["account of tenant globex"]
     await spy.close()
 
 

@@ -49,7 +49,7 @@ async def test_the_loss_of_a_member_is_borne(cluster: Cluster) -> None:
         assert await cluster.leader() in cluster.running
         assert (await connection.jetstream().stream_info("KEPT")).state.messages == 6
     monitor = await cluster.servers[leader].monitor()
-    assert [row["replicas"] for row in monitor.streams] == [3]
+    assert [row["replicas"] for row in monitor.streams] == [3, 3]
     async with await cluster.servers[leader].connect("globex") as globex:
         await globex.flush()
     await cluster.stop_node(0)

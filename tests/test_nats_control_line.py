@@ -158,12 +158,14 @@ async def test_a_request_with_a_foreign_reply_harms_nobody(tenant_bus: Bus, raw:
         return sample("rag_result")
 
     async with await tenant_bus.serve(RAG_QUERIES, answer) as worker:
-        body = codec.encode("rag_query", sample("rag_query"))
+        body = codec.encode("rag_query", sample("rag_query", tenant_id=tenant_bus.tenant_id))
         subject = RAG_QUERIES.subject(tenant_bus.tenant_id)
         await raw.publish(subject, body, reply="r" * (length - len(subject)))
         await raw.flush()
         await eventually(lambda: worker.handled == 1)
-        assert (await tenant_bus.request(RAG_QUERIES, sample("rag_query"), timeout=5)).data == sample("rag_result")
+        assert (
+            await tenant_bus.request(RAG_QUERIES, sample("rag_query", tenant_id=tenant_bus.tenant_id), timeout=5)
+        ).data == sample("rag_result")
         await lives(tenant_bus.connection)
 
 

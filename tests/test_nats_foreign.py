@@ -388,7 +388,9 @@ async def test_an_error_crosses_the_wire_whatever_it_quotes(tenant_bus: Bus, tex
 
     async with await tenant_bus.work(QUICK, refuse), await tenant_bus.serve(GATEWAY_EMBEDDINGS, refuse):
         with pytest.raises(RemoteError) as answered:
-            await tenant_bus.request(GATEWAY_EMBEDDINGS, sample("embedding_request"), timeout=5)
+            await tenant_bus.request(
+                GATEWAY_EMBEDDINGS, sample("embedding_request", tenant_id=tenant_bus.tenant_id), timeout=5
+            )
         with pytest.raises(JobDead) as died:
             await tenant_bus.run(QUICK, TASK, timeout=5)
     (letter,) = await tenant_bus.dead_letters(QUICK)

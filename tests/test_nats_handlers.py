@@ -70,7 +70,7 @@ async def test_plain_functions_of_every_kind(tenant_bus: Bus) -> None:
         assert threading.current_thread() is threading.main_thread()
         return RESULT
 
-    request = sample("embedding_request")
+    request = sample("embedding_request", tenant_id=tenant_bus.tenant_id)
     async with (
         await tenant_bus.serve(GATEWAY_EMBEDDINGS, functools.partial(answer, more=1)),
         await tenant_bus.work(QUICK, lambda message: coroutine(message)),

@@ -48,7 +48,10 @@ async def fail(_: Message) -> dict[str, Any]:
 
 
 async def test_who_subscribed_hears_what_another_connection_sends_next(tenant_bus: Bus, raw: nats.NATS) -> None:
-    subject, payload = RAG_STATUS.subject(tenant_bus.tenant_id), codec.encode("rag_status", sample("rag_status"))
+    subject, payload = (
+        RAG_STATUS.subject(tenant_bus.tenant_id),
+        codec.encode("rag_status", sample("rag_status", tenant_id=tenant_bus.tenant_id)),
+    )
     for _ in range(20):
         heard = asyncio.Event()
 
@@ -67,7 +70,9 @@ async def test_a_durable_subscriber_has_its_place_when_subscribe_returns(tenant_
         heard.append(message.data["operation_id"])
 
     async with await tenant_bus.subscribe(LLMOPS_OPERATIONS, hear, durable="log"):
-        payload = codec.encode("llm_operation", sample("llm_operation", operation_id="at once"))
+        payload = codec.encode(
+            "llm_operation", sample("llm_operation", tenant_id=tenant_bus.tenant_id, operation_id="at once")
+        )
         await raw.jetstream().publish(LLMOPS_OPERATIONS.subject(tenant_bus.tenant_id), payload)
         await eventually(lambda: heard == ["at once"])
 
@@ -298,8 +303,8 @@ async def test_the_bus_acknowledges_late_only_with_a_result_that_counts(
 )
 async def test_a_foreign_loop_is_refused_at_once(tenant_bus: Bus, verb: str) -> None:
     calls: dict[str, Any] = {
-        "publish": lambda: tenant_bus.publish(RAG_STATUS, sample("rag_status")),
-        "request": lambda: tenant_bus.request(RAG_QUERIES, sample("rag_query")),
+        "publish": lambda: tenant_bus.publish(RAG_STATUS, sample("rag_status", tenant_id=tenant_bus.tenant_id)),
+        "request": lambda: tenant_bus.request(RAG_QUERIES, sample("rag_query", tenant_id=tenant_bus.tenant_id)),
         "enqueue": lambda: tenant_bus.enqueue(AGENT_TASKS, TASK),
         "work": lambda: tenant_bus.work(AGENT_TASKS, done),
         "serve": lambda: tenant_bus.serve(RAG_QUERIES, done),
@@ -323,7 +328,9 @@ async def test_a_caller_that_is_cancelled_leaves_nothing_behind(tenant_bus: Bus)
         return sample("rag_result")
 
     worker = await tenant_bus.serve(RAG_QUERIES, never)
-    asking = asyncio.ensure_future(tenant_bus.request(RAG_QUERIES, sample("rag_query"), timeout=60))
+    asking = asyncio.ensure_future(
+        tenant_bus.request(RAG_QUERIES, sample("rag_query", tenant_id=tenant_bus.tenant_id), timeout=60)
+    )
     await eventually(lambda: worker.in_flight == 1)
     asking.cancel()
     await asyncio.wait({asking})

@@ -58,10 +58,14 @@ class Bus:
         telemetry: what records them.
 
     Raises:
-        ConfigurationError: the tenant's id is not one.
+        ConfigurationError: the tenant's id is not one, or the connection is another tenant's.
     """
 
     def __init__(self, connection: Connection, tenant_id: str, telemetry: Telemetry) -> None:
+        if connection.tenant_id not in (None, tenant_id):
+            raise ConfigurationError(
+                f"this connection is tenant {connection.tenant_id!r}'s: tenant {tenant_id!r} needs one of its own"
+            )
         self.connection = connection
         self.tenant_id = check_id(tenant_id)
         self.telemetry = telemetry.for_tenant(tenant_id)

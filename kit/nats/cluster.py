@@ -27,7 +27,7 @@ class Cluster:
     Args:
         size: how many; three bear the loss of one.
         tenants: accounts to have from the start, the same on all.
-        limits: what each server takes at most.
+        limits: what each tenant takes at most.
     """
 
     def __init__(self, size: int = 3, tenants: Iterable[str] = ("acme",), *, limits: Limits | None = None) -> None:

@@ -17,6 +17,7 @@ from kit.errors import ServerError
 
 HOST = "127.0.0.1"
 SYSTEM = "SYS"  # the system account and its user; upper case, so that no tenant can have the name
+_OPERATORS = 64  # connections to the system account, which the tenants cannot take
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,19 +34,25 @@ class Credentials:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """What the server takes at most; beyond it, it refuses.
+    """What one tenant takes at most; beyond it, the server refuses, and no other tenant notices.
 
     Attributes:
         max_payload: bytes of one message, headers and body together.
         max_connections: clients at a time.
+        max_subscriptions: of one connection; the server closes one that wants more.
         max_memory_store: bytes of all memory streams.
-        max_file_store: bytes of all file streams.
+        max_file_store: bytes of all file streams; in a cluster, every replica counts.
+        max_streams: queues, stored events, key-value stores and object stores.
+        max_consumers: of one stream.
     """
 
     max_payload: int = 1024 * 1024
-    max_connections: int = 1024
-    max_memory_store: int = 256 * 1024 * 1024
-    max_file_store: int = 10 * 1024**3
+    max_connections: int = 256
+    max_subscriptions: int = 10_000
+    max_memory_store: int = 64 * 1024 * 1024
+    max_file_store: int = 2 * 1024**3
+    max_streams: int = 256
+    max_consumers: int = 2_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,17 +113,10 @@ def render(*, name: str, store: Path, port: int, secrets: Secrets, limits: Limit
     Every tenant is an account of its own with JetStream; the file store is synced on each write (``sync_interval:
     always``), so that an acknowledgement means that the message is on the disk.
     """
-    accounts: dict[str, Any] = {
-        tenant: {"jetstream": "enabled", "users": [{"user": tenant, "password": password}]}
-        for tenant, password in secrets.tenants.items()
-    }
-    accounts[SYSTEM] = {"users": [{"user": SYSTEM, "password": secrets.system}]}
     document: dict[str, Any] = {
         "server_name": name,
         "host": HOST,
         "port": port or -1,
-        "max_payload": limits.max_payload,
-        "max_connections": limits.max_connections,
         "ping_interval": "20s",
         "write_deadline": "10s",
         "ports_file_dir": str(store / "run"),
@@ -126,13 +126,11 @@ def render(*, name: str, store: Path, port: int, secrets: Secrets, limits: Limit
         "jetstream": {
             "store_dir": str(store),
             "sync_interval": "always",
-            "max_memory_store": limits.max_memory_store,
-            "max_file_store": limits.max_file_store,
         },
         "authorization": {"timeout": 5},  # s; the default of 2 is missed on a machine under load
-        "accounts": accounts,
-        "system_account": SYSTEM,
+        **_tenancy(secrets, limits),
     }
+    document["jetstream"] |= _totals(secrets, limits)
     if routes is not None:
         document["cluster"] = {
             "name": routes.name,
@@ -143,6 +141,40 @@ def render(*, name: str, store: Path, port: int, secrets: Secrets, limits: Limit
             "routes": [f"nats://route:{routes.password}@{HOST}:{port}" for port in routes.ports if port != routes.port],
         }
     return json.dumps(document, indent=2, ensure_ascii=False)  # nats-server does not know \u escapes
+
+
+def _tenancy(secrets: Secrets, limits: Limits) -> dict[str, Any]:
+    """The accounts, and what all of them may take together: as much as each of them, and the operators."""
+    accounts: dict[str, Any] = {
+        tenant: {
+            "jetstream": {
+                "max_mem": limits.max_memory_store,
+                "max_file": limits.max_file_store,
+                "max_streams": limits.max_streams,
+                "max_consumers": limits.max_consumers,
+            },
+            "limits": {
+                "max_connections": limits.max_connections,
+                "max_subscriptions": limits.max_subscriptions,
+                "max_payload": limits.max_payload,
+            },
+            "users": [{"user": tenant, "password": password}],
+        }
+        for tenant, password in secrets.tenants.items()
+    }
+    accounts[SYSTEM] = {"users": [{"user": SYSTEM, "password": secrets.system}]}
+    return {
+        "max_payload": limits.max_payload,
+        "max_connections": limits.max_connections * len(secrets.tenants) + _OPERATORS,
+        "system_account": SYSTEM,
+        "accounts": accounts,
+    }
+
+
+def _totals(secrets: Secrets, limits: Limits) -> dict[str, int]:
+    """What the streams of all tenants together may take: nats-server reserves what each of them may."""
+    count = max(len(secrets.tenants), 1)
+    return {"max_memory_store": limits.max_memory_store * count, "max_file_store": limits.max_file_store * count}
 
 
 def write_private(path: Path, text: str) -> None:

@@ -537,7 +537,7 @@ async def connect(
 
     Args:
         url: one URL, several with commas between, or a sequence of them; the servers of one cluster.
-        tenant_id: whose account it is; only noted.
+        tenant_id: whose account it is; the first tenant that connects to an account claims it.
         credentials: user and password in one, as the embedded server gives them.
         creds: path or text of a credentials file (JWT).
         nkey_seed: path of a seed file, or the seed.
@@ -547,6 +547,7 @@ async def connect(
 
     Raises:
         ConnectError: no server answers, or it refuses; the message says what to do.
+        AccountTaken: the account belongs to another tenant.
         ConfigurationError: arguments or variables that cannot work.
     """
     if tenant_id is not None:
@@ -571,11 +572,24 @@ async def connect(
         connection = Connection(Client(), tenant_id=tenant_id, name=name)
         failure = await connection.establish(access, max(0.01, deadline - loop.time()))
         if failure is None:
+            if tenant_id is not None:
+                await _claim(connection, tenant_id, max(1.0, deadline - loop.time()))
             return connection
         if is_final(failure) or loop.time() + pause >= deadline:
             raise ConnectError(explain(failure, access, connect_timeout)) from None
         await asyncio.sleep(random.uniform(0.5, 1.0) * pause)
         pause = min(2 * pause, 0.5)
+
+
+async def _claim(connection: Connection, tenant_id: str, seconds: float) -> None:
+    """Make sure that the account is this tenant's, before anything is sent or read."""
+    from kit.nats.owner import claim  # it stands on the streams of a connection
+
+    try:
+        await claim(connection, tenant_id, seconds)
+    except BaseException:
+        await connection.close(timeout=1.0)
+        raise
 
 
 def _next_server(pool: list[PoolServer], _info: dict[str, Any]) -> tuple[PoolServer | None, float]:

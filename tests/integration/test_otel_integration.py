@@ -172,7 +172,7 @@ async def test_otel_trace_propagation(tenant_bus: Bus, telemetry: Any) -> None:
         headers.append(dict(message.headers or {}))
 
     async def route(message: Message) -> dict[str, Any]:  # hop 1: a request, whose handler asks on
-        await tenant_bus.request(RAG_QUERIES, sample("rag_query"))
+        await tenant_bus.request(RAG_QUERIES, sample("rag_query", tenant_id=tenant_bus.tenant_id))
         return sample("api_answer")
 
     async def answer(message: Message) -> dict[str, Any]:  # hop 2: a request, whose handler enqueues
@@ -191,7 +191,7 @@ async def test_otel_trace_propagation(tenant_bus: Bus, telemetry: Any) -> None:
     await tenant_bus.serve(API_QUERIES, route)
     await tenant_bus.serve(RAG_QUERIES, answer)
     await tenant_bus.work(AGENT_TASKS, work)
-    await tenant_bus.request(API_QUERIES, sample("api_query"))
+    await tenant_bus.request(API_QUERIES, sample("api_query", tenant_id=tenant_bus.tenant_id))
     assert attempts == [1, 2]
     frame = telemetry.recorder.spans()
     asked, routed, answered, submitted = spans(
