@@ -5,7 +5,8 @@ always; any status); ``limited-1x1`` answers 429 with ``Retry-After: 1`` once; `
 of the second that begins 2 s later or less; ``hang`` never answers; ``cut`` breaks the connection in the middle (of a
 stream, or of the body); ``stall`` streams three words and no more; ``malformed`` sends a body that is no JSON;
 ``json-{...}`` answers with that text; ``drip-0.05`` streams a word every 0.05 s. A model in ``answers`` answers
-with what stands there: a body (bytes, or what JSON can say), or the events of a stream (a list of them).
+with what stands there: a body (bytes, or what JSON can say), the events of a stream (a list of them), a status (a
+number), or what a function of the request's body returns.
 """
 
 from __future__ import annotations
@@ -101,7 +102,7 @@ class MisbehavingProvider:
             if model == "hang":
                 await self._left_waiting(reader)
             if (answer := self.answers.get(model)) is not None:
-                return await self._given(writer, answer)
+                return await self._given(writer, answer(body) if callable(answer) else answer)
             if "/embeddings" in head.split("\r\n")[0]:
                 return await self._embed(writer, body)
             return await self._complete(reader, writer, model, body)
@@ -126,6 +127,8 @@ class MisbehavingProvider:
         return None
 
     async def _given(self, writer: asyncio.StreamWriter, answer: Any) -> bool:
+        if isinstance(answer, int):
+            return await self._error(writer, answer)
         if not isinstance(answer, list):
             await self._send(writer, 200, answer if isinstance(answer, bytes) else json.dumps(answer).encode())
             return True

@@ -13,7 +13,7 @@ from test_gateway import at_work, until, watched, whole
 from test_gateway_money import PER_TOKEN, purse_of
 
 from kit.catalogue import LLMOPS_OPERATIONS
-from kit.components import gateway
+from kit.components import gateway, rag
 from kit.components.gateway.usage import asked_of, asked_to_embed, reported
 from kit.errors import ConfigurationError
 from kit.nats.bus import Bus
@@ -401,3 +401,36 @@ async def test_what_a_provider_answered_is_told_when_the_time_is_up(
             await asked_for(tenant_bus, "whole", "fail-500", timeout=2.0)
     assert failed.value.status_code == 500
     assert provider.calls["fail-500"] > 1
+
+
+@pytest.mark.parametrize(("delivery", "calls"), [(1, 3), (2, 2), (3, 1), (4, 1)])
+async def test_a_job_that_comes_again_has_the_fewer_retries_left(
+    tenant_bus: Bus, provider: MisbehavingProvider, delivery: int, calls: int
+) -> None:
+    settings = gateway.Settings(models={"fail-500": provider.deployment("fail-500")}, retries=2)
+    asked = {"request_id": "r", "prompt": "hello", "model": "fail-500", "tenant_id": tenant_bus.tenant_id}
+    async with gateway.in_process(tenant_bus, settings) as ours:
+        with pytest.raises(gateway.ProviderFailed) as failed:
+            await ours.respond({**asked, "delivery": delivery})
+    assert provider.calls["fail-500"] == calls
+    assert failed.value.retryable is False
+
+
+@pytest.mark.parametrize("refusal", [400, 500])
+async def test_a_text_that_a_provider_refuses_takes_no_other_document_along(
+    tenant_bus: Bus, provider: MisbehavingProvider, tmp_path: Any, refusal: int
+) -> None:
+    def answer(body: dict[str, Any]) -> Any:
+        if any("poison" in text for text in body["input"]):
+            return refusal
+        return embeddings(*([float(len(text)), 1.0, 0.5] for text in body["input"]))
+
+    documents = [{"document_id": f"d{n}", "content": f"Lamp {n} is on. {'poison' * (n == 3)}"} for n in range(7)]
+    async with (
+        at_work(tenant_bus, **settings(provider, answer)),
+        await rag.serve(tenant_bus, uri=tmp_path, embedding_model="odd"),
+    ):
+        told = await rag.ingest_documents(tenant_bus, documents)
+    assert {row["document_id"]: row["status"] for row in told.statuses} == {
+        f"d{n}": "failed" if n == 3 else "indexed" for n in range(7)
+    }

@@ -21,4 +21,4 @@ async def test_budget_log_and_provider_agree_over_kills_of_servers_and_workers(t
     assert (accounts.answered, accounts.failed) == (60, {}), accounts
     assert accounts.agree, accounts
     assert accounts.unexplained == 0, accounts
-    assert accounts.repeated <= accounts.lost <= 8, accounts  # four at once in each worker that died
+    assert max(accounts.repeated, accounts.lost) <= 8, accounts  # four at once in each worker that died

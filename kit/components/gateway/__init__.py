@@ -14,7 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from kit.catalogue import GATEWAY_CACHE_INVALIDATE, GATEWAY_EMBEDDINGS, GATEWAY_REQUESTS, RAG_EMBEDDINGS
-from kit.components import Service
+from kit.components import Service, on_own_thread
 
 from .budget import Purse, spend
 from .cache import Cache
@@ -43,7 +43,7 @@ from .events import Events
 from .flight import Flights
 from .health import Health
 from .limits import Limiter
-from .litellm_calls import Providers, litellm_module
+from .litellm_calls import Providers, litellm_module, load_client
 from .models.static import static_embeddings
 from .parts import Parts
 from .peers import Peers
@@ -180,6 +180,8 @@ async def _assemble(bus: Bus, settings: Settings) -> Parts:
     """Load LiteLLM and the offline models, open what the workers of a tenant share, and put a gateway together."""
     worker_id = f"gateway-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     litellm, _ = await asyncio.gather(litellm_module(), asyncio.to_thread(static_embeddings))
+    if settings.models:
+        await on_own_thread(load_client, name="kit-litellm")
     peers, limiter = await asyncio.gather(Peers.join(bus, worker_id), Limiter.open(bus))
     prices, events = Prices(settings, litellm), Events(bus, worker_id, settings.log_interval)
     till = Till(

@@ -78,6 +78,7 @@ class Books:
             self.paid(meter, tokens, price)
         if failed is not None:
             self.note(first, seconds, failed)
+            meter.noted += 1
         known = error if isinstance(error, asyncio.CancelledError) else failed or error
         self.log(
             request, meter, model=model, tokens=tokens, price=price, seconds=seconds, status="error",

@@ -20,7 +20,7 @@ BUCKET = "gateway-cache"
 # What does not change the answer, or belongs to this one request.
 _NOT_IN_KEY_TEXT = """
 request_id timestamp cache stream timeout priority user_id agent_id session_id task_id component metadata
-max_cost currency fallbacks
+max_cost currency fallbacks delivery
 """
 _NOT_IN_KEY = frozenset(_NOT_IN_KEY_TEXT.split())
 _ANSWER = (

@@ -181,7 +181,7 @@ class Caller:
         if op.recording:
             op.span.set_attributes(self._answer_attributes(answer, price))
         self._books.paid(meter, tokens, price)
-        self._books.note(model, seconds, failed_before=attempts - 1 if model == call.model else 0)
+        self._books.note(model, seconds, failed_before=attempts - 1 - meter.noted if model == call.model else 0)
         if model != call.model:
             lost = ProviderFailed(call.model, kind="FellBack", status_code=None, retryable=True)
             self._books.note(call.model, seconds, lost)

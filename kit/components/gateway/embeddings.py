@@ -57,7 +57,7 @@ class Embedder:
         Raises:
             GatewayError: it was refused, or its provider failed.
         """
-        response = await self.embed(message.data, once=True)
+        response = await self.embed({**message.data, "delivery": message.attempt}, once=True)
         self._parts.events.embeddings(response)
         return response
 

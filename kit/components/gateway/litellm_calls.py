@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import importlib
 import logging
 import operator
 import os
+import warnings
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -62,6 +64,8 @@ def load_litellm() -> Any:
 
     from .models.provider import CHAT_MODEL, EMBEDDING_MODEL, PROVIDER, OfflineModels
 
+    # Of an answer of odd types pydantic warns by quoting it.
+    warnings.filterwarnings("ignore", message="Pydantic serializer warnings", category=UserWarning)
     litellm.telemetry = False
     litellm.suppress_debug_info = True
     for name in ("LiteLLM", "LiteLLM Router"):  # what they log of a failure may quote a prompt
@@ -79,6 +83,11 @@ def load_litellm() -> Any:
     listed_models(litellm)
     _warm_up(litellm)
     return litellm
+
+
+def load_client() -> None:
+    """Import now, on this thread, what most providers' first call would import on the event loop; it takes seconds."""
+    importlib.import_module("openai.resources")
 
 
 @functools.cache
@@ -274,7 +283,7 @@ class Providers:
     ) -> T:  # fmt: skip
         """Call models in turn until one answers: a retry waits first, as its provider asks or ever longer."""
         for model in models:
-            left = retries = self.retries_of(model)
+            left = retries = max(self.retries_of(model) - meter.before, 0)
             while True:
                 try:
                     if not meter.calling:

@@ -111,6 +111,8 @@ class Meter:
     Attributes:
         model: what was called last; empty before the first call.
         calls: how many calls were made since the last settlement; ``made``: since the beginning.
+        noted: how many failures the health of providers knows already.
+        before: deliveries of the request's job before this one: a worker died over each, maybe with a call.
         calling: whether a provider may be at work on the last one, or have been when nobody waited any longer.
         lost: how the last call that failed did so.
         refused: why the last call that was not let through was not.
@@ -127,10 +129,11 @@ class Meter:
         self._not_before: dict[str, float] = {}
         self._paid = 0.0  # by earlier calls of the request
         self.made = 0
+        self.before = request.get("delivery", 1) - 1
         self._open()
 
     def _open(self) -> None:
-        self.model, self.calls, self.calling = "", 0, False
+        self.model, self.calls, self.noted, self.calling = "", 0, 0, False
         self.lost: ProviderFailed | None = None
         self.refused: KitError | None = None
         self.deadline: float | None = None

@@ -42,7 +42,7 @@ class Gateway:
         Raises:
             GatewayError: there will be no answer, or not now.
         """
-        request = dict(message.data)
+        request = {**message.data, "delivery": message.attempt}
         queued = max(time.time() - _seconds(request["timestamp"]), 0.0)
         try:
             timeout = request.get("timeout") or None
