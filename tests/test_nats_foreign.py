@@ -17,6 +17,7 @@ from kit import codec
 from kit.catalogue import DEAD_LETTER, GATEWAY_EMBEDDINGS, JOBS_FORGOTTEN, MESSAGES_REFUSED
 from kit.errors import ComponentError, JobDead, RemoteError, escape_text
 from kit.nats import Bus, Message, Server
+from kit.nats.faults import without_content
 from kit.nats.layout import DEAD_STREAM, EXHAUSTED, EXHAUSTED_STREAM, NORMAL
 
 TASK, RESULT = sample("agent_task"), sample("agent_result")
@@ -396,6 +397,16 @@ async def test_an_error_crosses_the_wire_whatever_it_quotes(tenant_bus: Bus, tex
     (letter,) = await tenant_bus.dead_letters(QUICK)
     assert (died.value.error_type, letter.error_type, answered.value.error_type) == ("Never",) * 3
     assert died.value.detail == letter.detail == answered.value.detail == escape_text(text)
+
+
+@pytest.mark.parametrize("text", ODD, ids=range(len(ODD)))
+def test_what_an_error_of_the_kit_says_can_be_sent(text: str) -> None:
+    said = str(Never(f"no such file: {text}"))
+    assert codec.loads(codec.dumps({"message": said})) == {"message": said}
+    assert not set("\x00\x1b\x07") & set(said)
+    assert len(said) <= 10_000
+    data = {"path": text[:20]}
+    assert "\udcfc" not in without_content(f"cannot read {text}", data)
 
 
 async def test_an_answer_that_cannot_be_sent_is_told_with_its_path(tenant_bus: Bus) -> None:

@@ -114,18 +114,19 @@ def remote_error(subject: str, data: dict[str, Any]) -> RemoteError:
 def without_content(detail: str, data: Any) -> str:
     """Return an error's message with every piece of the data cut out, in upper or lower case.
 
-    Cut out are the data's values, quoted pieces that stand in the data, and longer runs of characters that do.
+    Cut out are the data's values, quoted pieces that stand in the data, and longer runs of characters that do. What is
+    left can be sent, whatever it quotes.
     """
     detail = detail[:_LONGEST]
     values = list(_texts(data))
     if not values or not detail:
-        return detail
+        return escape_text(detail, _LONGEST)
     for value in sorted({value for value in values if _WHOLE <= len(value) <= len(detail)}, key=len, reverse=True):
         detail = re.sub(re.escape(value), _CUT, detail, flags=re.IGNORECASE)
     text = "\0".join(values)[:_SEARCHED]
     detail = _QUOTED.sub(lambda found: f"'{_CUT}'" if _inside(found, text) else found[0], detail)
     detail = _cut_runs(detail, detail, text)
-    return _cut_runs(detail, _lower(detail), text.lower())
+    return escape_text(_cut_runs(detail, _lower(detail), text.lower()), _LONGEST)
 
 
 def _inside(found: re.Match[str], text: str) -> bool:

@@ -10,7 +10,8 @@ What is promised:
 - A job for one receiver (``to=``) is done by those who work for that one. While there is nobody it waits and has all
   its attempts; if its time has an end (``expires=``), it is a dead letter once that is over and nobody has begun it.
 - After a crash of the *server* (not a stop), what ended in its last moments may be forgotten there; a worker that lived
-  through it still knows what it did itself.
+  through it still knows what it did itself, for longer than the server takes to give it out again. What the server
+  keeps though it is done is deleted.
 - What no queue can promise: a worker that dies *between* its effect and the note of it leaves an effect that nobody
   knows of, and the job runs again. A handler whose effect must not double even then makes it under
   ``message.message_id`` (an upsert, a conditional write).

@@ -45,7 +45,7 @@ _ASK_AGAIN = 0.25  # s
 _GOODBYE = 2.0  # s; for the server to confirm that no more is wanted
 _NAMED = 10  # jobs of those that were cut off
 _CUT_OFF = (
-    "%d job(s) of %s had not ended after %g s and go back to their queue: another worker does them from the beginning "
+    "%d job(s) of %s had not ended after %.3g s and go back to their queue: another worker does them from the start "
     "and pays again for what they had bought (%s); give it more time to drain"
 )
 _GIVE_UP = 1.0  # s; to leave again what could not be started

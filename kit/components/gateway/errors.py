@@ -20,7 +20,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
-from kit.errors import ComponentError
+from kit.errors import ComponentError, escape_text
 
 
 class GatewayError(ComponentError):
@@ -243,6 +243,6 @@ def as_data(error: BaseException) -> dict[str, Any]:
     """Return an error as the ``error`` object of responses and chunks."""
     return {
         "type": type(error).__name__,
-        "message": str(error)[:2000],
+        "message": escape_text(str(error), 2000),
         "retryable": bool(getattr(error, "retryable", False)),
     }
