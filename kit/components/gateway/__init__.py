@@ -14,7 +14,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from kit.catalogue import GATEWAY_CACHE_INVALIDATE, GATEWAY_EMBEDDINGS, GATEWAY_REQUESTS, RAG_EMBEDDINGS
-from kit.components import Service, on_own_thread
+from kit.components import Service
+from kit.threads import on_own_thread
 
 from .budget import Purse, spend
 from .cache import Cache
