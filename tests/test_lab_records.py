@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import html
+import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 from defusedxml import ElementTree
 
+from kit.components.llmops.reports import UsageReport
+from kit.components.rag import evaluation
 from kit.errors import CodecError, ReportError
 from kit.lab import charts
 from kit.lab.records import MIME, Headline, collect, expect, plain, record
@@ -135,3 +141,29 @@ def test_a_figure_of_ones_own_becomes_a_chart() -> None:
         drawn, axes = plt.subplots()
         axes.plot([1, 2, 3])
     assert charts.figure(drawn, title="Mine").title == "Mine"
+
+
+ODD_NAMES = ["$\\evil$", "a$b$c", "$", "_hidden", "$\\frac{$", "x^{y_z}", "<b>&amp;", "%s {0}"]
+
+
+def test_pictures_show_names_as_they_are() -> None:
+    samples = {name: [0.1, 0.2, 0.3] for name in ODD_NAMES}
+    for chart in (
+        charts.latency(samples, title="$\\evil$"),
+        charts.bars(dict.fromkeys(ODD_NAMES, 1.0), title="$\\evil$", unit="1/s"),
+        charts.curves([1, 2, 3], samples, title="$\\evil$", x_label="$\\x$", y_label="$"),
+    ):
+        words = html.unescape(chart.svg)
+        assert [name for name in ODD_NAMES if name not in words] == []
+
+
+def test_other_pictures_show_names_as_they_are_too() -> None:
+    table = pd.DataFrame({"recall@5": 0.5, "MRR@10": 0.5}, index=ODD_NAMES)
+    rows: list[Any] = [{"group": {"user": name, "agent": name}, "operations": 1} for name in ODD_NAMES]
+    usage = UsageReport({"rows": rows, "group_by": ["user", "agent"]})
+    for drawn in (evaluation.figure(table, title="$\\evil$"), usage.figure("operations")):
+        written = io.StringIO()
+        with plt.rc_context({"svg.fonttype": "none"}):
+            drawn.savefig(written, format="svg")
+        words = html.unescape(written.getvalue())
+        assert [name for name in ODD_NAMES if name not in words] == []

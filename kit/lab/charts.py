@@ -34,6 +34,7 @@ _STYLE: Any = {
     "font.family": "sans-serif",
     "font.size": 10.0,
     "text.color": INK,
+    "text.parse_math": False,  # a dollar in a name is a dollar
     "axes.labelcolor": INK,
     "axes.edgecolor": MUTED,
     "axes.titlesize": 12.0,
@@ -115,7 +116,7 @@ def latency(
             share = np.linspace(0, 100, 401)
             ordered = np.percentile(np.asarray(values, dtype=float), share) / scale
             color, mark = _color(number), float(np.percentile(np.asarray(values, dtype=float), percent)) / scale
-            label = f"{name}: p{percent:g} {quantity(mark * scale, 's')}"
+            label = f"{_shown(name)}: p{percent:g} {quantity(mark * scale, 's')}"
             axes.plot(ordered, share, color=color, linestyle=DASHES[number % len(DASHES)], label=label)
             axes.plot([mark], [percent], marker=MARKERS[number % len(MARKERS)], color=color, markersize=6)
         spread = np.concatenate([np.ravel(values) for values in seconds.values()]) / scale
@@ -192,7 +193,7 @@ def curves(
     with _axes() as (drawn, axes):
         for number, (name, values) in enumerate(series.items()):
             color, dashes, marker = _color(number), DASHES[number % len(DASHES)], MARKERS[number % len(MARKERS)]
-            axes.plot(x, values, color=color, linestyle=dashes, marker=marker, markersize=5, label=name)
+            axes.plot(x, values, color=color, linestyle=dashes, marker=marker, markersize=5, label=_shown(name))
             if bands and name in bands:
                 low, high = bands[name]
                 axes.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
@@ -230,6 +231,11 @@ def _label(axes: Axes, title: str, x_label: str, y_label: str) -> None:
     axes.set_title(title)
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
+
+
+def _shown(name: str) -> str:
+    """Return a name for a legend, which leaves out what begins with ``_``."""
+    return f"\u200b{name}" if name.startswith("_") else name
 
 
 def _legend(drawn: Figure) -> None:

@@ -38,6 +38,7 @@ _STYLE: Any = {  # matplotlib's stubs want every key as a literal type
     "font.family": "sans-serif",
     "font.size": 9.0,
     "text.color": INK,
+    "text.parse_math": False,  # a dollar in a name is a dollar
     "axes.labelcolor": INK,
     "axes.edgecolor": MUTED,
     "xtick.color": MUTED,

@@ -170,7 +170,7 @@ class UsageReport:
 
 
 def _figure(report: UsageReport, what: str) -> Figure:
-    from matplotlib.figure import Figure as Drawing
+    import matplotlib as mpl
 
     frame = report.frame
     if what not in FIGURES or frame.empty:
@@ -187,11 +187,18 @@ def _figure(report: UsageReport, what: str) -> Figure:
     table["along"] = frame[along] if along else "all"
     table["kind"] = frame[others].astype(str).agg(", ".join, axis=1) if others else what
     wide = table.pivot_table(index="along", columns="kind", values="value", aggfunc="sum").sort_index()
-    drawing = Drawing(figsize=(7.0, 3.8), layout="constrained")
+    with mpl.rc_context({"text.parse_math": False}):  # users and agents call themselves what they like
+        return _drawn(wide, what, names, along, others, _unit(what, frame))
+
+
+def _drawn(wide: pd.DataFrame, what: str, names: list[str], along: str | None, others: list[str], unit: str) -> Figure:
+    from matplotlib.figure import Figure
+
+    drawing = Figure(figsize=(7.0, 3.8), layout="constrained")
     axes = drawing.subplots()
     _bars(axes, wide, stacked=what in {"cost", "tokens", "operations"})
     axes.set_title(f"{_TITLES[what]} by {' and '.join(names) or 'nothing'}")
-    axes.set_ylabel(_unit(what, frame))
+    axes.set_ylabel(unit)
     axes.set_xlabel(along or "")
     if others:
         axes.legend(title=", ".join(others), fontsize="small")
@@ -210,6 +217,11 @@ def _unit(what: str, frame: pd.DataFrame) -> str:
     return {"tokens": "tokens", "latency": "P95 latency (ms)", "errors": "error rate (%)"}.get(what, "operations")
 
 
+def _shown(name: str) -> str:
+    """Return a name for a legend, which leaves out what begins with ``_``."""
+    return f"\u200b{name}" if name.startswith("_") else name
+
+
 def _bars(axes: Any, wide: pd.DataFrame, *, stacked: bool) -> None:
     """Draw bars that stay apart in grey: shade and hatching change together."""
     places = range(len(wide))
@@ -221,7 +233,7 @@ def _bars(axes: Any, wide: pd.DataFrame, *, stacked: bool) -> None:
         shifted = places if stacked else [place - 0.4 + width * (number + 0.5) for place in places]
         axes.bar(
             shifted, heights, width, bottom=floor if stacked else None, color=shade, edgecolor="black", linewidth=0.5,
-            hatch=("", "//", "..", "xx", "--")[number % 5], label=str(kind),
+            hatch=("", "//", "..", "xx", "--")[number % 5], label=_shown(str(kind)),
         )  # fmt: skip
         if stacked:
             floor = [low + height for low, height in zip(floor, heights, strict=True)]

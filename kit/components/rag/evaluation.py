@@ -216,6 +216,13 @@ def figure(table: pd.DataFrame, *, title: str = "Retrieval", target: Mapping[str
         table: with the columns ``recall@5`` and ``MRR@10``.
         target: column to the value that is to be beaten.
     """
+    import matplotlib as mpl
+
+    with mpl.rc_context({"text.parse_math": False}):  # a dollar in a name is a dollar
+        return _drawn(table, title, target)
+
+
+def _drawn(table: pd.DataFrame, title: str, target: Mapping[str, float] | None) -> Figure:
     from matplotlib.figure import Figure
 
     drawn = Figure(figsize=(7.6, 0.42 * len(table) + 1.4), layout="constrained")
