@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from itertools import permutations
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from rag_stand_in import DIMENSION, embed
 
-from kit.components import database_uri
+from kit.components import DatabaseFailed, database_uri
 from kit.components.rag import (
     Analysis,
     Collection,
@@ -239,6 +240,22 @@ async def test_what_was_stored_with_a_time_to_come_can_be_replaced_and_deleted(i
     await index._merge(table_of([replace(future, document_id="b")]), "document_id = 'b'")
     assert await index.upsert([gone("b", "2")]) == {"b": 1}
     assert "b" not in (await index.rows())["document_id"].to_pylist()
+
+
+async def test_a_disk_that_takes_no_more_is_named_and_goes_on_once_it_does(index: Collection, tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    large = entry("large", " ".join(f"word{n}" for n in range(8_000)), sent_at="2")
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, before[1]))  # refused by the kernel, as by a full disk
+        with pytest.raises(DatabaseFailed) as failed:
+            await index.upsert([large])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert str(failed.value).startswith(f"File too large: {tmp_path}/acme/documents.lance")
+    assert ".cargo" not in str(failed.value)
+    assert failed.value.retryable
+    assert (await found(index, "copy files", mode="text"))[0] == "copy"
+    assert await index.upsert([large]) == {"large": 0}
 
 
 def open_files() -> int:

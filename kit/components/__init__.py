@@ -71,22 +71,33 @@ def _make_private(folder: Path) -> None:
     folder.mkdir(mode=0o700, exist_ok=True)
 
 
-async def commit(table: Any, write: Callable[[], Awaitable[Any]]) -> None:
-    """Write to a LanceDB table, and again when another worker's commit came first: it refuses one of two that overlap.
+async def commit(owner: Any, write: Callable[[], Awaitable[_T]]) -> _T:
+    """Write to a LanceDB table or database, and again when another worker's commit came first.
+
+    LanceDB refuses one of two writes that overlap.
 
     Raises:
         DatabaseFailed: the operating system is in the way.
     """
     for attempt in range(1, _CONFLICTS + 1):
         try:
-            await write()
-            return
+            return await write()
         except (RuntimeError, OSError) as error:
-            if known := re.search(r"\(os error (\d+)\)", str(error)):
-                raise DatabaseFailed(await table.uri(), reason=os.strerror(int(known[1]))) from error
+            if (failed := await database_failed(owner, error)) is not None:
+                raise failed from error
             if attempt == _CONFLICTS or "conflict" not in str(error).lower():
                 raise
             await asyncio.sleep(0.05 * attempt)
+    raise AssertionError("the last attempt returns or raises")
+
+
+async def database_failed(owner: Any, error: Exception) -> DatabaseFailed | None:
+    """Return what LanceDB's error, of a table or database, says of the operating system, if it says anything."""
+    known = re.search(r"\(os error (\d+)\)", str(error))
+    if known is None:
+        return None
+    uri = owner.uri if isinstance(owner.uri, str) else await owner.uri()
+    return DatabaseFailed(uri, reason=os.strerror(int(known[1])))
 
 
 class Service:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 import numpy as np
 
 from kit.catalogue import check_id
-from kit.components import KEEP_VERSIONS, DatabaseFailed, commit, connect_database
+from kit.components import KEEP_VERSIONS, DatabaseFailed, commit, connect_database, database_failed
 from kit.components.rag.candidates import Places, ranked
 from kit.components.rag.errors import EmbeddingMismatch, FilterRefused, IndexBusy
 from kit.components.rag.filters import Condition, of_documents, to_sql
@@ -135,7 +135,9 @@ class Database:
 
     async def _made(self, name: str, model: str, dimension: int) -> Collection:
         try:
-            await self._connection.create_table(name, schema=schema(model, dimension))
+            await commit(
+                self._connection, partial(self._connection.create_table, name, schema=schema(model, dimension))
+            )
         except (ValueError, RuntimeError) as error:
             if "already exists" not in str(error):
                 raise
@@ -411,6 +413,8 @@ class Collection:
                 return hits if threshold is None else [hit for hit in hits if hit.vector_score >= threshold]
             return await self._hybrid(query, vector, top_k, where, threshold, ranking)
         except (RuntimeError, ValueError) as error:
+            if (failed := await database_failed(self._table, error)) is not None:
+                raise failed from error
             if where is not None:
                 raise FilterRefused(f"LanceDB did not take it: {type(error).__name__}") from error
             raise

@@ -63,7 +63,8 @@ class Latest:
         import pyarrow as pa
 
         columns = {"document_id": pa.string(), "deleted": pa.bool_(), "sent_at": pa.string(), "noted_at": pa.float64()}
-        return cls(await connection.create_table(f"{collection}.latest", schema=pa.schema(columns), exist_ok=True))
+        name, schema = f"{collection}.latest", pa.schema(columns)
+        return cls(await commit(connection, lambda: connection.create_table(name, schema=schema, exist_ok=True)))
 
     async def note(self, entries: Sequence[Entry]) -> None:
         """Keep when each document was deleted, or sent again as it was."""
