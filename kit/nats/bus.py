@@ -44,6 +44,7 @@ from kit.otel import Telemetry, semconv
 _log = logging.getLogger("kit.nats")
 
 _AGAIN = 0.1  # s; before a request that nobody was there for is sent again
+_MOVING = 3.0  # s; for those who served in a cluster to come to another of its servers
 _BACKLOG = 4096  # messages that may wait for a worker on core NATS; JetStream keeps what is not pulled
 _USUAL = 5  # priority
 _MOST_ROUTES = 4096  # remembered; there is one for each receiver of an addressed operation
@@ -81,6 +82,7 @@ class Bus:
         self._objects = Objects(connection, self._streams)
         self._closed = False
         self._listening = False
+        self._served: set[str] = set()  # subjects on which a cluster had an answer
 
     def __repr__(self) -> str:
         return f"<Bus of {self.tenant_id}, {len(self._workers)} workers>"
@@ -440,14 +442,21 @@ class Bus:
             return route.message(envelope)
 
     async def _answer(self, subject: str, payload: bytes, timeout: float, headers: dict[str, str] | None) -> Msg:
-        end = self._loop.time() + timeout
+        begun = self._loop.time()
+        left = timeout
         while True:
             try:
-                return await self.connection.request(subject, payload, timeout=timeout, headers=headers)
+                answer = await self.connection.request(subject, payload, timeout=left, headers=headers)
             except NoResponders:  # so nobody has it
-                timeout = end - self._loop.time() - _AGAIN
-                if not self.connection.is_fresh or timeout <= 0:
+                gone = self._loop.time() - begun
+                left = timeout - gone - _AGAIN
+                if left <= 0 or not (self.connection.is_fresh or (subject in self._served and gone < _MOVING)):
+                    self._served.discard(subject)
                     raise
+            else:
+                if self._streams.clustered:
+                    self._served.add(subject)
+                return answer
             await asyncio.sleep(_AGAIN)
 
     async def order(
