@@ -99,9 +99,13 @@ def quiet() -> Telemetry:
 @asynccontextmanager
 async def bus_at(server: Server | None = None, **access: Any) -> AsyncIterator[Bus]:
     """Give a bus on a connection of its own to a server, or to where ``access`` says."""
-    if server is not None:
-        access = {"url": server.url, "credentials": server.credentials("acme"), **access}
-    async with await connect(tenant_id="acme", **access) as connection, Bus(connection, "acme", quiet()) as bus:
+    if server is None or access:
+        if server is not None:
+            access |= {"credentials": server.credentials("acme")}
+        connection = await connect(tenant_id="acme", **access)
+    else:
+        connection = await server.connect("acme")  # whose errors say what keeps the server from working
+    async with connection, Bus(connection, "acme", quiet()) as bus:
         yield bus
 
 
@@ -126,7 +130,9 @@ async def serve(run: Run, processes: Processes, port: str = "0", disk: str = "")
     process = processes.start("-m", "kit", "server", "--port", port, "--store", str(store), disk=disk)
     text = await processes.said(process, "Ctrl-C")
     found = dict(re.findall(r"NATS_(\w+)=(\S+)", text))
-    return process, {"url": found["URL"], "user": found["USER"], "password": found["PASSWORD"]}
+    if disk:
+        found["CREDS"] = f"/proc/{process.pid}/root{found['CREDS']}"
+    return process, {"url": found["URL"], "creds": found["CREDS"]}
 
 
 @asynccontextmanager
