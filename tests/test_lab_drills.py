@@ -50,6 +50,11 @@ def test_figures_find_what_went_wrong(more: str, found: dict[str, Any]) -> None:
     assert {name: getattr(judged, name) for name in found} == found
 
 
+def test_a_queue_that_held_others_before_stored_nothing_twice() -> None:
+    before = "1 acked a 41,1 acked b 42,3 effect a 1,4 effect b 1,5 stored - "
+    assert [figures(entries(f"{before}{last}")).stored_twice for last in (42, 43)] == [0, 1]
+
+
 def test_a_ledger_of_several_processes_is_merged_and_survives_a_kill(tmp_path: Path) -> None:
     code = f"""
 import os, signal
@@ -94,7 +99,8 @@ async def test_a_drill_is_broken_by_one_figure(value: float, bound: dict[str, fl
 
     outcome = await made(body).run()
     assert outcome.verdict == "broken"
-    assert "lost** (promised" in outcome.row()["figures"]
+    assert "✗" in outcome.row()["figures"]
+    assert "lost (promised" in outcome.row()["figures"]
 
 
 async def test_a_drill_is_broken_by_an_error_or_by_measuring_nothing() -> None:

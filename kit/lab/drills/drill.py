@@ -43,10 +43,10 @@ class Figure:
 
     def __str__(self) -> str:
         if isinstance(self.value, bool):
-            return self.name if self.good else f"**not: {self.name}**"
+            return self.name if self.good else f"✗ not: {self.name}"
         number = f"{self.value:.2f}" if isinstance(self.value, float) else f"{self.value:,}"
         text = f"{number}{' ' + self.unit if self.unit else ''} {self.name}"
-        return text if self.good else f"**{text}** (promised {self.bound})"
+        return text if self.good else f"✗ {text} (promised {self.bound})"
 
 
 class Run:
@@ -127,13 +127,14 @@ class Drill:
     async def run(self, *, long: bool = False, **sizes: Any) -> Outcome:
         """Run it once, or a second time where only a time was missed: the machine may have been busy."""
         sizes = {**self.short, **(self.long if long else {}), **sizes}
-        outcome = await self._once(sizes)
+        outcome = await self.once(sizes)
         missed = [figure for figure in outcome.figures if not figure.good]
         if outcome.verdict == "broken" and missed and not outcome.reason and {one.unit for one in missed} == {"s"}:
-            outcome = await self._once(sizes)
+            outcome = await self.once(sizes)
         return outcome
 
-    async def _once(self, sizes: dict[str, Any]) -> Outcome:
+    async def once(self, sizes: Mapping[str, Any]) -> Outcome:
+        """Run it once, in the sizes given."""
         began, reason = time.monotonic(), ""
         verdict: Verdict = "holds"
         quiet = logging.getLogger("kit")

@@ -116,7 +116,8 @@ def figures(entries: Iterable[Entry]) -> Figures:
     effects = Counter(entry.id for entry in by["effect"])
     ended = effects.keys() | {entry.id for entry in by["dead"]}
     tried = places.keys() | {entry.id for entry in by["error"]}
-    surplus = max((int(entry.detail) for entry in by["stored"]), default=0) - len(tried)
+    before = min((int(place) for of in places.values() for place in of), default=1) - 1  # the queue may not be new
+    surplus = max((int(entry.detail) for entry in by["stored"]), default=0) - before - len(tried)
     times = [entry.at for entry in by["acked"]]
     waits = [min((at for at in times if at >= back.at), default=float("inf")) - back.at for back in by["back"]]
     return Figures(
