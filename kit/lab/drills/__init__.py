@@ -9,7 +9,7 @@ Each drill is a small function that does harm (``kit.lab.drills.faults``) to a r
 
 from __future__ import annotations
 
-from kit.lab.drills import events, hosts, parts, queues
+from kit.lab.drills import events, hosts, money, parts, queues
 from kit.lab.drills.drill import (
     DRILLS,
     FILE,
@@ -41,6 +41,7 @@ __all__ = [
     "events",
     "figures",
     "hosts",
+    "money",
     "parts",
     "queues",
     "read",

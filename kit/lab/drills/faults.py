@@ -121,8 +121,8 @@ class Stand:
     """An HTTP server for what a provider or a collector may do: answer, refuse, hang, break off.
 
     Args:
-        answer: gets the request's path and body (JSON, or bytes) and returns status and body; None hangs, and an
-            empty body breaks the connection.
+        answer: gets the request's path and body (JSON, or bytes) and returns status and body, also later; None hangs,
+            and an empty body breaks the connection.
     """
 
     def __init__(self, answer: Callable[[str, Any], Any]) -> None:
@@ -149,6 +149,7 @@ class Stand:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
                 body = await reader.readexactly(int((head.split("content-length:")[1:] or ["0"])[0].split()[0]))
                 said = self._answer(head.split()[1], json.loads(body) if body[:1] == b"{" else body)
+                said = await said if isinstance(said, Awaitable) else said
                 if said is None:
                     await asyncio.sleep(3600)
                 status, content = said

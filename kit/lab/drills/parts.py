@@ -16,8 +16,8 @@ from kit.lab.session import Lab
 
 # --- money ------------------------------------------------------------------------------------------------------
 
-_PRICES = {"input_cost_per_token": 0.001, "output_cost_per_token": 0.002}
-_ANSWER = {
+PRICES = {"input_cost_per_token": 0.001, "output_cost_per_token": 0.002}
+ANSWER = {
     "id": "c", "object": "chat.completion", "created": 1, "model": "m",
     "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "Well answered."}}],
     "usage": {"prompt_tokens": 11, "completion_tokens": 7, "total_tokens": 18},
@@ -29,9 +29,9 @@ _FAULTS: dict[str, tuple[Any, int]] = {
     "malformed": ((200, b'{"id": "x", "choices": [{"mess'), 3),
     "cut": ((200, b""), 3),
     "hang": (None, 3),
-    "no-choices": ((200, {**_ANSWER, "choices": []}), 3),
-    "no-usage": ((200, {key: value for key, value in _ANSWER.items() if key != "usage"}), 1),
-    "absurd-usage": ((200, {**_ANSWER, "usage": {"prompt_tokens": 11, "completion_tokens": 10**9}}), 3),
+    "no-choices": ((200, {**ANSWER, "choices": []}), 3),
+    "no-usage": ((200, {key: value for key, value in ANSWER.items() if key != "usage"}), 1),
+    "absurd-usage": ((200, {**ANSWER, "usage": {"prompt_tokens": 11, "completion_tokens": 10**9}}), 3),
 }  # fmt: skip
 
 
@@ -51,7 +51,7 @@ async def provider_faults(run: Run, timeout: float) -> None:
         logged[message.data["model"]] += 1
 
     async with run.lab() as lab, Stand(answer) as stand:
-        key = {"api_base": f"{stand.url}/v1", "api_key": "none", **_PRICES}
+        key = {"api_base": f"{stand.url}/v1", "api_key": "none", **PRICES}
         models = {name: {"model": f"openai/{name}", **key} for name in _FAULTS}
         await lab.serve("gateway", models=models, retries=2, timeout=timeout, budget={"limit": 100.0, "period": "day"})
         await lab.bus.subscribe(LLMOPS_OPERATIONS, log)
