@@ -42,9 +42,8 @@ def _run(chosen: argparse.Namespace) -> int:
         for one in wanted:
             say(f"{one.number:>3}  {one.name:<24} {one.how}.\n{'':5}promise: {one.promise}")
         return 0
-    outcomes = asyncio.run(drills.run_drills(wanted, long=chosen.long, watch=_progress(len(wanted))))
-    if chosen.long or chosen.output:
-        drills.save(outcomes, chosen.output or reports_folder() / drills.FILE)
+    path = chosen.output or (reports_folder() / drills.FILE if chosen.long else None)
+    outcomes = asyncio.run(drills.run_drills(wanted, long=chosen.long, watch=_watcher(len(wanted), path)))
     if chosen.json:
         say(json.dumps([outcome.plain() for outcome in outcomes], indent=2, ensure_ascii=False))
     else:
@@ -57,15 +56,18 @@ def _run(chosen: argparse.Namespace) -> int:
     return 0 if ran and all(outcome.verdict == "holds" for outcome in ran) else 1
 
 
-def _progress(count: int) -> Any:
-    """Return what says on standard error which drill runs, and how it ended."""
-    started = [0]
+def _watcher(count: int, path: Path | None) -> Any:
+    """Return what says on standard error which drill runs and how it ended, and keeps each result at once."""
+    from kit.lab import drills
 
-    def watch(drill: Any, outcome: Any) -> None:
-        started[0] += outcome is None
-        if outcome is not None:
-            complain(f"[{started[0]}/{count}] {drill.name}: {outcome.verdict}, {outcome.seconds:.1f} s")
-        else:
-            complain(f"[{started[0]}/{count}] {drill.name} …")
+    number = 0
+
+    def watch(drill: drills.Drill, outcome: drills.Outcome | None) -> None:
+        nonlocal number
+        number += outcome is None
+        ended = "…" if outcome is None else f"{outcome.verdict}, {outcome.seconds:.1f} s"
+        complain(f"[{number}/{count}] {drill.name}: {ended}")
+        if outcome is not None and path is not None:
+            drills.save([outcome], path)
 
     return watch

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import tempfile
 import time
 from collections import Counter
@@ -171,6 +172,11 @@ class Outcome:
     reason: str
     seconds: float
 
+    @property
+    def miscounted(self) -> list[str]:
+        """What is wrong whatever the machine does meanwhile: broken figures that are no times."""
+        return [str(one) for one in self.figures if not one.good and one.unit not in ("s", "ms")]
+
     def row(self) -> dict[str, Any]:
         """Return the row of the table: promise, figures, verdict."""
         told = ", ".join(map(str, self.figures))
@@ -188,7 +194,7 @@ class Outcome:
         return {
             **self.row(),
             "seconds": round(self.seconds, 1),
-            "values": {one.name: one.value for one in self.figures},
+            "values": {one.name: one.value if math.isfinite(one.value) else None for one in self.figures},
         }
 
 

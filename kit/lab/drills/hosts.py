@@ -57,13 +57,16 @@ async def _nothing_left(run: Run, ends: list[str], times: int) -> None:
     run.expect("servers or stores left", sum(store for _, store in left))
 
 
-@drill("9", "no server and no temporary store left 3 s later", short={"times": 1}, long={"times": 4})
+_GONE = "no server and no temporary store left 3 s later"
+
+
+@drill("9", _GONE, short={"times": 1}, long={"times": 4})
 async def kernel_killed(run: Run, times: int) -> None:
     """SIGKILL processes with a lab: idle, busy, awaiting a result."""
     await _nothing_left(run, [end for end, (_, killed) in _ENDS.items() if killed], times)
 
 
-@drill("17", "the same", short={"times": 1}, long={"times": 4})
+@drill("17", _GONE, short={"times": 1}, long={"times": 4})
 async def scripts_forget(run: Run, times: int) -> None:
     """Run scripts that forget to stop their lab, raise, exit, or fork."""
     await _nothing_left(run, [end for end, (_, killed) in _ENDS.items() if not killed], times)
@@ -141,7 +144,7 @@ _WAITING = {
     "9",
     "every next cell works; a cell ends ≤ 3 s after the interrupt; 1 server",
     short={"times": 1},
-    long={"times": 20},
+    long={"times": 8},
 )
 async def cells_interrupted(run: Run, times: int) -> None:
     """Interrupt cells that wait, send, compute or start a lab; run the next cell."""

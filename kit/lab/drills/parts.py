@@ -111,7 +111,7 @@ async def _rows(folder: Path) -> list[dict[str, Any]]:
 
 @drill("10", "every chunk once, in its last version; no document dead",
        short={"documents": 30, "kills": 1, "versions": 2, "lease": 2.0},
-       long={"documents": 400, "kills": 10, "versions": 3, "lease": 0.0})  # fmt: skip
+       long={"documents": 200, "kills": 6, "versions": 3, "lease": 5.0})  # fmt: skip
 async def rag_workers_killed(run: Run, documents: int, kills: int, versions: int, lease: float) -> None:
     """SIGKILL one of two RAG workers again and again while every document gets one version after the other."""
     from kit.components import rag
@@ -250,7 +250,7 @@ async def many_messages(run: Run, rounds: int, jobs: int, churn: int) -> None:
     run.expect("more memory", after[2] - before[2], "MB", most=40.0)
 
 
-@drill("11", "descriptors stay flat", short={"refreshes": 6, "documents": 60}, long={"refreshes": 60, "documents": 60})
+@drill("11", "descriptors stay flat", short={"refreshes": 6, "documents": 60}, long={"refreshes": 40, "documents": 60})
 async def index_refreshes(run: Run, refreshes: int, documents: int) -> None:
     """Replace documents again and again, with a refresh of the indices after each time."""
     from kit.components import rag
@@ -272,7 +272,7 @@ async def index_refreshes(run: Run, refreshes: int, documents: int) -> None:
 
 
 @drill("12", "one version a job; 0 processes left",
-       short={"kills": 1, "lease": 3.0}, long={"kills": 6, "lease": 0.0})  # fmt: skip
+       short={"kills": 1, "lease": 3.0}, long={"kills": 4, "lease": 5.0})  # fmt: skip
 async def trainings_killed(run: Run, kills: int, lease: float) -> None:
     """SIGKILL the MLOps worker in the middle of trainings, each time with another in its place."""
     from kit.components import mlops

@@ -45,7 +45,11 @@ from kit.nats.server import Server
 _CRASHES = 6  # within a minute: one more than the supervisor forgives
 
 
-@drill("1", "0 lost, 0 stored twice, 0 repeated, 0 errors; first ack ≤ 2 s after the server is back",
+_KEPT = "0 lost, 0 stored twice, 0 repeated, 0 errors; first ack ≤ 2 s after the server is back"
+_DONE = "0 lost; at most the effect of a kill's own jobs repeated; redelivery ≤ ack wait + 1 s"
+
+
+@drill("1", _KEPT,
        short={"kills": 2, "every": 1.0}, long={"kills": 10, "every": 13.0, "lease": 0.0})  # fmt: skip
 async def server_killed(
     run: Run, kills: int, every: float, lease: float = 2.0, given: bool = False, rate: float = 0.002
@@ -63,13 +67,13 @@ async def server_killed(
     run.expect_jobs(first_ack=2.0)
 
 
-@drill("1", "the same", short={"kills": 1, "every": 1.0}, long={"kills": 10, "every": 13.0, "lease": 0.0})
+@drill("1", _KEPT, short={"kills": 1, "every": 1.0}, long={"kills": 5, "every": 4.0, "lease": 0.0})
 async def server_killed_given_ids(run: Run, **sizes: Any) -> None:
     """The same with ids that the caller gives, as one does who may enqueue again."""
     await server_killed(run, given=True, **sizes)
 
 
-@drill("1", "the same", short={"kills": 1, "every": 2.0}, long={"kills": 12, "every": 13.0, "lease": 0.0})
+@drill("1", _KEPT, short={"kills": 1, "every": 2.0}, long={"kills": 6, "every": 12.5, "lease": 0.0})
 async def server_killed_full_rate(run: Run, **sizes: Any) -> None:
     """The same with 64 senders at full rate: more is done than a small memory of results holds."""
     await server_killed(run, rate=0.0, **sizes)
@@ -139,7 +143,7 @@ async def synced_before_ack(run: Run, jobs: int) -> None:
 # --- workers ----------------------------------------------------------------------------------------------------
 
 
-@drill("2", "0 lost; at most the effect of a kill's own jobs repeated; redelivery ≤ ack wait + 1 s",
+@drill("2", _DONE,
        short={"jobs": 60, "kills": 1, "seconds": 0.05, "lease": 1.5},
        long={"jobs": 2000, "kills": 10, "seconds": 0.05, "lease": 0.0})  # fmt: skip
 async def workers_killed(run: Run, jobs: int, kills: int, seconds: float, lease: float) -> None:
@@ -165,7 +169,7 @@ async def workers_killed(run: Run, jobs: int, kills: int, seconds: float, lease:
     run.expect("longest redelivery", max(waits, default=0.0), "s", most=row.policy.ack_wait + 1.0 + seconds)
 
 
-@drill("2", "the same", short={"jobs": 600, "kills": 1}, long={"jobs": 20_000, "kills": 10, "lease": 0.0})
+@drill("2", _DONE, short={"jobs": 600, "kills": 1}, long={"jobs": 20_000, "kills": 10, "lease": 0.0})
 async def workers_killed_quick_jobs(run: Run, jobs: int, kills: int, lease: float = 1.5) -> None:
     """The same with jobs of a millisecond, many of which are under way at a kill."""
     await workers_killed(run, jobs, kills, 0.001, lease)
@@ -175,7 +179,7 @@ def _effects(run: Run) -> int:
     return sum(entry.what == "effect" for entry in run.ledger.entries())
 
 
-@drill("2b", "one effect a job; the stale worker's handler is cancelled", short={"lease": 1.0}, long={"lease": 10.0})
+@drill("2b", "one effect a job; the stale worker's handler is cancelled", short={"lease": 1.0}, long={"lease": 5.0})
 async def worker_paused(run: Run, lease: float) -> None:
     """SIGSTOP a worker past its ack wait; another one does its jobs; SIGCONT."""
     row = with_lease(lease)
@@ -328,7 +332,7 @@ async def payload_limits(run: Run, around: int) -> None:
 
 
 @drill("5", "0 lost, 0 repeated, 0 stored twice, 0 errors, no call later than its deadline + 0.5 s",
-       short={"cuts": 3, "every": 0.5}, long={"cuts": 20, "every": 3.0})  # fmt: skip
+       short={"cuts": 3, "every": 0.5}, long={"cuts": 20, "every": 1.0})  # fmt: skip
 async def connection_cut(run: Run, cuts: int, every: float) -> None:
     """Cut the connection of caller and worker (a TCP proxy) under jobs, requests, stored events and stores."""
     async with (

@@ -50,8 +50,8 @@ async def main(ledger: Ledger, lease: float, what: str, seconds: float) -> None:
 
 
 def missed(lab: Any) -> int:
-    """Return how many events this process counted as not heard, whatever the reason."""
-    names = ("kit.messages.refused", "kit.messages.missed", "kit.events.missed")
+    """Return what this process counted: events that it refused, and breaks in which some may have been missed."""
+    names = ("kit.messages.refused", "kit.events.interrupted")
     return sum(int(lab.telemetry.recorder.total(name)) for name in names)
 
 
