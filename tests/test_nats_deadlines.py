@@ -263,3 +263,32 @@ async def test_without_a_quorum_every_call_ends_in_time_and_says_why(
         with pytest.raises((JobError, NoResponders)):  # a row first used
             await bus.publish(LLMOPS_OPERATIONS, sample("llm_operation"), timeout=SECONDS)
         await asyncio.wait_for(bus.close(), 15)
+
+
+async def test_who_serves_in_a_cluster_may_come_to_another_server(telemetry: Telemetry) -> None:
+    """A caller whose own connection is whole sees no error while they are on their way."""
+    async with (
+        Cluster(tenants=("acme",)) as cluster,
+        await cluster.servers[0].connect("acme") as here,
+        await cluster.connect("acme") as there,
+    ):
+        caller, worker = Bus(here, "acme", telemetry), Bus(there, "acme", telemetry)
+        await worker.serve(RAG_QUERIES, answer)
+        await eventually(lambda: served(caller))
+        there.client.abort()  # as when its server is lost
+        await there.wait_disconnected(5.0)
+        for _ in range(50):
+            assert (await caller.request(RAG_QUERIES, QUERY, timeout=10)).data == RESULT
+        await worker.close()
+        for _ in range(2):
+            with pytest.raises(NoResponders):
+                await caller.request(RAG_QUERIES, QUERY, timeout=10)
+        assert not caller._served
+
+
+async def served(bus: Bus) -> bool:
+    try:
+        await bus.request(RAG_QUERIES, QUERY, timeout=5)
+    except NoResponders:
+        return False
+    return True
