@@ -11,10 +11,12 @@ import re
 import uuid
 from decimal import Decimal
 from typing import Any
+from unittest.mock import MagicMock, Mock
 
 import numpy as np
 import pytest
 
+from kit import codec
 from kit.codec import (
     CodecError,
     ContractViolation,
@@ -437,3 +439,60 @@ def test_plain_json_refuses_what_it_cannot_carry(value: Any, path: str) -> None:
 def test_plain_json_reads_exactly_or_not_at_all(text: Any) -> None:
     with pytest.raises(MalformedEnvelope):
         loads(text)
+
+
+class Liar:
+    """An object that says it is of another class."""
+
+    def __init__(self, kind: type) -> None:
+        self._kind = kind
+
+    @property
+    def __class__(self) -> Any:
+        return self._kind
+
+
+class Raiser:
+    """An object that will not say what it is."""
+
+    @property
+    def __class__(self) -> Any:
+        raise ZeroDivisionError
+
+
+class OddDict(dict[str, Any]):
+    """A mapping that cannot be read."""
+
+    def __iter__(self) -> Any:
+        raise ZeroDivisionError
+
+    keys = items = values = __len__ = __iter__
+
+
+LIES: list[Any] = [
+    *(Liar(kind) for kind in (dict, list, str, int, float, bool, tuple, type(None), bytes, np.ndarray, enum.Enum)),
+    *(Mock(spec=kind) for kind in (dict, list, str, int, float, bytes, np.ndarray)), MagicMock(spec=dict), MagicMock(),
+    Raiser(), OddDict(a=1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("number", range(len(LIES)))  # pytest looks at what it is given
+def test_objects_that_lie_about_their_class_are_refused_by_path(number: int) -> None:
+    lie = LIES[number]
+    data = {"request_id": "r", "model": "m", "tenant_id": "acme", "timestamp": codec.now(), "prompt": "x"}
+    memory = {"agent_id": "a", "memory_id": "m", "memory_type": "fact", "content": "x", "timestamp": codec.now()}
+    for message_type, wrong in (
+        ("llm_request", lie),
+        ("llm_request", data | {"prompt": lie}),
+        ("llm_request", data | {"parameters": {"temperature": lie}}),
+        ("llm_request", data | {"metadata": {"a": [1, lie]}}),
+        ("memory_item", memory | {"embedding": lie}),
+    ):
+        for check in (codec.encode, codec.validate):
+            with pytest.raises(CodecError):
+                check(message_type, wrong)
+    for call in (codec.dumps, codec.loads, codec.decode):
+        with pytest.raises(CodecError):
+            call(lie)
+    with pytest.raises(CodecError):
+        codec.encode(lie, data)

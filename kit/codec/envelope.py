@@ -135,7 +135,7 @@ def decode(payload: bytes | bytearray | memoryview) -> Envelope:
             return envelope  # type: ignore[no-any-return]
     except UNSURE:
         pass  # The long way says whether, and what, is wrong.
-    return _decode(payload if payload.__class__ is bytes else _to_bytes(payload))
+    return _decode(payload if type(payload) is bytes else _to_bytes(payload))
 
 
 def _reader(contract: Contract) -> Read:
@@ -171,7 +171,7 @@ def _decode(payload: bytes) -> Envelope:
 
 
 def _to_bytes(payload: Any) -> bytes:
-    if not isinstance(payload, bytes | bytearray | memoryview):
+    if not issubclass(type(payload), bytes | bytearray | memoryview):
         raise MalformedEnvelope(f"bytes are needed, not {type(payload).__name__}")
     try:
         return bytes(payload)

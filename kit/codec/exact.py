@@ -64,7 +64,7 @@ def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _scalar_fault(value: Any) -> str | None:
     """Say why a value that is no container cannot stand in JSON, or None."""
-    kind = value.__class__
+    kind = type(value)  # an object may lie about its class
     if kind is int:
         return None if _LEAST <= value <= _GREATEST else "the integer exceeds 64 bits"
     if kind is float:
@@ -75,15 +75,15 @@ def _scalar_fault(value: Any) -> str | None:
         except UnicodeEncodeError:
             return "the text has a lone surrogate"
         return None
-    if kind is bool or value is None or (isinstance(value, Enum) and isinstance(value, _EQUAL)):
+    if kind is bool or value is None or (issubclass(kind, Enum) and issubclass(kind, _EQUAL)):
         return None
     hint = "; kit.codec.now() returns the present time as text" if kind.__module__ == "datetime" else ""
     return f"{kind.__module__}.{kind.__qualname__} is no JSON type; convert it first{hint}".replace("builtins.", "")
 
 
 def _key_fault(key: Any) -> str | None:
-    if key.__class__ is not str:
-        return f"a key is {key.__class__.__qualname__}, not str"
+    if type(key) is not str:
+        return f"a key is {type(key).__qualname__}, not str"
     return _scalar_fault(key)
 
 
@@ -95,7 +95,7 @@ def fault(value: Any) -> tuple[str, str] | None:
     stack: list[tuple[Any, tuple[str | int, ...]]] = [(value, ())]
     while stack:
         item, path = stack.pop()
-        kind = item.__class__
+        kind = type(item)
         if kind is _Doubled:
             return pointer((*path, shorten(item.key))), "the key stands twice"
         if kind is dict or kind is list:
@@ -122,7 +122,7 @@ def keeps(value: Any) -> bool:
     if kind is dict:
         value = value.values()
     elif kind is not list:
-        return kind in PLAIN or (isfinite(value) if kind is float else isinstance(value, _EQUAL))
+        return kind in PLAIN or (isfinite(value) if kind is float else issubclass(kind, _EQUAL))
     if len(value) > _MANY:
         kinds = set(map(type, value))
         if kinds <= PLAIN:
@@ -161,12 +161,15 @@ def loads(text: bytes | bytearray | memoryview | str) -> Any:
     Raises:
         CodecError: not JSON, or a part that Python would not keep exactly, with its path.
     """
-    if isinstance(text, str):
+    kind = type(text)  # an object may lie about its class
+    if issubclass(kind, str):
         try:
-            text = text.encode()
+            text = str.encode(text)  # type: ignore[arg-type]
         except UnicodeEncodeError:
             raise MalformedEnvelope("not JSON: the text has a lone surrogate") from None
-    return parse(bytes(text))
+    elif not issubclass(kind, bytes | bytearray | memoryview):
+        raise MalformedEnvelope(f"text or bytes are needed, not {kind.__name__}")
+    return parse(bytes(text))  # type: ignore[arg-type]
 
 
 def parse(text: bytes) -> Any:

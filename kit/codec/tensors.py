@@ -89,7 +89,9 @@ class Detacher:
             return self._copy(data, path)
         except _NotATensor:
             at, value = next(self._wrong(data, path, ()))
-        found = f"{value.dtype} array of rank {value.ndim}" if isinstance(value, np.ndarray) else type(value).__name__
+        found = (
+            f"{value.dtype} array of rank {value.ndim}" if issubclass(type(value), np.ndarray) else type(value).__name__
+        )
         raise ContractViolation(
             f"a numpy float32 array of rank {self.rank} is needed, not {found}",
             message_type=self.message_type,
