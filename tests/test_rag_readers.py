@@ -398,3 +398,18 @@ def test_names_become_ids_and_titles() -> None:
     assert long != shortened("y" * 300 + "/end.md")
     assert title_from("docs/refund_policy-2024.txt") == "refund policy 2024"
     assert title_from("docs.python.org/3/faq.html#anchor") == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "title"),
+    [
+        ("# C#\n\nA language.\n", "C#"), ("# A title ##\n", "A title"),
+        ("#\tA title\n", "A title"), ("   # Deep\n", "Deep"),
+        ("    # code\n", None), ("#no heading\n", None), ("#\n", None), ("####### seven\n", None),
+        ("## second\n", None),
+        ("---\ntitle: 'Front'\n---\n# Body\n", "Front"), ("---\ntitle: never closed\n# Body\n", "Body"),
+        ("# Release notes" + " " * 2000 + "v2\n", "Release notes" + " " * 2000 + "v2"),
+    ],
+)  # fmt: skip
+def test_the_title_of_a_markdown_document(text: str, title: str | None) -> None:
+    assert read("d", text, "text/markdown").title == title

@@ -289,6 +289,6 @@ def _themed(svg: str, title: str) -> str:
     for color, role in _ROLES.items():
         svg = svg.replace(f'fill="{color}"', f'style="fill: {color}"')
         svg = re.sub(rf"(?<=[:\s]){color}(?=[;\"])", f"var(--chart-{role}, {color})", svg)
-    svg = re.sub(r"font: ([^;\"]*?)'[^;\"]*(?=[;\"])", r"font: \1system-ui, sans-serif", svg)
+    svg = re.sub(r"font: ([^;:\"']*+)'[^;:\"]*+(?=[;\"])", r"font: \1system-ui, sans-serif", svg)
     label = title.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
     return svg.replace("<svg ", f'<svg class="chart" role="img" aria-label="{label}" ', 1)

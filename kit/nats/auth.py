@@ -44,7 +44,7 @@ _LINES = ("NATS_USER", "NATS_PASSWORD")
 _LINE = re.compile(r"^(NATS_USER|NATS_PASSWORD)=(.*)$", re.MULTILINE)
 _BETWEEN = re.compile(r",\s*(?=(?:nats|tls|ws|wss)://)")
 _PLACE = r"(?:[\w.-]+|\[[0-9A-Fa-f:.]+\])(?::\d{1,5})?(?:/[\w./-]*)?"
-_URL = re.compile(rf"(?:(nats|tls|ws|wss)://|(?!\w+://))(?:([^?#]*)@)?({_PLACE}(?:\s*,\s*{_PLACE})*)\s*,?\s*")
+_URL = re.compile(rf"\A(?:(nats|tls|ws|wss)://|(?!\w+://))(?:([^?#]*)@)?({_PLACE}(?:\s*,\s*{_PLACE})*)\s*+(?:,\s*+)?")
 _HOW = "set NATS_USER and NATS_PASSWORD, NATS_TOKEN, NATS_CREDS or NATS_NKEY_SEED"
 
 

@@ -164,7 +164,7 @@ class Client(NatsClient):
     @property
     def server_version(self) -> tuple[int, int]:
         """Major and minor version of the server that this client is connected to; (0, 0) when it says none."""
-        found = re.match(r"(\d+)\.(\d+)", str(self._server_info.get("version", "")))
+        found = re.match(r"\A(\d+)\.(\d+)", str(self._server_info.get("version", "")))
         return (int(found[1]), int(found[2])) if found else (0, 0)
 
     def why_down(self) -> str:

@@ -27,7 +27,7 @@ BAGGAGE = "baggage"
 RANDOM = 0x02  # trace flag of W3C trace context level 2: the trace id was chosen at random
 
 _BAGGAGE = W3CBaggagePropagator()
-_FORMAT = re.compile(r"[ \t]*([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(?:(-.*)|[ \t]*)$")
+_FORMAT = re.compile(r"\A[ \t]*+([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(?:(-.*)|[ \t]*)$")
 _LONGEST_BAGGAGE = 8192  # characters. Source: W3C Baggage
 _LONGEST_PARENT = 512  # characters; the SDK's limit, and that of tracestate
 _NO_TRACE = "0" * 32

@@ -271,8 +271,8 @@ def _numbered(sources: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def _passage(source: Mapping[str, Any]) -> str:
     """Return a numbered passage, without lines that would pass for another passage or for the question."""
-    text = re.sub(r"^(\s*)\[(\d{1,3})\]", r"\1(\2)", source["content"], flags=re.MULTILINE)
-    text = re.sub(r"^(\s*)(question|query)(\s*:)", r"\1\2 -", text, flags=re.MULTILINE | re.IGNORECASE)
+    text = re.sub(r"^([^\S\n]*)\[(\d{1,3})\]", r"\1(\2)", source["content"], flags=re.MULTILINE)
+    text = re.sub(r"^([^\S\n]*)(question|query)(\s*:)", r"\1\2 -", text, flags=re.MULTILINE | re.IGNORECASE)
     title = source.get("heading") or source.get("title") or source["document_id"]
     title = " ".join(title.split() if isinstance(title, str) else title)
     return f"[{source['citation']}] {title[:150].rstrip(' .!;:,')}\n{text}"

@@ -228,7 +228,7 @@ def _provider_failed(detail: str, model: str, retry_after: float | None) -> Prov
 _REBUILD: dict[str, Callable[[str, str, float | None], GatewayError | None]] = {
     "RateLimited": _rate_limited,
     "BudgetExceeded": _budget_exceeded,
-    "PriceUnknown": lambda detail, model, _: PriceUnknown(_found(r"for the model (.*), and a budget", detail, model)),
+    "PriceUnknown": lambda detail, model, _: PriceUnknown(_found(r"the model (\S{1,200}), and a", detail, model)),
     "ProviderFailed": _provider_failed,
     "ResponseInvalid": lambda detail, *_: ResponseInvalid(
         _found(r"check '(\w+)'", detail), detail=detail.partition(": ")[2],

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 LEVELS = ("none", "format", "json_schema", "grounding")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ufffd]")
-_FENCE = re.compile(r"\A\s*```(?:json)?\s*\n(.*?)\n\s*```\s*\Z", re.S)
 _REFUSAL = re.compile(
     r"\b(?:do(?:es)? not|don't|doesn't|cannot|can't) (?:know|support|answer|find|contain|mention)"
     r"|\bno (?:answer|information)\b",
@@ -137,9 +136,11 @@ _BROKEN = object()
 
 def _parsed(text: str) -> Any:
     """Parse JSON, bare or in a code fence; ``_BROKEN`` when it is none."""
-    fenced = _FENCE.match(text)
+    text = text.strip()
+    language, newline, inside = text[3:-3].partition("\n")
+    fenced = len(text) > 6 and text.startswith("```") and text.endswith("```") and newline
     try:
-        return json.loads(fenced.group(1) if fenced else text)
+        return json.loads(inside if fenced and language.strip() in ("", "json") else text)
     except (ValueError, RecursionError):
         return _BROKEN
 
@@ -173,7 +174,7 @@ def grounding(response: str, passages: Sequence[str], model: StaticEmbeddings) -
 
     A sentence that says that there is no answer needs no support. Numbers must stand in the context as they are.
     """
-    sentences = [unit.text for unit in split_units(re.sub(r"\s*\[\d+\]", "", response).replace("```", ""))]
+    sentences = [unit.text for unit in split_units(re.sub(r"(?<!\s)\s*+\[\d++\]", "", response).replace("```", ""))]
     sentences = [text for text in sentences if words(text) and not _REFUSAL.search(text)]
     if not sentences:
         return 1.0

@@ -20,7 +20,7 @@ DUPLICATE = 0.85  # share of an item's triples found in one that is in already
 SHORTEST = 12  # tokens; a shorter beginning of an item is not worth its place
 
 _WORD = re.compile(r"\w+")
-_END = re.compile(r"""[.!?…]+["')\]»”’]*(?=\s|$)|[。！？]+[」』”’]*|\n(?=\s*(?:\n|[-*#•]|\d+[.)]))""")
+_END = re.compile(r"""(?<![.!?…])[.!?…]++["')\]»”’]*+(?=\s|$)|[。！？]+[」』”’]*|\n(?=[^\S\n]*(?:\n|[-*#•]|\d+[.)]))""")
 _ABBREVIATION = re.compile(r"(?:^|[\s(])(?:e\.g|i\.e|cf|vs|approx|dr|mr|mrs|ms|prof|fig|no|st|[a-z])\.$", re.IGNORECASE)
 
 
@@ -127,11 +127,15 @@ def sentence_ends(text: str) -> list[int]:
     ends = [
         found.end()
         for found in _END.finditer(text)
-        if not (found.group().startswith(".") and _ABBREVIATION.search(text, 0, found.start() + 1))
+        if not (found.group().startswith(".") and _is_abbreviated(text, found.start() + 1))
     ]
     if text.strip() and (not ends or ends[-1] < len(text.rstrip())):
         ends.append(len(text.rstrip()))
     return ends
+
+
+def _is_abbreviated(text: str, end: int) -> bool:
+    return _ABBREVIATION.search(text, max(end - 10, 0), end) is not None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -208,8 +208,8 @@ def _title(hit: Hit) -> str:
 
 def _unnumbered(text: str) -> str:
     """Return a passage without lines that would pass for another passage or for the question."""
-    text = re.sub(r"^(\s*)\[(\d{1,3})\]", r"\1(\2)", text, flags=re.MULTILINE)
-    return re.sub(r"^(\s*)(question|query)(\s*:)", r"\1\2 -", text, flags=re.MULTILINE | re.IGNORECASE)
+    text = re.sub(r"^([^\S\n]*)\[(\d{1,3})\]", r"\1(\2)", text, flags=re.MULTILINE)
+    return re.sub(r"^([^\S\n]*)(question|query)(\s*:)", r"\1\2 -", text, flags=re.MULTILINE | re.IGNORECASE)
 
 
 def _judged(response: dict[str, Any], passages: Sequence[Hit], min_support: float) -> Answer:

@@ -16,12 +16,12 @@ from typing import TypeAlias
 from kit.components.rag.text import heading_of, sentence_spans
 from kit.errors import ConfigurationError
 
-_UNDERLINE = re.compile(r" {0,3}(=+|-+)\s*$")
+_UNDERLINE = re.compile(r"\A {0,3}(=+|-+)\s*$")
 _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
 _INDENTED = re.compile(r"(?: {4}|\t)")
-_LIST_ITEM = re.compile(r"\s*(?:[-*+•]|\d{1,3}[.)])\s+\S")
+_LIST_ITEM = re.compile(r"\A\s*+(?:[-*+•]|\d{1,3}[.)])\s+\S")
 _CODE_LINE = re.compile(
-    r"\s*(?:>>> |\.\.\. |#|[{}]|[\w.\[\]]+ = |(?:def|class|for|while|if|elif|with)\b.*:$"
+    r"\A\s*+(?:>>> |\.\.\. |#|[{}]|[\w.\[\]]+ = |(?:def|class|for|while|if|elif|with)\b.*:$"
     r"|(?:import|from|return)\b.*[)\w]$)"
 )
 

@@ -8,20 +8,21 @@ was made up or cited wrongly, and would miss a "not" that was lost.
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from kit.components.rag.text import content_words, sentence_spans, stem, words
+from kit.components.rag.text import content_words, fenced, sentence_spans, stem, words
 
 if TYPE_CHECKING:
     import pandas as pd
 
 SUPPORTED = 0.6  # share of a claim's words from which on it counts as supported
 _UNLIKE = 0.4  # most that a claim gets whose numbers are not in the passage
+_LONGEST_NAME = 100
 _MARK = re.compile(r"(?<![\[(])\[([1-9]\d{0,2})\](?!\()")
 _INLINE = re.compile(r"`[^`\n]+`")
-_CODE = re.compile(r"```[^\n]*\n(.*?)\n?```", re.DOTALL)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -151,11 +152,13 @@ def claims(answer: str) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 def _segments(answer: str) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Yield the pieces of an answer between its citations, with the numbers that follow each."""
-    code = [match.span() for pattern in (_CODE, _INLINE) for match in pattern.finditer(answer)]
+    blocks = [(start, end) for start, end, _ in fenced(answer)]
+    inline = [match.span() for match in _INLINE.finditer(answer)]
     segment, end = "", 0
     numbers: list[int] = []
     for mark in _MARK.finditer(answer):
-        if any(begin <= mark.start() < stop for begin, stop in code) or _is_index(answer[: mark.start()]):
+        at = mark.start()
+        if _inside(at, blocks) or _inside(at, inline) or _is_index(answer[max(0, at - _LONGEST_NAME) : at]):
             continue
         between = answer[end : mark.start()]
         if numbers and between.strip(" \n,;"):
@@ -169,24 +172,31 @@ def _segments(answer: str) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 def _is_index(before: str) -> bool:
     """Whether a number in brackets is an index, as in a_list[1]: a citation follows a space or a plain word."""
-    token = re.search(r"[\w.]*$", before)
-    name = token.group() if token else ""
-    return name != "" and not re.search(r"(?:^|\.)[^\W\d_]{2,}\.?$|\.$", name)
+    begin = len(before)
+    while begin and (before[begin - 1].isalnum() or before[begin - 1] in "_."):
+        begin -= 1
+    last = before[begin:].rpartition(".")[2]
+    return last != "" and not (len(last) > 1 and last.isalpha())
+
+
+def _inside(position: int, spans: list[tuple[int, int]]) -> bool:
+    """Whether a position lies in one of the spans, which are in order."""
+    before = bisect_right(spans, position, key=lambda span: span[0]) - 1
+    return before >= 0 and position < spans[before][1]
 
 
 def _texts(segment: str) -> Iterator[str]:
     """Yield the sentences and the code of a piece of an answer that has no citation in it."""
     position = 0
-    for code in [*_CODE.finditer(segment), None]:
-        prose = segment[position : len(segment) if code is None else code.start()]
+    for begin, stop, code in [*fenced(segment), (len(segment), len(segment), "")]:
+        prose = segment[position:begin]
         for start, end in sentence_spans(prose):
             text = re.sub(r"^[\s.,;:*#>-]+(?=\w)", "", prose[start:end]).strip()
             if words(text):
                 yield text
-        if code is not None:
-            if code.group(1).strip():
-                yield code.group(1)
-            position = code.end()
+        if code.strip():
+            yield code
+        position = stop
 
 
 def _quote(claim: str, number: int, source: Mapping[str, Any]) -> Quote:

@@ -375,13 +375,13 @@ def _decode(document_id: str, raw: bytes, media_type: str) -> str:
 
 def _declared(raw: bytes, media_type: str) -> re.Match[bytes] | None:
     """The encoding that an HTML file declares for itself."""
-    return re.search(rb"<meta[^>]+charset=[\"']?([\w.:-]+)", raw[:2048], re.IGNORECASE) if HTML in media_type else None
+    return re.search(rb"<meta[^<>]+charset=[\"']?([\w.:-]+)", raw[:2048], re.IGNORECASE) if HTML in media_type else None
 
 
 def _markdown_title(text: str) -> str | None:
-    front = re.match(r"---\s*\n(.*?)\n(?:---|\.\.\.)\s*\n", text, re.DOTALL)
-    match = re.search(r"^title:\s*[\"']?(.+?)[\"']?\s*$", front.group(1), re.MULTILINE) if front else None
-    if match:
-        return match.group(1)
-    headings = (heading_of(line) for line in text.splitlines())
-    return next((found[1] for found in headings if found and found[0] == 1), None)
+    lines = text.split("\n")
+    ends = (number for number, line in enumerate(lines) if number and line.rstrip() in ("---", "..."))
+    front = lines[1 : next(ends, 0)] if lines[0].rstrip() == "---" else []
+    named = (line[6:].strip().removeprefix('"').removesuffix('"').strip("'") for line in front if line[:6] == "title:")
+    headed = (found[1] for line in lines if (found := heading_of(line)) and found[0] == 1)
+    return next(filter(None, (*named, next(headed, None))), None)

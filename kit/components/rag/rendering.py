@@ -125,7 +125,9 @@ def render_html(page: str) -> dict[str, Any]:
     """
     rendering = _Rendering()
     try:
-        rendering.feed(page)
+        whole = page.rfind(">") + 1  # behind it no tag ends: html.parser would look for one at each "<"
+        rendering.feed(page[:whole])
+        rendering.feed(page[whole:].replace("<", "&lt;"))
         rendering.close()
     except (AssertionError, ValueError) as error:
         raise Unreadable(f"the HTML is damaged: {type(error).__name__}") from error
@@ -215,11 +217,21 @@ class _Rendering(HTMLParser):
 
     def text(self) -> str:
         """Return the rendering, with the white space tidied outside code; marks alone are no text."""
-        pieces = re.split(r"(```\n.*?\n```)", "".join(self._parts), flags=re.DOTALL)
-        for number in range(0, len(pieces), 2):
-            tidy = re.sub(r"[ \t]*\n[ \t]*", "\n", pieces[number])
-            pieces[number] = re.sub(r"\n{3,}", "\n\n", re.sub(r"[ \t]{2,}", " ", tidy))
-        return without_marks_alone(_clean("".join(pieces)).strip())
+        whole, pieces, position = "".join(self._parts), list[str](), 0
+        while (start := whole.find("```\n", position)) >= 0 and (end := whole.find("\n```", start + 4)) >= 0:
+            pieces += (_tidied(whole[position:start]), whole[start : end + 4])
+            position = end + 4
+        return without_marks_alone(_clean("".join([*pieces, _tidied(whole[position:])])).strip())
+
+
+def _tidied(prose: str) -> str:
+    """Return text without white space around line breaks, runs of it, or more than one blank line."""
+    first, *rest = prose.split("\n")
+    if rest:
+        *between, last = rest
+        lines = (first.rstrip(" \t"), *(line.strip(" \t") for line in between), last.lstrip(" \t"))
+        prose = "\n".join(lines)
+    return re.sub(r"\n{3,}", "\n\n", re.sub(r"[ \t]{2,}", " ", prose))
 
 
 def without_marks_alone(text: str) -> str:

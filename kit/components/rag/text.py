@@ -22,6 +22,7 @@ STOP_WORDS: frozenset[str] = frozenset(_STOP_WORDS.split())
 # Scripts of Chinese, Japanese and Korean, in which no blanks part words, or endings hang on them: pairs of characters
 # stand for words.
 _PAIRED = "\u3005\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\uff66-\uff9f\U00020000-\U000323af"
+# Foreign text meets these patterns: each must be linear, also where it fails (tests/test_patterns.py).
 _PAIRED_RUN = re.compile(f"[{_PAIRED}]+")
 _WORD = re.compile(rf"[{_PAIRED}]+|[^\W_{_PAIRED}]+")
 _SENTENCE_END = re.compile(r"(?<=[.!?…])[\"'”’)\]]*\s+(?=[\"'“‘(\[`*]*[A-Z0-9À-ÖØ-Þ])|(?<=[。！？])|\n\s*\n")
@@ -98,11 +99,25 @@ def sentence_spans(text: str) -> Iterator[tuple[int, int]]:
     """Yield ``(start, end)`` of each sentence, without the white space around it; a blank line ends one too."""
     start = 0
     for match in _SENTENCE_END.finditer(text):
-        if match.start() < start or ("\n\n" not in match.group() and _ABBREVIATION.search(text[start : match.start()])):
+        if match.start() < start or ("\n\n" not in match.group() and _abbreviated(text, start, match.start())):
             continue
         yield from _trimmed(text, start, match.start())
         start = match.end()
     yield from _trimmed(text, start, len(text))
+
+
+def _abbreviated(text: str, start: int, end: int) -> bool:
+    return _ABBREVIATION.search(text, max(start, end - 16), end) is not None
+
+
+def fenced(text: str) -> Iterator[tuple[int, int, str]]:
+    """Yield ``(start, end, code)`` of each block of code between fences of backticks."""
+    position = 0
+    while (start := text.find("```", position)) >= 0 and (line := text.find("\n", start + 3)) >= 0:
+        if (end := text.find("```", line + 1)) < 0:
+            return
+        yield start, end + 3, text[line + 1 : end].removesuffix("\n")
+        position = end + 3
 
 
 def sentences(text: str) -> list[str]:

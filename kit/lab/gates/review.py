@@ -53,7 +53,7 @@ def docstrings(_: Context) -> Check:
 
 
 def _ruff(*arguments: str) -> list[str]:
-    return [line for line in _lines("ruff", *arguments) if re.match(r"\S+:\d+:\d+:|Would reformat", line)]
+    return [line for line in _lines("ruff", *arguments) if re.match(r"\A(?:\S+:\d+:\d+:|Would reformat)", line)]
 
 
 def _lines(name: str, *arguments: str) -> list[str]:

@@ -41,9 +41,17 @@ def inline_svg(svg: str, prefix: str = "") -> str:
         rest = re.sub(r'\bid="', f'id="{prefix}', rest)
         rest = re.sub(r"url\(#", f"url(#{prefix}", rest)
         rest = re.sub(r'href="#', f'href="#{prefix}', rest)
-    rest = re.sub(r"<metadata>.*?</metadata>", "", rest, flags=re.S)
-    return _without_scripts(head + rest)
+    return _without("script", _without("metadata", head + rest))
 
 
-def _without_scripts(markup: str) -> str:
-    return re.sub(r"<script\b.*?</script\s*>", "", markup, flags=re.S | re.I)
+def _without(tag: str, markup: str) -> str:
+    """Return the markup without the elements of a tag."""
+    kept, begin = [], -1
+    position = 0
+    for match in re.finditer(rf"(<{tag}\b)|</{tag}\s{{0,99}}>", markup, re.IGNORECASE):
+        if match.group(1) is not None:
+            begin = match.start() if begin < 0 else begin
+        elif begin >= 0:
+            kept.append(markup[position:begin])
+            position, begin = match.end(), -1
+    return "".join([*kept, markup[position:]])

@@ -200,5 +200,5 @@ def headings(notebook: NotebookNode) -> tuple[str, str]:
 
 def _unmarked(markdown: str) -> str:
     """Markdown's links, code and emphasis as bare words."""
-    text = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", markdown)
+    text = re.sub(r"!?\[([^\[\]]*)\]\([^()]*\)", r"\1", markdown)
     return re.sub(r"[`*]|(?<!\w)_|_(?!\w)", "", " ".join(text.split()))

@@ -99,7 +99,7 @@ def _embedded(page: str, folder: Path) -> str:
         kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
         return f"{match[1]}data:{kind};base64,{b64encode(path.read_bytes()).decode()}{match[3]}"
 
-    return re.sub(r'(<img\b[^>]*\bsrc=")(?!\w+:|/)([^"]+)(")', embed, page)
+    return re.sub(r'(<img\b[^<>]*\bsrc=")(?!\w+:|/)([^"]+)(")', embed, page)
 
 
 def _local_links(page: str) -> str:
@@ -109,8 +109,10 @@ def _local_links(page: str) -> str:
 
 def _with_contents(page: str) -> str:
     """Fill in the table of contents from the page's second-level headings."""
-    found = re.findall(r'<h2[^>]*\bid="([^"]+)"[^>]*>(.*?)(?:<a class="anchor-link".*?</a>)?</h2>', page, flags=re.S)
-    items = "".join(f'<li><a href="#{anchor}">{re.sub("<[^>]+>", "", text)}</a></li>' for anchor, text in found)
+    items = ""
+    for heading in re.finditer(r'<h2\b[^<>]*?\bid="([^"<>]+)', page):
+        text = page[page.find(">", heading.end()) + 1 :].partition("</h2>")[0].partition('<a class="anchor-link"')[0]
+        items += f'<li><a href="#{heading[1]}">{re.sub("<[^<>]+>", "", text)}</a></li>'
     return page.replace("<!--contents-->", f"<ol>{items}</ol>" if items else "", 1)
 
 

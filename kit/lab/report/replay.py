@@ -150,7 +150,8 @@ def picture_words(svg: str | list[str]) -> str:
     Matplotlib writes a text as ``<text>``, or as paths below a comment that holds it.
     """
     picture = svg if isinstance(svg, str) else "".join(svg)
-    texts = re.findall(r"<(?:text|tspan|title)\b[^>]*>([^<]+)<", picture) + re.findall(r"<!--(.*?)-->", picture, re.S)
+    texts = re.findall(r"<(?:text|tspan|title)\b[^<>]*>([^<]+)<", picture)
+    texts += re.findall(r"<!--((?:(?!-->|<!--).)*+)-->", picture, re.S)
     words = {_without_numbers(html.unescape(text)) for text in texts}
     # The ticks of a logarithmic axis are formulas, not words.
     return "\n".join(sorted(word for word in words if word and "\\mathdefault" not in word))

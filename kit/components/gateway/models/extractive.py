@@ -27,12 +27,12 @@ _DANGLING = 1.0  # the same for one that cannot be read without what the passage
 _SHORT = 7  # words, at most, of a sentence that only opens an answer
 _LITTLE = 2  # content words, at most, that it adds to the question
 _ANAPHORA = re.compile(
-    r"(?:however|also|therefore|thus|then|otherwise|in this case|for example|such|doing so|but|and|so|similarly|he|she"
-    r"|that)\b"
-    r"|(?:\W*\w+\W+){0,10}?(?:it|they|them|this|these|those|its)\b",
+    r"\A(?:(?:however|also|therefore|thus|then|otherwise|in this case|for example|such|doing so|but|and|so|similarly"
+    r"|he|she|that|it|they|them|this|these|those|its)\b"
+    r"|\W*+(?:\w++\W++){1,10}?(?:it|they|them|this|these|those|its)\b)",
     re.I,
 )
-_POINTS_BACK = re.compile(r"\W*(?:it|they|them|this|these|those|that|he|she|such|its|their)\b", re.I)
+_POINTS_BACK = re.compile(r"\A\W*+(?:it|they|them|this|these|those|that|he|she|such|its|their)\b", re.I)
 _SUMMARY = re.compile(r"\b(?:summari[sz]e|summary|tl;?dr|key points|main points|in brief)\b", re.I)
 
 
@@ -261,7 +261,7 @@ def _as_json(text: str, supported: bool, response_format: Mapping[str, Any]) -> 
         "citations": {"type": "array", "items": {"type": "integer"}},
         "supported": {"type": "boolean"},
     }
-    plain = re.sub(r"\s*\[\d+\]", "", text)
+    plain = re.sub(r"(?<!\s)\s*+\[\d++\]", "", text)
     values = {name: _json_value(row, plain, cited, supported) for name, row in properties.items()}
     return json.dumps(values, ensure_ascii=False)
 

@@ -12,13 +12,14 @@ _ABBREVIATION = re.compile(
     r"|jan|feb|mar|apr|jun|jul|aug|sept?|oct|nov|dec)|^\W*\d{1,2})\.$",
     re.IGNORECASE,
 )
+_LONGEST = 40  # characters in which an abbreviation stands out
 _INITIAL = re.compile(r"(?:^|[\s(\"“'])[A-Z]\.$")
 # A sentence may also begin with a call or a dotted name: "eval() also has ...", "os.makedirs(path) will ...".
 _BOUNDARY = re.compile(r"[.!?…][\"'”’)\]]*\s+(?=[\"'“‘(\[`*_]*[A-Z0-9À-ÖØ-Þ>]|[\w.]+\()")
 _ITEM = re.compile(r"^\s*(?:[-*•‣–]|\(?\d{1,2}[.)]|\(?[a-z][.)])\s+(?=\S)")
 _HEADING = re.compile(r"^\s{0,3}#{1,6}\s+")
 _CODE_LINE = re.compile(
-    r"^\s*(?:>>>|\.\.\.(?:\s|$)|\$ |#!|@\w+"
+    r"^\s*+(?:>>>|\.\.\.(?:\s|$)|\$ |#!|@\w+"
     r"|(?:def|class|import|from|return|raise|try:|except|else:|elif|for|while|with)\b.*[:)\w]$|if .+:$|print\("
     r"|[\w.\[\]'\", ]+ ?(?:[+*/|-]|//|\*\*)?= ?\S.*[^.]$|[\w.]+\(.*\)[;:]?(?:\s+#.*)?$|[{}();\[\]]+$)"
 )
@@ -200,10 +201,11 @@ def _sentences(text: str) -> list[str]:
     pieces: list[str] = []
     begin = 0
     for match in _BOUNDARY.finditer(text):
-        candidate = text[begin : match.end()].rstrip()
-        if text[match.start()] == "." and (_ABBREVIATION.search(candidate) or _INITIAL.search(candidate)):
+        end = match.start() + len(match.group().rstrip())
+        tail = text[max(begin, end - _LONGEST) : end]
+        if text[match.start()] == "." and (_ABBREVIATION.search(tail) or _INITIAL.search(tail)):
             continue
-        pieces.append(candidate)
+        pieces.append(text[begin:end])
         begin = match.end()
     pieces.append(text[begin:].strip())
     return [piece for piece in pieces if piece]
@@ -223,7 +225,7 @@ def _mark_cut(units: list[Unit]) -> list[Unit]:
 
 
 def _is_cut(sentence: str, *, last: bool) -> bool:
-    if re.match(r"[a-z,;:.)]", sentence) and not re.match(r"\.?[\w.]+[(_.]\w*", sentence):
+    if re.match(r"[a-z,;:.)]", sentence) and not re.match(r"\A\.?[\w.]+[(_.]\w*", sentence):
         return True
     return last and len(sentence) > 60 and not re.search(r"[.!?:…][\"'”’)\]]*$", sentence)
 
@@ -240,7 +242,7 @@ _ANSWERS: dict[str, re.Pattern[str]] = {
         r"|\b\d+(?::\d\d)? ?(?:am|pm|a\.m|p\.m)|\bduring\b|\bafter\b|\bbefore\b|\buntil\b|\bwhen\b|\bimmediately\b",
     ),
     "person": re.compile(r"(?<![.!?] )(?<!^)\b[A-Z][a-zß-ÿ]+|\b(?:he|she|they|team|manager|department)\b"),
-    "place": re.compile(r"\b(?:in|at|on|near|from|to|under|inside|located|https?://|www\.)\b.*?(?:[A-Z]|/|\\|\bthe\b)"),
+    "place": re.compile(r"\b(?:in|at|on|near|from|to|under|inside|located|https?://|www\.)\b"),
     "reason": re.compile(
         r"\b(?:because|since|therefore|thus|hence|due to|reason|so that|in order to|caused? by|means? that|allows?"
         r"|to avoid|result|otherwise|as a consequence|led to)\b",
@@ -291,11 +293,18 @@ def without_kind(question: str) -> str:
 
 def answers_kind(kind: str, text: str) -> bool:
     """Return whether a text holds something of the kind that a question asks for."""
-    return bool(_ANSWERS[kind].search(text))
+    if kind != "place":
+        return bool(_ANSWERS[kind].search(text))
+    # The first such word of a line has the most behind it in which a place may be named.
+    leads = ((line, _ANSWERS[kind].search(line)) for line in text.split("\n"))
+    return any(lead is not None and _NAMED_PLACE.search(line, lead.end()) for line, lead in leads)
+
+
+_NAMED_PLACE = re.compile(r"[A-Z]|/|\\|\bthe\b")
 
 
 _ELSEWHERE = re.compile(
-    r"^\W*(?:(?:please|also|but|and|you (?:can|may|should)(?: also)?|for (?:[^,;:]|\([^)]*\))*,)\W+)*"
+    r"^\W*+(?:(?:please|also|but|and|you (?:can|may|should)(?: also)?|for (?:\([^()]*+\)|[^,;:])*+,)\W++)*+"
     r"(?:see|refer to|consult|visit|read|check out|turn to|look at|(?:have|take) a look at)\b"
     r"|\bsee (?:also|below|above|the (?:next|following|previous|\S+ (?:section|chapter|page|documentation|manual)))\b"
     r"|\b(?:described|documented|discussed|explained|covered|listed|answered) (?:\w+ )?(?:below|above|elsewhere|later"
@@ -312,10 +321,10 @@ def points_elsewhere(text: str) -> bool:
 def defines(question: str) -> bool:
     """Return whether a question asks what something is."""
     return bool(
-        re.match(r"\W*(?:what(?:'s| is| are| does)|who (?:is|was|are)|define|explain)\b", question, re.IGNORECASE)
+        re.match(r"\A\W*+(?:what(?:'s| is| are| does)|who (?:is|was|are)|define|explain)\b", question, re.IGNORECASE)
     )
 
 
 def names_a_thing(question: str) -> bool:
     """Return whether a question asks of one thing, named by a name or with "a", what it is: not for a value of it."""
-    return bool(re.match(r"\W*(?i:what(?:'s|’s| is)|define|explain) (?:(?i:an?) \w+|[A-Z]\w*)\W*$", question))
+    return bool(re.match(r"\A\W*+(?i:what(?:'s|’s| is)|define|explain) (?:(?i:an?) \w+|[A-Z]\w*)\W*$", question))

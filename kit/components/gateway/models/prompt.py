@@ -10,7 +10,7 @@ from typing import Any
 
 from .support import Passage
 
-_HEADER = re.compile(r"^[ \t]*\[(\d{1,3})\][ \t]*(.*?)[ \t]*$")
+_HEADER = re.compile(r"^[ \t]*+\[(\d{1,3})\](.*)$")
 _QUESTION = re.compile(
     r"^[ \t]*(?:#+ *|\*\*)?(?:user(?:'s)? )?(?:question|query)(?:\*\*)? ?:(?:\*\*)?[ \t]*", re.I | re.M
 )
@@ -18,12 +18,9 @@ _CONTEXT = re.compile(
     r"^[ \t]*(?:#+ *|\*\*)?(?:context|passages|documents|sources|background|text)(?:\*\*)? ?:(?:\*\*)?[ \t]*",
     re.I | re.M,
 )
-_ANSWER = re.compile(r"\n\s*(?:#+ *|\*\*)?answer(?:\*\*)? ?:.*\Z", re.I | re.S)
-_TAGGED = re.compile(
-    r"<(?P<tag>[a-z_]*(?:context|document|memor|knowledge|reference|passage|interaction|information|summary)[a-z_]*)[^>]*>"
-    r"(?P<body>.*?)</(?P=tag)>",
-    re.I | re.S,
-)
+_ANSWER = re.compile(r"\n[^\S\n]*(?:#+ *|\*\*)?answer(?:\*\*)? ?:.*\Z", re.I | re.S)
+_TAG = re.compile(r"<(/?)([a-z_]{1,60})[^<>]*>", re.I)
+_TAGGED = re.compile("context|document|memor|knowledge|reference|passage|interaction|information|summary")
 _REFUSAL = re.compile(
     r"(?:say|saying|answer|reply|respond|write|output)(?: only| exactly| just| with| simply| that)*:? ?"
     r"[\"“'`‘]([^\"”`]{3,200}?)[\"”`’']"
@@ -105,8 +102,7 @@ def read_context(text: str, *, only_marked: bool = False) -> tuple[list[Passage]
     Understood are numbered passages ("[1] title", text on the next lines), tagged blocks, "Context: … Question: …", and
     a question before or after any of these. With ``only_marked``, text without such a mark is neither.
     """
-    tagged = [match.group("body").strip() for match in _TAGGED.finditer(text)]
-    text = _TAGGED.sub("\n\n", text)
+    tagged, text = _untagged(text)
     asked = list(_QUESTION.finditer(text))
     question = None
     if asked:
@@ -133,6 +129,29 @@ def read_context(text: str, *, only_marked: bool = False) -> tuple[list[Passage]
     return passages, "" if only_marked else question.strip()
 
 
+def _untagged(text: str) -> tuple[list[str], str]:
+    """Return what stands between tags such as ``<context>`` and ``</context>``, and the text without it."""
+    tags = [(match, match.group(2).lower()) for match in _TAG.finditer(text)]
+    closing: dict[str, list[re.Match[str]]] = {}
+    for match, name in reversed(tags):
+        if match.group(1):
+            closing.setdefault(name, []).append(match)
+    bodies: list[str] = []
+    rest: list[str] = []
+    position = 0
+    for match, name in tags:
+        if match.group(1) or match.start() < position or not _TAGGED.search(name):
+            continue
+        ends = closing.get(name, [])
+        while ends and ends[-1].start() < match.end():
+            ends.pop()
+        if ends:
+            bodies.append(text[match.end() : ends[-1].start()].strip())
+            rest.append(text[position : match.start()])
+            position = ends[-1].end()
+    return bodies, "\n\n".join([*rest, text[position:]])
+
+
 def _headers(lines: list[str]) -> list[tuple[int, str]]:
     """Positions and titles of the lines that number passages; a bare "[2]" counts only after a blank line."""
     found: list[tuple[int, str]] = []
@@ -140,8 +159,9 @@ def _headers(lines: list[str]) -> list[tuple[int, str]]:
         match = _HEADER.match(line)
         if match is None or int(match.group(1)) != len(found) + 1:
             continue
-        if match.group(2) or position == 0 or not lines[position - 1].strip():
-            found.append((position, match.group(2)))
+        title = match.group(2).strip(" \t")
+        if title or position == 0 or not lines[position - 1].strip():
+            found.append((position, title))
     return found
 
 

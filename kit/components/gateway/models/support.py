@@ -239,7 +239,7 @@ class _Reading:
 
 
 _DEFINING = re.compile(
-    r"^\W*(?!(?:this|that|these|those|there) )(?:[\w.()_'’-]+ ){1,6}"
+    r"^\W*+(?!(?:this|that|these|those|there) )(?:[\w.()_'’-]+ ){1,6}"
     r"(?:is|are|was|were|means|refers to|denotes) (?:an?|the|one|any|used)\b",
     re.IGNORECASE,
 )

@@ -27,13 +27,13 @@ _OPERATORS = (
 )
 _EXPRESSION = re.compile(r"[-(]?\d[\d\s.,()*/+×÷^%−-]*[\d)]")
 _SHAPES: tuple[tuple[re.Pattern[str], re.Pattern[str]], ...] = (
-    (re.compile(r"e?mail|recipient", re.I), re.compile(r"[\w.+-]+@[\w-]+\.[\w.]+\w")),
+    (re.compile(r"e?mail|recipient", re.I), re.compile(r"(?<![\w.+-])[\w.+-]++@[\w-]++\.[\w.]+\w")),
     (re.compile(r"url|link|uri", re.I), re.compile(r"https?://\S+\w")),
     (
         re.compile(r"date|day", re.I),
         re.compile(r"\d{4}-\d\d-\d\d|\b(?:today|tomorrow|yesterday)\b|\d{1,2} [A-Z]\w+(?: \d{4})?", re.I),
     ),
-    (re.compile(r"path|file", re.I), re.compile(r"[\w./~-]*/[\w./-]+|\b[\w-]+\.\w{1,5}\b")),
+    (re.compile(r"path|file", re.I), re.compile(r"(?<![\w./~-])[\w./~-]*/[\w./-]+|(?<![\w-])[\w-]++\.\w{1,5}\b")),
     (re.compile(r"expression|formula|calculation|equation", re.I), _EXPRESSION),
     (re.compile(r"code", re.I), re.compile(r"(?<=`)[^`]+(?=`)")),
     (re.compile(r"id$|number|code|reference", re.I), re.compile(r"\b(?=\w*\d)[A-Za-z]*[-#]?\w*\d[\w-]*\b")),
@@ -89,7 +89,7 @@ def looks_up(name: str, tools: Sequence[Mapping[str, Any]]) -> bool:
 def _look_up(question: str, functions: Sequence[Mapping[str, Any]]) -> ToolCall | None:
     """Call a tool that takes a query and says that it searches, if the message asks something at all."""
     if not re.search(
-        r"\?|^\W*(?:who|what|when|where|why|which|how|is|are|can|does|do|tell|find|explain)\b", question, re.I
+        r"\?|^\W*+(?:who|what|when|where|why|which|how|is|are|can|does|do|tell|find|explain)\b", question, re.I
     ):
         return None
     for function in functions:
@@ -210,7 +210,7 @@ def _string(question: str, name: str, used: list[str], *, required: bool) -> str
             match = shape.search(question)
             if match and match.group(0).strip() not in used:
                 return match.group(0).strip()
-    for match in re.finditer(r"[\"“‘']([^\"”’']{1,200})[\"”’'](?!\w)", question):
+    for match in re.finditer(r"[\"“‘']([^\"“”‘’']{1,200}+)[\"”’'](?!\w)", question):
         if match.group(1) not in used:
             return match.group(1)
     if not required:
