@@ -143,7 +143,7 @@ async def _logged(bus: Bus, kept: Kept) -> None:
         metadata={"Quagga7531": SENTENCE},
     )  # fmt: skip
     await bus.publish(LLMOPS_OPERATIONS, operation | {"operation_id": "one"})
-    stranger = {"operation_id": NAME, "tenant_id": "stranger", "metadata": {"said": SENTENCE}}
+    stranger = {"operation_id": NAME, "timestamp": "2026-06-30T23:59:60Z", "metadata": {"said": SENTENCE}}
     await bus.publish(LLMOPS_OPERATIONS, operation | stranger)
     for _ in range(200):
         if bus.telemetry.recorder.total(LLMOPS_OPERATIONS_LOGGED.name, error_type="OperationRefused"):

@@ -25,7 +25,7 @@ from typing import Self
 from kit.catalogue import check_id
 from kit.errors import ConfigurationError, ServerError
 from kit.nats.child import Child, find_binary, take, writable
-from kit.nats.config import HOST, SYSTEM, Credentials, Limits, Routes, Secrets, render, write_private
+from kit.nats.config import HOST, SYSTEM, Credentials, Limits, Routes, Secrets, render, write_credentials, write_private
 from kit.nats.connection import Connection, connect
 from kit.nats.monitor import Monitor, look
 
@@ -332,11 +332,6 @@ async def run_server(
 
 def _write_environments(server: Server) -> dict[str, Path]:
     """Write one file of variables for each tenant."""
-    folder = server.store / "env"
-    paths = {tenant_id: folder / f"{tenant_id}.env" for tenant_id in server.tenants}
+    assert server._secrets is not None
     with writable(server.store):
-        folder.mkdir(mode=0o700, exist_ok=True)
-        for tenant_id, path in paths.items():
-            variables = server.credentials(tenant_id).environment(server.url)
-            write_private(path, "".join(f"{name}={value}\n" for name, value in variables.items()))
-    return paths
+        return write_credentials(server._secrets, server.store / "env", server.url)

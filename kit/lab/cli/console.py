@@ -61,6 +61,11 @@ def whole(least: int, most: int | None = None) -> Callable[[str], int]:
     return read
 
 
+def listed(text: str) -> list[str]:
+    """Return what commas separate, without blanks and what is empty."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
 def pairs(texts: Iterable[str], *, option: str) -> dict[str, str]:
     """Return ``name=value`` texts as a dict.
 

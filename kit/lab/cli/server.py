@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 
-from kit.lab.cli.console import Commands, command, say, whole
+from kit.lab.cli.console import Commands, command, complain, listed, say, whole
 
 _DETAILS = """\
 Each tenant has an account of its own; the line it prints for a tenant is what a client of that tenant needs (the
@@ -16,6 +17,13 @@ password is in the file that NATS_CREDS names, which only its owner can read):
   kit worker gateway rag document_qa --tenant acme
 
 It listens on loopback only. It ends with 1 when nats-server crashes too often; its streams are then kept.
+
+For more than one machine, run nats-server itself, with a configuration that this writes and you may edit: accounts,
+users, limits, JetStream, TLS. With --store, passwords are those of the store, and each tenant's NATS_CREDS file is
+written into its folder env:
+
+  kit server --print-config --tenants acme,globex --store .kit/nats > nats.conf
+  kit server --print-config --tenants acme,globex --hosts n1,n2,n3 > nats.conf
 """
 
 
@@ -25,6 +33,8 @@ def configure(commands: Commands) -> None:
     parser.add_argument("--store", type=Path, metavar="FOLDER", help="keep streams there (a temporary folder)")
     parser.add_argument("--port", type=whole(0, 65535), default=4222, metavar="N", help="0 takes a free one (4222)")
     parser.add_argument("--tenants", default="acme", metavar="ID[,ID…]", help="accounts to make (acme)")
+    parser.add_argument("--print-config", action="store_true", help="print a nats-server configuration, and end")
+    parser.add_argument("--hosts", default="", metavar="HOST,HOST…", help="with --print-config: a cluster's servers")
 
 
 def _run(chosen: argparse.Namespace) -> int:
@@ -32,6 +42,25 @@ def _run(chosen: argparse.Namespace) -> int:
 
     from kit.nats.server import run_server
 
-    tenants = [tenant for tenant in chosen.tenants.split(",") if tenant]
+    tenants = listed(chosen.tenants)
+    if chosen.print_config:
+        return _print_config(chosen, tenants)
     asyncio.run(run_server(chosen.store, chosen.port, tenants, show=say))
+    return 0
+
+
+def _print_config(chosen: argparse.Namespace, tenants: list[str]) -> int:
+    from kit.nats.config import Limits, Secrets, render_cluster, write_credentials
+
+    secrets = Secrets.new() if chosen.store is None else Secrets.load(chosen.store / "secrets.json")
+    for tenant in tenants:
+        secrets.add(tenant)
+    hosts = listed(chosen.hosts)
+    if chosen.store is not None:
+        chosen.store.mkdir(mode=0o700, parents=True, exist_ok=True)
+        secrets.save(chosen.store / "secrets.json")
+        url = ",".join(f"nats://{host.partition(':')[0]}:{chosen.port}" for host in hosts or ["127.0.0.1"])
+        for path in write_credentials(secrets, chosen.store / "env", url).values():
+            complain(f"export NATS_URL={url} NATS_CREDS={shlex.quote(str(path))}")
+    say(render_cluster(secrets=secrets, limits=Limits(), hosts=hosts, store="./jetstream", port=chosen.port))
     return 0
