@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shlex
+import stat
 import subprocess
 import sys
 import time
@@ -137,26 +138,56 @@ async def test_nats_url_replaces_the_embedded_server(server: Server, monkeypatch
 
 
 async def test_components_elsewhere_are_not_served_here(
-    server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr(components, "project_root", lambda: tmp_path)
     from kit.components.gateway import RateLimit
+    from kit.components.gateway.settings import Settings
     from kit.lab.cli.console import settings
 
     who = server.credentials("acme")
     for name, value in (("NATS_URL", server.url), ("NATS_USER", who.user), ("NATS_PASSWORD", who.password)):
         monkeypatch.setenv(name, value)
     async with kit.start("acme", elsewhere=True) as lab:
-        await lab.serve("gateway", "rag", models={"free": {"model": "m"}}, rate_limits={"*": RateLimit(requests=7)})
+        models = {"free": {"model": "m", "api_key": "S3CRET"}}
+        await lab.serve("gateway", "rag", models=models, rate_limits={"*": RateLimit(requests=7)}, timeout=7)
+        assert "S3CRET" not in repr(Settings(models=models))
         assert (lab.server, lab.services, lab.lancedb) == (None, {}, None)
         with pytest.raises(NoResponders):
             await lab.bus.request(RAG_QUERIES, _data("rag_query"), timeout=10.0)
         with pytest.raises(ConfigurationError, match="no component 'nope'"):
             await lab.serve("nope")
-    told = shlex.split(capsys.readouterr().out.split(": ", 1)[1])
+    printed = capsys.readouterr().out
+    assert "S3CRET" not in printed
+    told = shlex.split(printed.split(": ", 1)[1])
     assert told[:6] == ["kit", "worker", "gateway", "rag", "--tenant", "acme"]
-    assert settings(told[7::2], option="--setting") == {
-        "models": {"free": {"model": "m"}}, "rate_limits": {"*": {"requests": 7, "window": 60.0, "wait": False}},
-    }  # fmt: skip
+    assert settings([told[7]], option="--setting") == {"timeout": 7}
+    assert told[8] == "--settings"
+    written = tmp_path / ".kit" / "settings" / "gateway-rag-acme.json"
+    assert told[9] == str(written)
+    assert stat.S_IMODE(written.stat().st_mode) == 0o600
+    assert stat.S_IMODE((tmp_path / ".kit" / "settings").stat().st_mode) == 0o700
+    assert json.loads(written.read_text()) == {
+        "models": {"free": {"model": "m", "api_key": "S3CRET"}},
+        "rate_limits": {"*": {"requests": 7, "window": 60.0, "wait": False}},
+    }
+
+
+async def test_what_is_kept_is_its_owners_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from kit.components import database_uri
+    from kit.nats.config import private_folder
+
+    monkeypatch.chdir(tmp_path)
+    for variable in ("KIT_LANCEDB_URI", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(variable, raising=False)
+    (tmp_path / ".kit").mkdir(mode=0o755)  # of an earlier version
+    database_uri("acme")
+    async with Server(tmp_path / ".kit" / "nats"):
+        for folder in (tmp_path / ".kit", tmp_path / ".kit" / "lancedb", tmp_path / ".kit" / "nats"):
+            assert stat.S_IMODE(folder.stat().st_mode) == 0o700, folder
+    (tmp_path / "open").mkdir(mode=0o755)
+    private_folder(tmp_path / "open" / "made" / "below")
+    assert [stat.S_IMODE((tmp_path / place).stat().st_mode) for place in ("open", "open/made")] == [0o755, 0o700]
 
 
 async def test_what_cannot_work_is_said_at_once(tmp_path: Path) -> None:

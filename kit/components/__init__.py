@@ -32,6 +32,10 @@ def database_uri(tenant_id: str, uri: str | Path | None = None) -> str:
             ``.kit/lancedb`` in the working directory.
     """
     base = str(uri or os.environ.get(LANCEDB_VARIABLE) or Path(".kit", "lancedb"))
+    if "://" not in base:
+        from kit.nats.config import private_folder
+
+        private_folder(Path(base))
     return f"{base.rstrip('/')}/{check_id(tenant_id)}"
 
 

@@ -144,7 +144,9 @@ async def _index(lab: Lab, corpus: Path, store: Path | None, progress: TextIO) -
         raise ConfigurationError(f"nothing in {corpus} can be read")
     # What cannot be read today cannot be read tomorrow; what failed otherwise is tried again by the next question.
     if mark is not None and not any(status["error"]["retryable"] for status in done.statuses if "error" in status):
-        mark.parent.mkdir(parents=True, exist_ok=True)
+        from kit.nats.config import private_folder
+
+        private_folder(mark.parent)
         mark.write_text(json.dumps(now))
 
 

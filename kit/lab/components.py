@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import kit
 from kit.errors import ConfigurationError
+from kit.lab.project import project_root
 
 if TYPE_CHECKING:
     from kit.components import Service
@@ -70,14 +71,24 @@ async def serve(
 def command(components: Sequence[str], settings: Mapping[str, Any], tenant_id: str) -> str:
     """Return the command line that serves the components in a process of their own.
 
+    Of the settings, numbers and switches stand on it; all else, which may hold secrets, in a file that only its owner
+    can read: other users of the machine see command lines, and a notebook keeps what it prints.
+
     Raises:
         ConfigurationError: a component that does not exist.
     """
     for name in components:
         known(name)
     words = ["kit", "worker", *components, "--tenant", tenant_id]
-    for name, value in settings.items():
-        words += ["--setting", f"{name}={json.dumps(value, default=_plain)}"]
+    shown = {name: value for name, value in settings.items() if value is None or isinstance(value, bool | int | float)}
+    for name, value in shown.items():
+        words += ["--setting", f"{name}={json.dumps(value)}"]
+    if hidden := {name: value for name, value in settings.items() if name not in shown}:
+        from kit.nats.config import private_folder, write_private
+
+        file = private_folder(project_root() / ".kit" / "settings") / f"{'-'.join(components)}-{tenant_id}.json"
+        write_private(file, json.dumps(hidden, default=_plain))
+        words += ["--settings", str(file)]
     return shlex.join(words)
 
 

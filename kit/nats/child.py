@@ -20,7 +20,7 @@ from pathlib import Path
 
 from kit.errors import ServerError, StoreInUse
 from kit.nats import supervisor
-from kit.nats.config import HOST
+from kit.nats.config import HOST, private_folder
 
 _START = 12.0  # s; the supervisor gives up after 10
 _GRACE = 5.0  # s; for nats-server to end by itself on stop
@@ -249,7 +249,7 @@ def take(store: Path) -> int:
         ServerError: the folder cannot be made or written to.
     """
     with writable(store):
-        store.mkdir(mode=0o700, parents=True, exist_ok=True)
+        private_folder(store)
         descriptor = os.open(store / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     began = time.monotonic()
     while True:

@@ -255,6 +255,17 @@ def write_credentials(secrets: Secrets, folder: Path, url: str) -> dict[str, Pat
     return paths
 
 
+def private_folder(folder: Path) -> Path:
+    """Make a folder, with its parents, that only its owner can enter; ``.kit`` and what is below it become so."""
+    folder = folder.absolute()
+    for part in (*reversed(folder.parents), folder):
+        if not part.exists():
+            part.mkdir(mode=0o700, exist_ok=True)
+        elif ".kit" in part.parts and part.is_dir() and part.stat().st_uid == os.getuid():
+            part.chmod(0o700)
+    return folder
+
+
 def write_private(path: Path, text: str) -> None:
     """Write a file at once and for its owner only (mode 0600)."""
     temporary = path.with_name(path.name + ".new")

@@ -126,7 +126,7 @@ class Settings:
 
     model: str = DEFAULT_MODEL
     embedding_model: str = DEFAULT_EMBEDDING_MODEL
-    models: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    models: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, repr=False)  # with keys
     providers: Sequence[str] | None = None
     fallbacks: Mapping[str, Sequence[str]] = field(default_factory=dict)
     timeout: float = 60.0

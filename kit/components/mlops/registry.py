@@ -307,5 +307,7 @@ def _connect(uri: str, folder: Path) -> Any:
     from mlflow.tracking import MlflowClient
 
     if uri.startswith("sqlite:"):
-        folder.mkdir(parents=True, exist_ok=True)
+        from kit.nats.config import private_folder
+
+        private_folder(folder)
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
