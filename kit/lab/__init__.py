@@ -19,6 +19,7 @@ __all__ = [
     "Lab",
     "bench",
     "charts",
+    "eventually",
     "expect",
     "project_root",
     "record",
@@ -30,6 +31,7 @@ __all__ = [
 _HOMES = {
     "Headline": "kit.lab.records",
     "Lab": "kit.lab.session",
+    "eventually": "kit.lab.session",
     "expect": "kit.lab.records",
     "project_root": "kit.lab.project",
     "record": "kit.lab.records",

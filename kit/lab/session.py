@@ -36,6 +36,22 @@ STOP_SECONDS = 10.0 + CLOSE_SECONDS  # … and for what is under way to finish; 
 _BUS = "bus of "  # what a bus is called among the parts
 
 
+async def eventually(check: Callable[[], Any] | Callable[[], Awaitable[Any]], seconds: float = 5.0) -> Any:
+    """Return what ``check`` returns, or what awaiting it gives, once that is true.
+
+    Raises:
+        TimeoutError: it was not within so many seconds.
+    """
+    async with asyncio.timeout(seconds):
+        while True:
+            found = check()
+            if asyncio.iscoroutine(found):
+                found = await found
+            if found:
+                return found
+            await asyncio.sleep(0.01)
+
+
 class Lab:
     """What ``kit.start`` started.
 
@@ -164,9 +180,9 @@ class Lab:
         """Return the log records, a row a record, with their trace."""
         return self.telemetry.recorder.logs()
 
-    def trace(self, trace_id: str | None = None) -> Any:
-        """Return one trace as a tree, the last one by default; it shows itself in a notebook."""
-        return self.telemetry.recorder.trace(trace_id)
+    def trace(self, trace_id: str | None = None, *, name: str | None = None) -> Any:
+        """Return one trace as a tree, the last one by default, or the last with a span of a name."""
+        return self.telemetry.recorder.trace(trace_id, name=name)
 
     def waterfall(self, trace_id: str | None = None) -> Any:
         """Return one trace as a picture: its spans over time, the last one by default."""

@@ -35,6 +35,7 @@ def configure(commands: Commands) -> None:
 
 
 def _run(chosen: argparse.Namespace) -> int:
+    from kit.lab import traceability
     from kit.lab.gates import read_reports, render, run_gates
     from kit.lab.project import project_root
 
@@ -53,9 +54,9 @@ def _run(chosen: argparse.Namespace) -> int:
     if chosen.junit:
         chosen.junit.write_text(render.as_junit(gates))
     if not chosen.gates:
-        page = render.write(gates, reports)
+        pages = [render.write(gates, reports), traceability.write_page(reports)]
         if not chosen.json:
-            say(f"page: {page}")
+            say(f"pages: {pages[0]}, {pages[1].name}")
     states = {check.state for gate in gates for check in gate.checks}
     if "failed" in states or (chosen.strict and "not measured" in states):
         return 1

@@ -75,9 +75,11 @@ class Recorder:
         config = session.config
         if hasattr(config, "workerinput"):  # a process of pytest-xdist: the controller hears of everything
             return
-        if config.getoption("lf") and not _narrowed(config):
+        if _narrowed(config) or session.shouldstop or session.shouldfail:
+            return
+        if config.getoption("lf", default=False):
             self._amend()
-        elif not config.getoption("lf") and not _narrowed(config) and not session.shouldstop and not session.shouldfail:
+        else:
             self._write(getattr(config.pluginmanager.getplugin("_cov"), "cov_total", None))
 
     def _write(self, coverage: float | None) -> None:

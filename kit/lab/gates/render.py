@@ -98,6 +98,7 @@ def as_section(reports: Path) -> str:
         for gate in body["gates"]
     )
     lead = f"The specification's four gates, as <code>kit gates</code> judged them at commit {escape(body['commit'])}."
+    lead += " Requirement by requirement: <a href='traceability.html'>traceability</a>."
     table = f"<div class='scroll' tabindex='0'><table class='rows'><tbody>{rows}</tbody></table></div>"
     return f"{BEGIN}<p class='lead'>{lead}</p>{table}{END}"
 

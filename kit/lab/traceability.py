@@ -1,0 +1,328 @@
+"""From the specification to the kit: its examples, the names in its tables, and the matrix of its requirements.
+
+The document stands in ``data/specification`` as it was given. What it names is read from its own tables and examples;
+``requirements.toml`` beside it says what meets each requirement. So the matrix is made anew each time, and a test fails
+when the document names something that nothing meets, or when the matrix points to something that is gone.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from html import escape
+from inspect import getsource
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from kit.catalogue import METRICS, OPERATIONS, SPANS
+from kit.errors import ConfigurationError
+from kit.lab.gates import CHECKS
+from kit.lab.gates.changes import tests_now
+from kit.lab.gates.evidence import commit, read_reports, read_tests, stale, test_functions
+from kit.lab.project import project_root
+from kit.lab.targets import SPECIFIED, state_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PAGE = "traceability.html"
+
+State = Literal["alive", "partly", "missing"]
+
+_PATTERNS = {
+    "subjects": r"\b(ai(?:\.[a-z-]{1,30}){2,4})\.\{",
+    "spans": r'(?:start_span|start_trace)\("([a-z._-]{1,60})"|^\| [\w -]{1,40} \| `([a-z._-]{1,60})` \|',
+    "metrics": r'(?:increment_counter|record_histogram)\(\s{0,40}"([a-z._-]{1,60})"',
+    "schemas": r'^  "message_type": "([a-z_]{1,40})"',
+    "tests": r"\b(test_[a-z_]{1,60})\(\)",
+    "benchmarks": r"\b(benchmark_[a-z_]{1,60})\(\)",
+}
+"""What the document names, by kind: one group of each pattern holds the name."""
+
+_RENAMED = {
+    "document_qa_query": "use_case.document_qa",  # the second name that the document gives to the root of the use case
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Requirement:
+    """A requirement, and what meets it.
+
+    Attributes:
+        rows: constants of the catalogue, and names that it has to have; tests, checks, notebooks, files: what shows it.
+        state: as judged; ``note`` says what is missing.
+    """
+
+    number: int
+    group: str
+    text: str
+    rows: tuple[str, ...] = ()
+    tests: tuple[str, ...] = ()
+    checks: tuple[str, ...] = ()
+    notebooks: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
+    state: State = "alive"
+    note: str = ""
+
+
+def folder() -> Path:
+    """Return where the specification stands.
+
+    Raises:
+        ConfigurationError: not in the project.
+    """
+    found = project_root() / "data" / "specification"
+    if not found.is_dir():
+        raise ConfigurationError(f"no specification in {found}: it stands in the project, not in the installed package")
+    return found
+
+
+@cache
+def document() -> str:
+    """Return the specification, as it was given."""
+    return (folder() / "integration_story.md").read_text()
+
+
+def named(kind: str) -> tuple[str, ...]:
+    """Return the names of a kind that the document gives, in its order, each once: ``subjects``, ``spans``, …"""
+    if kind == "named schemas":
+        known = dict.fromkeys(re.findall(r"`([a-z_]{3,40})`", _summary()))
+        return tuple(name for name in known if name not in named("schemas"))
+    if kind == "targets":
+        return SPECIFIED
+    found = re.finditer(_PATTERNS[kind], document(), flags=re.MULTILINE)
+    names = [next(filter(None, match.groups())) for match in found]
+    if kind == "metrics":
+        names += _metrics_of_tables()
+    if kind == "spans":
+        names += re.findall(r"`([a-z]{1,20}(?:\.[a-z-]{1,20}){1,3})`", _summary())
+    return tuple(dict.fromkeys(_RENAMED.get(name, name) for name in names))
+
+
+def _summary() -> str:
+    """Return the document's table that sums the integration up."""
+    return document().partition("### Integration Summary Table")[2].partition("\n---")[0]
+
+
+def _metrics_of_tables() -> Iterator[str]:
+    """Yield the metrics in the last columns of the tables of tracing points."""
+    for line in document().splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if line.startswith("|") and len(cells) == 4 and cells[1].startswith("`") and "." in cells[3]:
+            yield from (name.strip() for name in cells[3].split(","))
+
+
+def example(title: str, *, number: int = 0) -> str:
+    """Return an example of the document: a block of code below the line that begins with ``title``, the first if any.
+
+    Raises:
+        ConfigurationError: there is none.
+    """
+    _, found, below = document().partition(f"\n{title}")
+    blocks = re.findall(r"^```python\n(.*?)^```", below, flags=re.MULTILINE | re.DOTALL)
+    if not found or number >= len(blocks):
+        raise ConfigurationError(f"the specification has no example {number} below {title!r}")
+    return str(blocks[number])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beside:
+    """An example of the specification, what does the same here, and what came of running it."""
+
+    title: str
+    theirs: str
+    ours: str
+    result: Any
+
+    def __repr__(self) -> str:
+        lines = f"{len(self.theirs.splitlines())} lines there, {len(self.ours.splitlines())} here"
+        return f"{self.title}: {lines}\n{self.result}"
+
+    def _repr_html_(self) -> str:
+        column = "flex:1 1 20rem;min-width:0;overflow-x:auto;max-height:24rem;font-size:0.8em;white-space:pre"
+        columns = "".join(
+            f"<figure style='flex:1 1 20rem;min-width:0;margin:0'><figcaption><b>{head}</b></figcaption>"
+            f"<pre tabindex='0' style='{column}'>{escape(code)}</pre></figure>"
+            for head, code in ((f"The specification: {escape(self.title)}", self.theirs), ("The kit", self.ours))
+        )
+        grid = f"<div style='display:flex;flex-wrap:wrap;gap:0.5rem 1.5rem'>{columns}</div>"
+        return f"{grid}<p>Executed: <code>{escape(str(self.result))}</code></p>"
+
+
+async def beside(
+    title: str, function: Callable[..., Awaitable[Any]], *arguments: Any, number: int = 0, name: str = ""
+) -> Beside:
+    """Run what does here what an example of the document does, and return both, side by side.
+
+    Args:
+        title: text of the line above the example.
+        function: a coroutine function, whose source is shown and which is called with ``arguments``.
+        number: which example below that line, from 0.
+        name: of the example, where the line is no title.
+    """
+    theirs, ours = example(title, number=number), getsource(function)
+    result = await function(*arguments)
+    return Beside(title=name or title.strip("*# "), theirs=theirs, ours=ours, result=result)
+
+
+def _data() -> dict[str, Any]:
+    return tomllib.loads((folder() / "requirements.toml").read_text())
+
+
+def modules() -> dict[str, str]:
+    """Return the document's modules, each with its place here."""
+    return dict(_data()["modules"])
+
+
+def commands() -> dict[str, str]:
+    """Return the document's commands, each with what to type here."""
+    return dict(_data()["commands"])
+
+
+def requirements() -> list[Requirement]:
+    """Return the requirements by number, those that stand for several names expanded."""
+    found: list[Requirement] = []
+    for entry in _data()["requirement"]:
+        kind = entry.pop("expand", "")
+        rows = entry.pop("rows", ())
+        fields: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()
+        }
+        one = Requirement(**fields, rows=named(rows) if isinstance(rows, str) else tuple(rows))
+        found += [_expanded(one, kind, place, name) for place, name in enumerate(named(kind))] if kind else [one]
+    return found
+
+
+def _expanded(one: Requirement, kind: str, place: int, name: str) -> Requirement:
+    named_one = replace(one, number=one.number + place, text=one.text.format(name=name))
+    if kind == "benchmarks":
+        return replace(named_one, tests=(name,))
+    row = next((row for row in OPERATIONS if row.prefix == name), None)
+    guides = {"document_qa": "21_document_qa", "api": "21_document_qa", "agents": "11_agents", "agent": "11_agents"}
+    guides |= {"gateway": "12_gateway", "rag": "13_rag", "llmops": "14_llmops", "mlops": "15_mlops"}
+    guide = guides.get(name.split(".")[1], "16_prompts")
+    return replace(named_one, rows=(row.name,) if row else (name,), notebooks=(guide,))
+
+
+def unmet(requirement: Requirement) -> list[str]:
+    """Return what a requirement points to that does not exist."""
+    root = project_root()
+    known = _known_names()
+    missing = [f"row {name}" for name in requirement.rows if name not in known]
+    missing += [f"test {name}" for name in requirement.tests if name not in known]
+    missing += [f"check {name}" for name in requirement.checks if name not in CHECKS]
+    missing += [
+        f"notebook {name}" for name in requirement.notebooks if not (root / "notebooks" / f"{name}.ipynb").is_file()
+    ]
+    return missing + [f"file {name}" for name in requirement.files if not (root / name).is_file()]
+
+
+def _row_names() -> set[str]:
+    return {row.name for row in OPERATIONS} | {row.name for row in SPANS} | {row.name for row in METRICS}
+
+
+@cache
+def _known_names() -> frozenset[str]:
+    from kit import codec
+
+    rows = _row_names() | {*codec.message_types(), *SPECIFIED}
+    paths = (project_root() / "tests" / "benchmarks").glob("*.py")
+    texts = [path.read_text().replace("def benchmark_", "def test_benchmark_") for path in paths]
+    benchmarks = {name.removeprefix("test_") for text in texts for name in test_functions(text)}
+    return frozenset(rows | tests_now() | benchmarks)
+
+
+Verdict = Callable[[Requirement], str]
+
+
+def state(requirement: Requirement) -> str:
+    """Return how a requirement stands, in words; what points to nothing is missing."""
+    if gone := unmet(requirement):
+        return f"✗ missing: {', '.join(gone)}"
+    return "✓ alive" if requirement.state == "alive" else f"◐ {requirement.state}: {requirement.note}"
+
+
+def as_table(found: Sequence[Requirement], **columns: Verdict) -> pd.DataFrame:
+    """Return the matrix: a row a requirement.
+
+    Args:
+        columns: further ones, by name: what is said of a requirement.
+    """
+    import pandas as pd
+
+    rows = {
+        requirement.number: {
+            "requirement": requirement.text,
+            "rows": _listed(requirement.rows),
+            "tests": _listed(requirement.tests),
+            "notebooks": ", ".join(name.partition("_")[0] for name in requirement.notebooks),
+            "gate checks": ", ".join(requirement.checks),
+            "stands": state(requirement),
+            **{name: judge(requirement) for name, judge in columns.items()},
+        }
+        for requirement in found
+    }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def _listed(names: Sequence[str], most: int = 3) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def last_verdicts(reports: Path) -> Verdict:
+    """Return what judges a requirement by what was last measured, if that was of this tree."""
+    now = commit()
+    states: dict[str, str] = {}
+    run = read_tests(reports)
+    if run is not None and not stale(run["commit"], now):
+        states |= {test.partition("[")[0].rpartition("::")[2]: seen for test, seen in _worst_last(run["outcomes"])}
+    for body in read_reports(reports):
+        if not stale(body["environment"]["commit"], now):
+            states[body["notebook"]] = "passed" if body["good"] else "failed"
+            rows = [row for record in body["records"] for row in record["verdicts"]]
+            states |= {
+                row["name"]: {"met": "passed", "missed": "failed"}.get(state_of(row), "undecided") for row in rows
+            }
+    gates = reports / "gates.json"
+    if gates.is_file() and not stale((body := json.loads(gates.read_text()))["commit"], now):
+        states |= {check["name"]: check["state"] for gate in body["gates"] for check in gate["checks"]}
+
+    def judge(requirement: Requirement) -> str:
+        shown = (*requirement.tests, *requirement.notebooks, *requirement.checks, *requirement.rows)
+        seen = [states.get(name, "not measured") for name in shown if name in states or name not in _catalogue_names()]
+        failed = [name for name in shown if states.get(name) == "failed"]
+        if failed:
+            return f"failed: {', '.join(failed)}"
+        return "not measured" if not seen or "not measured" in seen else "passed"
+
+    return judge
+
+
+def _worst_last(outcomes: dict[str, str]) -> Iterable[tuple[str, str]]:
+    """Order the outcomes of a function's cases so that the worst is the one that counts."""
+    return sorted(outcomes.items(), key=lambda item: ("skipped", "passed", "failed").index(item[1]))
+
+
+@cache
+def _catalogue_names() -> frozenset[str]:
+    from kit import codec
+
+    return frozenset(_row_names() | {*codec.message_types(), *named("tests")})
+
+
+def write_page(reports: Path) -> Path:
+    """Write the matrix with the last verdict on each requirement as a page beside the report."""
+    from kit.lab.report.render import make_plain_page
+
+    found = requirements()
+    table = as_table(found, **{"last verdict": last_verdicts(reports)})
+    alive = sum(state(requirement).startswith("✓") for requirement in found)
+    under = f"{alive} of {len(found)} requirements are alive · commit <code>{escape(commit())}</code>"
+    body = f"<div class='scroll' tabindex='0'>{table.to_html(classes='rows', border=0)}</div>"
+    path = reports / PAGE
+    path.write_text(make_plain_page("Traceability", under, body))
+    return path
