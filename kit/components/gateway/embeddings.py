@@ -23,7 +23,7 @@ from .parameters import embedding_parameters
 from .parts import Parts
 from .prices import CURRENCY
 from .till import Meter
-from .usage import asked_to_embed
+from .usage import asked_to_embed, size_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -84,7 +84,7 @@ class Embedder:
 
     def _meter(self, request: dict[str, Any], texts: list[str]) -> Meter:
         """Open the account of a request; of limits only the model's own holds, what "*" allows is for chat."""
-        prices, tokens = self._parts.prices, sum(map(len, texts)) // 3 + 1
+        prices, tokens = self._parts.prices, size_of(texts) // 3 + 1
         return Meter(
             self._parts.till, request, limit=self._parts.settings.rate_limits.get, unlimited_too=False,
             estimate=lambda name: prices.of(name, tokens, 0), line=partial(self._books.line, request),

@@ -12,6 +12,7 @@ from typing import Any
 from .litellm_calls import listed_models
 from .local_llm import NAME
 from .settings import Settings
+from .usage import size_of
 
 CURRENCY = "USD"
 OFFLINE = "offline model: no charge"
@@ -21,7 +22,7 @@ _LOCAL = f"openai/{NAME}"  # what ``kit local-llm`` runs; nobody sells it under 
 _COMPLETION = 1024  # tokens; what a response is taken to have at most when its request does not say
 _MOST = ("max_tokens", "max_completion_tokens")  # how a request says it
 _USUAL = frozenset({"input_cost_per_token", "output_cost_per_token"})
-_CHARACTERS = 3.0  # per token: few, so that an estimate is rather too high
+_BYTES = 3.0  # per token: few, so that an estimate is rather too high, in any script
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,10 +91,8 @@ class Prices:
     def estimate(self, model: str, data: Mapping[str, Any]) -> Price:
         """Return what a request will cost at most, as far as can be told before it is made."""
         messages = data.get("messages") or [{"content": data.get("prompt", "")}]
-        characters = sum(len(str(message.get("content") or "")) for message in messages) + len(
-            str(data.get("tools") or "")
-        )
-        prompt, most = int(characters / _CHARACTERS) + 8, self._stated(model, data)
+        texts = [str(message.get("content") or "") for message in messages]
+        prompt, most = int(size_of([*texts, str(data.get("tools") or "")]) / _BYTES) + 8, self._stated(model, data)
         completion = (most or _COMPLETION) * self._answers(model, data)
         price, own = self.of(model, prompt, completion), self._settings.prices(model)
         if price.amount is None or own.keys() <= _USUAL:

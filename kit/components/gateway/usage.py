@@ -40,12 +40,12 @@ def asked_of(messages: Iterable[Mapping[str, Any]], tools: Any, completion: int)
             texts.append(str(text or ""))
         texts += [str(calls)] if calls else []
     texts += [str(tools)] if tools else []
-    return Asked(texts=texts, prompt=_size(texts) + _UNSEEN + attachments * _ATTACHMENT, completion=completion)
+    return Asked(texts=texts, prompt=size_of(texts) + _UNSEEN + attachments * _ATTACHMENT, completion=completion)
 
 
 def asked_to_embed(texts: Sequence[str]) -> Asked:
     """Return what a batch of texts asks of an embedding model."""
-    return Asked(texts=texts, prompt=_size(texts) + _PART * (len(texts) + _PART), completion=0)
+    return Asked(texts=texts, prompt=size_of(texts) + _PART * (len(texts) + _PART), completion=0)
 
 
 def reported(usage: Any, asked: Asked, said: str) -> tuple[dict[str, int], str]:
@@ -63,7 +63,7 @@ def reported(usage: Any, asked: Asked, said: str) -> tuple[dict[str, int], str]:
     }
     if not all(isinstance(count, int) and count >= 0 for count in tokens.values()):
         return {}, IMPLAUSIBLE
-    written = max(asked.completion, _size([said]) + _END)
+    written = max(asked.completion, size_of([said]) + _END)
     if tokens["prompt"] > asked.prompt or max(tokens["completion"], tokens["reasoning"]) > written:
         return {}, IMPLAUSIBLE
     if tokens["cached"] > tokens["prompt"]:
@@ -74,5 +74,6 @@ def reported(usage: Any, asked: Asked, said: str) -> tuple[dict[str, int], str]:
     return {**shown, "total": tokens["prompt"] + tokens["completion"]}, ""
 
 
-def _size(texts: Iterable[str]) -> int:
+def size_of(texts: Iterable[str]) -> int:
+    """Return the bytes of texts: no tokenizer makes more tokens of them."""
     return sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
