@@ -594,7 +594,7 @@ async def test_a_stopped_worker_takes_nothing_new_and_has_told_everything(tenant
     operations = await watched(tenant_bus, LLMOPS_OPERATIONS)
     async with at_work(tenant_bus) as service:
         asked = [asyncio.ensure_future(gateway.generate(tenant_bus, prompt=f"{QUESTION} {i}")) for i in range(20)]
-        await asyncio.sleep(0.05)
+        await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
         await service.stop()
         done = [task for task in asked if task.done()]
         assert done
