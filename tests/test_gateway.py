@@ -895,3 +895,14 @@ async def test_a_real_local_model_answers_and_streams(tenant_bus: Bus) -> None:
     assert "Paris" in streamed
     assert (response["model"], response["cost"]) == (NAME, 0.0)
     assert response["tokens"]["completion"] > 3
+
+
+def test_health_remembers_so_many_models_and_no_more() -> None:
+    from kit.components.gateway.health import Health
+
+    health = Health(cooldown=1.0, interval=30.0, worker_id="w")
+    for number in range(3000):
+        health.note("openai", f"openai/{number}", 0.1)
+        health.note("kit", "kit/extractive", 0.1)
+    assert len(health._providers) == 1000
+    assert "kit/extractive" in health._providers

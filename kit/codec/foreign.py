@@ -80,7 +80,7 @@ class ForeignSchema:
         for part in reference.split("/")[1:]:
             name = part.replace("~1", "/").replace("~0", "~")
             target = target.get(name) if isinstance(target, dict) else None
-        if not reference.startswith("#") or not isinstance(target, dict | bool):
+        if not f"{reference}/".startswith("#/") or not isinstance(target, dict | bool):
             raise CodecError("it refers to another schema: put that inside, under $defs")
         self._targets[reference] = target
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from kit.nats.message import Message
     from kit.nats.worker import Worker
 
+_MOST_TASKS, _MOST_AGENTS = 10_000, 10_000  # remembered; their names are foreign
 _MANY = 1000  # results and words that wait for a watcher; then the oldest goes
 _COLUMNS = ("task", "type", "priority", "status", "agent", "attempts", "seconds")
 
@@ -196,7 +197,7 @@ class AgentManager:
         job = await self._bus.enqueue(
             AGENT_TASKS, data, message_id=name, priority=priority, to=agent_id, expires=expires
         )
-        known = self._tasks.setdefault(name, {"status": "queued"})
+        known = self._known(name, {"status": "queued"})
         known.update(task_type=task_type, priority=priority)
         return Task(job, data)
 
@@ -246,7 +247,7 @@ class AgentManager:
 
     async def _on_result(self, message: Message) -> None:
         result = TaskResult.of(message.data)
-        known = self._tasks.setdefault(result.task_id, {"task_type": message.data.get("task_type", "")})
+        known = self._known(result.task_id, {"task_type": message.data.get("task_type", "")})
         first = known.get("status") not in ("success", "error")
         known.update(status=result.status, agent=result.agent_id, attempts=result.attempts, seconds=result.seconds)
         if first:  # a worker that died between its word and its acknowledgement says it twice
@@ -261,8 +262,17 @@ class AgentManager:
         if known is not None and known["status"] == "queued":
             known.update(status="running", agent=said["agent_id"])
 
+    def _known(self, task_id: str, new: dict[str, Any]) -> dict[str, Any]:
+        """Return what is known of a task; of the oldest nothing, once there are many."""
+        known = self._tasks.setdefault(task_id, new)
+        if len(self._tasks) > _MOST_TASKS:
+            del self._tasks[next(iter(self._tasks))]
+        return known
+
     def _hear(self, said: dict[str, Any]) -> None:
         key = (said["agent_id"], said.get("worker_id", ""))
         known = self._words.get(key)
         if known is None or datetime.fromisoformat(known["timestamp"]) <= datetime.fromisoformat(said["timestamp"]):
             self._words[key] = said
+            if len(self._words) > _MOST_AGENTS:
+                del self._words[min(self._words, key=lambda one: self._words[one]["timestamp"])]

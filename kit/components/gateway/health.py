@@ -15,6 +15,7 @@ from .errors import ProviderFailed, as_data
 BUCKET = "gateway-health"
 WINDOW = 300.0  # s
 _MOST = 200  # calls looked back at
+_MOST_MODELS = 1000  # looked back at: requests name them
 _FEW = 3  # calls below which one failure says nothing of a rate
 
 
@@ -80,7 +81,10 @@ class Health:
             failed_before: failed attempts that the call took before it succeeded.
         """
         now = time.monotonic()
-        known = self._providers.setdefault(model, Provider(provider=provider, model=model))
+        known = self._providers.pop(model, None) or Provider(provider=provider, model=model)
+        self._providers[model] = known  # the last called is last
+        if len(self._providers) > _MOST_MODELS:
+            del self._providers[next(iter(self._providers))]
         for _ in range(failed_before):
             known.add(now, False, seconds)
         known.add(now, error is None, seconds)

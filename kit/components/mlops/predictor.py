@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 from kit import codec
 from kit.catalogue import MLOPS_PREDICTIONS
@@ -95,7 +96,7 @@ class PredictionWorker:
         self._worker_id = worker_id
         self._champions: dict[str, _Served] = {}
         self._loaded: OrderedDict[tuple[str, str], _Served] = OrderedDict()
-        self._loading: dict[str, asyncio.Lock] = {}
+        self._loading: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # while somebody holds one
         self._log = bus.telemetry.logger("kit.mlops")
 
     async def predict(self, message: Message) -> dict[str, Any]:
@@ -197,7 +198,6 @@ class PredictionWorker:
             raise UnknownModel(model_name, alias=alias)
         served = self._champions.get(model_name)
         if served is None:
-            self._looked[model_name] = time.monotonic()
             return await self._first(model_name)
         self._look(model_name)
         return served
@@ -211,6 +211,7 @@ class PredictionWorker:
                     raise UnknownModel(model_name, alias=CHAMPION)
                 loaded = await self._load(model_name, state["version"], state["revision"])
                 if (await self._deployments.state(model_name))["revision"] == state["revision"]:
+                    self._looked[model_name] = time.monotonic()
                     self._champions[model_name] = loaded  # events from now on find it here
         return served
 
