@@ -12,7 +12,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from kit.errors import ReportError
-from kit.lab.report import Failure, Mismatch, Options, Outcome, run_report
+from kit.lab.report import Failure, Mismatch, Options, Outcome, render, run_report
 from kit.lab.report import notebooks as files
 from kit.lab.report.figures import figures, inline_svg
 from kit.lab.report.progress import Progress
@@ -234,3 +234,79 @@ def test_a_terminal_gets_a_line_that_moves_and_a_log_a_sign_of_life(monkeypatch:
     assert "x 4/12" in terminal.getvalue()
     assert "\r" not in log.getvalue()
     assert "0/2 done  x 4/12" in log.getvalue()
+
+
+DECLARED = """\
+url: str = "http://h/?a=b&c==d"  # where
+owner: str | None = None  # whose
+size: Optional[int] = None
+span: Union[float, str] = 1.0
+days: list[int] = [1, 2]  # which
+limits: "dict[str, float]" = {
+    "a": 1.0,  # inside
+}  # how much
+plain = "a # b"  # no comment
+first = second = 3
+if True:
+    hidden: int = 1
+"""
+
+
+def test_parameters_are_read_as_python_reads_them(tmp_path: Path) -> None:
+    path = tmp_path / "91_x.ipynb"
+    nbformat.write(new_notebook(cells=[_parameters(DECLARED)], metadata=KERNEL), path)
+    found = {
+        name: (one["inferred_type_name"], one["default"], one["help"]) for name, one in files.declared(path).items()
+    }
+    assert list(found) == ["url", "owner", "size", "span", "days", "limits", "plain", "first"]
+    assert found["url"] == ("str", '"http://h/?a=b&c==d"', "where")
+    assert found["owner"] == ("str | None", "None", "whose")
+    assert (found["limits"][0], found["limits"][2]) == ("dict[str, float]", "how much")
+    assert found["plain"] == ("None", '"a # b"', "no comment")
+    given = {"url": "x=y", "owner": "None", "size": "3", "span": "2.5", "days": "[1, null]", "limits": '{"a": null}'}
+    assert files.parameters_for([path], given) == {
+        path: {"url": "x=y", "owner": None, "size": 3, "span": 2.5, "days": [1, None], "limits": {"a": None}}
+    }
+    nbformat.write(new_notebook(cells=[_parameters("n = = 1")], metadata=KERNEL), path)
+    with pytest.raises(ReportError, match="is not Python"):
+        files.declared(path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        ("float", "nan"), ("float", "-inf"), ("float", "1e999"), ("float | None", "inf"), ("list", "[NaN]"),
+        ("dict", '{"a": Infinity}'), ("None", "NaN"), ("None", "[1e999]"), ("list", "1"), ("list", "a, b"),
+        ("dict[str, int]", "[1]"), ("Optional[int]", "x"), ("Union[int, float]", "x"), ("list", "[" * 100_000),
+    ],
+)  # fmt: skip
+def test_what_no_report_could_hold_is_refused_before_anything_runs(kind: str, text: str) -> None:
+    with pytest.raises(ReportError, match="expected"):
+        files.typed("n", text, {"inferred_type_name": kind, "help": ""})
+
+
+@pytest.mark.parametrize(
+    ("source", "inlined"),
+    [
+        ("in.png", True), ("below/in.png", True), ("./below/../in.png", True), ("in%2Epng", True),
+        ("../secret.png", False), ("below/../../secret.png", False), ("%2e%2e/secret.png", False),
+        ("&#46;./secret.png", False), ("link.png", False), ("linked/secret.png", False), ("notes.txt", False),
+        ("{folder}/../secret.png", False), ("https://example.org/x.png", False), ("//example.org/x.png", False),
+        ("file:///etc/hostname", False), ("nowhere.png", False), ("x" * 5000, False), ("a&#0;b.png", False),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("quote", ['"', "'"])
+def test_only_pictures_of_the_notebooks_folder_come_into_its_page(
+    tmp_path: Path, source: str, inlined: bool, quote: str
+) -> None:
+    inside = tmp_path / "inside"
+    (inside / "below").mkdir(parents=True)
+    for path in (inside / "in.png", inside / "below" / "in.png", inside / "notes.txt", tmp_path / "secret.png"):
+        path.write_bytes(b"hi")
+    (inside / "link.png").symlink_to(tmp_path / "secret.png")
+    (inside / "linked").symlink_to(tmp_path)
+    named = source.replace("{folder}", str(inside))
+    page = render._embedded(f"<p><img alt='x' src={quote}{named}{quote} srcset='{named} 2x'></p>", inside)
+    assert ("base64,aGk=" in page) is inlined
+    assert page.count("src=") == 1
+    assert 'src="data:' in page

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import ast
+import io
+import json
 import re
-from collections.abc import Iterable, Mapping
+import tokenize
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -83,15 +88,41 @@ def parameters_for(paths: Iterable[Path], given: Mapping[str, str]) -> dict[Path
 def declared(path: Path) -> dict[str, dict[str, str]]:
     """Return the parameters that a notebook declares: name, inferred type, default, help.
 
-    Raises:
-        ReportError: papermill cannot tell its language.
-    """
-    from papermill import inspect_notebook
+    Papermill reads them line by line and misses a default with ``=`` in it and a type with ``|``.
 
-    try:
-        found: dict[str, dict[str, str]] = inspect_notebook(path)
-    except ValueError as fault:
-        raise ReportError(f"{path.stem}: no parameters without a kernelspec in its metadata ({fault})") from fault
+    Raises:
+        ReportError: it is no notebook of Python, or the cell of its parameters is not Python.
+    """
+    notebook = read(path)
+    if notebook.metadata.get("kernelspec", {}).get("language", "python") != "python":
+        raise ReportError(f"{path.stem}: parameters are known of notebooks in Python alone")
+    found: dict[str, dict[str, str]] = {}
+    for cell in notebook.cells:
+        if cell.cell_type == "code" and "parameters" in cell.metadata.get("tags", []):
+            try:
+                found |= _assigned(cell.source)
+            except (SyntaxError, ValueError) as fault:
+                raise ReportError(f"{path.stem}: the cell of its parameters is not Python: {fault}") from fault
+            break
+    return found
+
+
+def _assigned(source: str) -> dict[str, dict[str, str]]:
+    """Return the names that a cell assigns at its top, with annotation, value and the comment at the end."""
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    comments = {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
+    found = {}
+    for node in ast.parse(source).body:
+        target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
+        value = getattr(node, "value", None)
+        if not isinstance(target, ast.Name) or value is None:
+            continue
+        annotation = getattr(node, "annotation", None)
+        kind = annotation.value if isinstance(annotation, ast.Constant) else annotation and ast.unparse(annotation)
+        found[target.id] = {
+            "name": target.id, "inferred_type_name": str(kind), "help": comments.get(node.end_lineno or 0, "").strip(),
+            "default": ast.get_source_segment(source, value) or ast.unparse(value),
+        }  # fmt: skip
     return found
 
 
@@ -111,30 +142,69 @@ def typed(name: str, text: str, parameter: Mapping[str, str]) -> Any:
     Raises:
         ReportError: the text is no value of that type.
     """
-    kind = parameter["inferred_type_name"].replace(" ", "")
-    optional = kind.removesuffix("|None")
-    if kind != optional and text == "None":
-        return None
+    kinds, finite = _kinds(parameter["inferred_type_name"]), ""
+    for kind in kinds:
+        with suppress(KeyError, ValueError, SyntaxError, RecursionError, MemoryError):
+            value = _READERS[kind](text)
+            if _is_finite(value):
+                return value
+            finite = "finite "
+    expected = f"{finite}{' or '.join(kinds)} expected"
+    raise ReportError(f"parameter {name}={text[:80]}: {expected} ({parameter['help'] or 'no help'})")
+
+
+def _kinds(annotation: str) -> list[str]:
+    """Return the types that an annotation allows, text last: any text is one."""
+    if not (parts := re.fullmatch(r"(?:typing\.)?(Optional|Union)\[(.*)\]", annotation.strip(), re.S)):
+        found = [part.strip() for part in re.split(r"\|(?![^\[]*\])", annotation)]
+    else:
+        found = [*re.split(r",(?![^\[]*\])", parts[2]), *(["None"] if parts[1] == "Optional" else [])]
+    plain = [kind.strip().partition("[")[0].rpartition(".")[2].lower() for kind in found]
+    if plain == ["none"] or not set(plain) <= _READERS.keys():
+        return ["anything"]
+    return sorted(plain, key=lambda kind: kind == "str")
+
+
+def _literal(text: str) -> Any:
+    """Return a value that is written in JSON or in Python."""
     try:
-        if optional == "bool":
-            return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
-        if optional in ("int", "float"):
-            return int(text.replace("_", "")) if optional == "int" else float(text)
-    except (KeyError, ValueError) as fault:
-        raise ReportError(f"parameter {name}={text}: {optional} expected ({parameter['help'] or 'no help'})") from fault
-    if optional == "str":
-        return text
-    return _guess(text)
+        return json.loads(text)
+    except ValueError:
+        return ast.literal_eval(text)
 
 
-def _guess(text: str) -> Any:
-    """A value for a parameter that declares no type: a number, a truth value, None or a text."""
-    from ast import literal_eval
+def _of(*types: type) -> Callable[[str], Any]:
+    def read(text: str) -> Any:
+        if type(value := _literal(text)) not in types:
+            raise ValueError(text)
+        return value
 
+    return read
+
+
+def _anything(text: str) -> Any:
+    """Return a value for a parameter that declares no type: a number, a truth value, None, a list … or a text."""
     try:
-        return literal_eval(text)
+        return _literal(text)
     except (ValueError, SyntaxError):
         return text
+
+
+def _is_finite(value: Any) -> bool:
+    """Say whether a value can be written into a report, whose JSON has no infinity."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except (ValueError, TypeError):
+        return False
+    return True
+
+
+_READERS: Mapping[str, Callable[[str], Any]] = {
+    "none": lambda text: {"none": None, "null": None}[text.lower()],
+    "bool": lambda text: {"true": True, "1": True, "false": False, "0": False}[text.lower()],
+    "int": lambda text: int(text.replace("_", "")), "float": float, "str": str, "list": _of(list), "dict": _of(dict),
+    "sequence": _of(list), "mapping": _of(dict), "tuple": _of(tuple, list), "anything": _anything,
+}  # fmt: skip
 
 
 def without_machinery(notebook: NotebookNode) -> NotebookNode:

@@ -10,7 +10,7 @@ import mimetypes
 import re
 from base64 import b64encode
 from functools import cache
-from html import escape
+from html import escape, unescape
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -23,6 +23,7 @@ from kit.lab.report.outcome import Outcome
 from kit.lab.targets import tally
 
 TEMPLATES = Path(__file__).parent / "templates"
+MISSING = "data:,"  # in place of a picture that is not there, lies elsewhere or would have to be fetched
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; font-src data:"
 
 
@@ -87,19 +88,29 @@ def _mark(notebook: Any, outcome: Outcome) -> str:
 
 
 def _embedded(page: str, folder: Path) -> str:
-    """Put the image files that the prose shows into the page.
+    """Put the image files that the prose shows into the page, if they lie in the notebook's folder or below it.
 
     nbconvert's own ``embed_images`` would close a ``<details>`` before what it is to fold away.
     """
 
-    def embed(match: re.Match[str]) -> str:
-        path = folder / unquote(match[2])
-        if not path.is_file():
-            return match[0]
-        kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
-        return f"{match[1]}data:{kind};base64,{b64encode(path.read_bytes()).decode()}{match[3]}"
+    inside = folder.resolve()
 
-    return re.sub(r'(<img\b[^<>]*\bsrc=")(?!\w+:|/)([^"]+)(")', embed, page)
+    def embed(match: re.Match[str]) -> str:
+        named = unescape(match[2].strip("\"'"))
+        if named.startswith("data:"):
+            return match[0]
+        try:
+            path = (inside / unquote(named)).resolve()
+            fits = path.is_relative_to(inside) and path.is_file()
+        except (ValueError, OSError):  # a NUL, a name that is too long
+            fits = False
+        kind = (mimetypes.guess_type(path.name)[0] or "") if fits else ""
+        if not kind.startswith("image/"):
+            return f'{match[1]}"{MISSING}"'
+        return f'{match[1]}"data:{kind};base64,{b64encode(path.read_bytes()).decode()}"'
+
+    page = re.sub(r"(<(?:img|source)\b[^<>]*?)\ssrcset\s*=\s*(?:\"[^\"]*\"|'[^']*'|[^\s>]+)", r"\1", page, flags=re.I)
+    return re.sub(r"(<img\b[^<>]*?\ssrc\s*=\s*)(\"[^\"]*\"|'[^']*'|[^\s>]+)", embed, page, flags=re.I)
 
 
 def _local_links(page: str) -> str:
