@@ -154,6 +154,25 @@ def test_pages_without_text_are_named() -> None:
     assert " 21 and 10 more of 31 have" in many
 
 
+def test_a_page_that_cannot_be_read_is_named_and_the_others_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pypdf import PageObject
+
+    extract = PageObject.extract_text
+
+    def fail_second(self: Any, *args: Any, **more: Any) -> str:
+        text = extract(self, *args, **more)
+        assert text != "Second."
+        return text
+
+    monkeypatch.setattr(PageObject, "extract_text", fail_second)
+    reading = read("doc", pdf("First.", "Second.", "Third."), PDF)
+    assert reading.text.split() == ["First.", "Third."]
+    assert reading.notes == ("page 2 of 3 has damage, and could not be read",)
+    assert page_of(reading.pages, reading.text.index("Third")) == 3
+    with pytest.raises(UnreadableDocument, match="no page of it can be read"):
+        read("doc", pdf("Second."), PDF)
+
+
 def test_a_page_that_is_a_picture_with_a_number_is_named() -> None:
     assert read("doc", pdf("First.", "- 2 -", picture=2), PDF).notes[0].startswith("page 2 of 2 has no text, or hardly")
 

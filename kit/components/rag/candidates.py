@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -13,6 +13,8 @@ from kit.components.rag.rows import Hit, hits_of, vectors_of
 if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
+
+_PARTITIONS = 64  # of an index that are compared, of some 4,096 rows each: all of them up to 260,000 rows
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,3 +60,18 @@ def ranked(
         order = order[closeness[order] >= threshold]
     best = order[:top_k]
     return hits_of(rows.take(best), total[best], closeness[best], places.scores["text"][best])
+
+
+def nearest(table: Any, vector: NDArray[np.float32], limit: int) -> Any:
+    """Return LanceDB's query for the passages nearest to a vector, float32 (dim,), by cosine."""
+    query = table.query().nearest_to(vector).column("vector").distance_type("cosine")
+    return query.nprobes(_PARTITIONS).limit(limit)
+
+
+async def run(query: Any, where: str | None, columns: list[str], *, row_ids: bool = False) -> pa.Table:
+    """Return the rows that a query of LanceDB's finds."""
+    if where is not None:
+        query = query.where(where)
+    if row_ids:
+        query = query.with_row_id()
+    return await query.select(columns).to_arrow()

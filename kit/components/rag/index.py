@@ -23,7 +23,7 @@ import numpy as np
 
 from kit.catalogue import check_id
 from kit.components import KEEP_VERSIONS, DatabaseFailed, commit, connect_database, database_failed
-from kit.components.rag.candidates import Places, ranked
+from kit.components.rag.candidates import Places, nearest, ranked, run
 from kit.components.rag.errors import EmbeddingMismatch, FilterRefused, IndexBusy
 from kit.components.rag.filters import Condition, of_documents, to_sql
 from kit.components.rag.latest import Latest, State, beyond, is_news, sent_before, states_of
@@ -42,7 +42,6 @@ _log = logging.getLogger("kit.rag")
 Mode: TypeAlias = Literal["hybrid", "vector", "text"]
 COLLECTION = "documents"
 FLAT_ROWS = 10_000  # below, every vector of the table is compared: 5 ms at 10,000 rows, 200 ms at 100,000
-_PARTITIONS = 64  # of an index that are compared, of some 4,096 rows each: all of them up to 260,000 rows
 GRAM = 5  # letters
 _UNCOVERED = (256, 2000)  # rows that an index may leave out: reading 256 adds some 10 ms to a search
 _UNCOVERED_SHARE = 0.1  # … or this part of the table, between the two
@@ -422,14 +421,14 @@ class Collection:
     async def _by_vector(
         self, vector: Vector, limit: int, where: str | None, columns: list[str], **more: bool
     ) -> pa.Table:
-        return await _run(nearest(self._table, vector, limit), where, [*columns, "_distance"], **more)
+        return await run(nearest(self._table, vector, limit), where, [*columns, "_distance"], **more)
 
     async def _by_text(
         self, column: str, text: str, limit: int, where: str | None, columns: list[str], **more: bool
     ) -> pa.Table:
         asked = spaced(text) if column == "text" else text
         query = self._table.query().nearest_to_text(asked, columns=column).limit(limit)
-        return await _run(query, where, [*columns, "_score"], **more)
+        return await run(query, where, [*columns, "_score"], **more)
 
     async def _hybrid(
         self, query: str, vector: Vector, top_k: int, where: str | None, threshold: float | None, ranking: Ranking
@@ -496,19 +495,5 @@ class Collection:
         return found / wanted if wanted else 1.0
 
 
-def nearest(table: Any, vector: Vector, limit: int) -> Any:
-    """Return LanceDB's query for the passages nearest to a vector, float32 (dim,), by cosine."""
-    query = table.query().nearest_to(vector).column("vector").distance_type("cosine")
-    return query.nprobes(_PARTITIONS).limit(limit)
-
-
 def _columns(indices: Iterable[Any]) -> set[str]:
     return {column for index in indices for column in index.columns}
-
-
-async def _run(query: Any, where: str | None, columns: list[str], *, row_ids: bool = False) -> pa.Table:
-    if where is not None:
-        query = query.where(where)
-    if row_ids:
-        query = query.with_row_id()
-    return await query.select(columns).to_arrow()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import io
+import itertools
 import json
 import logging
 import re
@@ -45,11 +46,8 @@ def render_pdf(raw: bytes) -> dict[str, Any]:
         Unreadable: it is damaged, encrypted or too large.
     """
     import pypdf
-    from pypdf.errors import PyPdfError
 
     logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # what it warns of was mended, or is said below
-    # pypdf meets damage with whatever error its parser runs into.
-    damage = (PyPdfError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError, OSError)
     try:
         reader = pypdf.PdfReader(io.BytesIO(raw))
         if reader.is_encrypted and not reader.decrypt(""):
@@ -58,28 +56,37 @@ def render_pdf(raw: bytes) -> dict[str, Any]:
             raise Unreadable(f"{len(reader.pages):,} pages exceed the limit of {MAX_PAGES:,}: split it", "large")
         title = _clean((reader.metadata and reader.metadata.title) or "")
         pages = list(reader.pages)
-    except damage as error:
+    except (Unreadable, MemoryError):
+        raise
+    except Exception as error:  # pypdf meets damage with whatever error its parser runs into
         raise Unreadable(f"the PDF is damaged: {type(error).__name__}") from error
-    texts, begins, length = [], [], 0
-    pictures: list[int] = []
-    broken: list[int] = []
-    for number, page in enumerate(pages, start=1):
-        try:
-            text = _unwrapped(page.extract_text())
-            if len(text) < _SCANT and (not text or _has_picture(page)):
-                pictures.append(number)
-        except damage:
-            text = ""
-            broken.append(number)
-        begins.append(length)
-        length += len(text) + 2
-        texts.append(text)
+    texts, length = [], 0
+    for page in pages:
+        texts.append(text := _text_of(page))
+        length += len(text or "")
         _check_length(length)
+    begins = [0, *itertools.accumulate(len(text or "") + 2 for text in texts)][: len(texts)]
+    broken = [number for number, text in enumerate(texts, start=1) if text is None]
     if len(broken) == len(pages):
         raise Unreadable("the PDF is damaged: no page of it can be read")
-    notes = [_about(pictures, len(pages), "no text, or hardly any: pictures of text are not read")] if pictures else []
+    scant = [
+        number
+        for number, text in enumerate(texts, start=1)
+        if text is not None and len(text) < _SCANT and (not text or _has_picture(pages[number - 1]))
+    ]
+    notes = [_about(scant, len(pages), "no text, or hardly any: pictures of text are not read")] if scant else []
     notes += [_about(broken, len(pages), "damage, and could not be read")] if broken else []
-    return {"text": "\n\n".join(texts), "title": title or None, "pages": begins, "notes": notes}
+    return {"text": "\n\n".join(text or "" for text in texts), "title": title or None, "pages": begins, "notes": notes}
+
+
+def _text_of(page: Any) -> str | None:
+    """Return a page's text; None where it is damaged."""
+    try:
+        return _unwrapped(page.extract_text())
+    except MemoryError:
+        raise
+    except Exception:  # noqa: BLE001 - as above; it is told, by the page's number
+        return None
 
 
 def _about(pages: list[int], count: int, what: str) -> str:
@@ -89,10 +96,11 @@ def _about(pages: list[int], count: int, what: str) -> str:
 
 
 def _has_picture(page: Any) -> bool:
-    return any(
-        entry.get_object().get("/Subtype") == "/Image"
-        for entry in _within(_within(page, "/Resources"), "/XObject").values()
-    )
+    try:
+        objects = _within(_within(page, "/Resources"), "/XObject").values()
+        return any(entry.get_object().get("/Subtype") == "/Image" for entry in objects)
+    except Exception:  # noqa: BLE001 - what cannot be looked at may be one
+        return True
 
 
 def _within(known: Any, key: str) -> Any:
