@@ -23,6 +23,8 @@ from kit.components.rag.client import (
 from kit.components.rag.errors import (
     BadEncoding,
     DocumentRefused,
+    DocumentSuperseded,
+    DocumentTooLarge,
     EmbeddingMismatch,
     EmptyDocument,
     FilterRefused,
@@ -57,6 +59,8 @@ __all__ = [
     "Database",
     "Document",
     "DocumentRefused",
+    "DocumentSuperseded",
+    "DocumentTooLarge",
     "EmbeddingMismatch",
     "EmptyDocument",
     "FilterRefused",
