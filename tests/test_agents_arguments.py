@@ -158,6 +158,18 @@ async def test_a_model_is_told_what_a_tool_takes(tenant_bus: Bus, serve: Any) ->
         await agent.call_tool("book", day="2026-12-01", beds="two")
 
 
+async def test_names_that_nobody_declared_are_content(serve: Any) -> None:
+    def keep(**days: dt.date) -> str:
+        """Keep days."""
+        return str(len(days))
+
+    agent = await serve(keep)
+    assert await agent.call_tool("keep", birthday="2026-12-01") == "1"
+    with pytest.raises(ArgumentsRefused, match=r"\$ breaks the rule 'date_") as refused:
+        await agent.call_tool("keep", birthday="some day")
+    assert "birthday" not in str(refused.value)
+
+
 @pytest.mark.parametrize(
     ("hint", "value", "rule"),
     [

@@ -173,7 +173,9 @@ def failed_tool(
 
     if isinstance(error, ValidationError) and error.title == getattr(function, "__qualname__", None):
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        return ArgumentsRefused(name, f"$.{first['loc'][0]} breaks the rule '{first['type']}'")
+        declared = first["loc"][0] in inspect.signature(function).parameters  # other names are content
+        where = f"$.{first['loc'][0]}" if declared else "$"
+        return ArgumentsRefused(name, f"{where} breaks the rule '{first['type']}'")
     return ToolFailed(name, f"{type(error).__name__}: {told(error, dict(arguments))}")
 
 
