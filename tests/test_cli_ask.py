@@ -206,10 +206,10 @@ def test_what_would_steer_a_terminal_is_shown(name: str, capsys: pytest.CaptureF
     ]
     say(odd)
     complain(odd)
-    logging.getLogger("kit.test").addHandler(handler := logging.StreamHandler())
+    log = logging.Logger("kit.test")  # of no other: what pytest records of a log has to be sendable, this is not
+    log.addHandler(handler := logging.StreamHandler())
     handler.setFormatter(Shown())
-    logging.getLogger("kit.test").warning("job %s died", odd)
-    logging.getLogger("kit.test").removeHandler(handler)
+    log.warning("job %s died", odd)
     texts += [*capsys.readouterr()]
     for text in texts:
         text.encode()

@@ -201,7 +201,7 @@ def test_curves_have_the_intervals_of_their_points_as_bands() -> None:
 
 def test_pytest_benchmark_only_finds_every_benchmark_and_no_test() -> None:
     around = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "COV_"))}
-    command = [sys.executable, "-m", "pytest", "--benchmark-only", "--collect-only", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "--benchmark-only", "--collect-only", "-q", "-p", "no:cacheprovider"]
     done = subprocess.run(command, cwd=project_root(), env=around, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
     found = {line.partition("::")[0] for line in done.stdout.splitlines() if "::" in line}

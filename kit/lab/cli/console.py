@@ -93,7 +93,7 @@ def literal(text: str) -> Any:
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             continue
     if text.lstrip().startswith(_OPENING):
-        raise ConfigurationError(f"{text!r} is neither Python nor JSON: is a bracket or a quotation mark missing?")
+        raise ConfigurationError(f"{text[:60]!r} is neither Python nor JSON: is a bracket or a quotation mark missing?")
     return text
 
 
