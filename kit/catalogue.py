@@ -555,6 +555,10 @@ RESULTS_PREFIX = "kit.results"  # .<stream of the job>.<caller>.<job>: a result,
 DEAD_LETTERS_PREFIX = "kit.dead"  # .<stream of the job>.<job>: evidence, and .payload beside it: the job, unchanged
 CHUNKS_PREFIX = "kit.chunks"  # .<caller>.<call>: the pieces of one streamed answer
 
+# A key-value store that more than one component reads: every agent's last ``agent_status``, by agent and process.
+AGENT_PRESENCE = "agent_presence"
+AGENT_PRESENCE_SECONDS = 3600.0  # after which it is forgotten
+
 MESSAGE_TYPES: tuple[str, ...] = tuple(
     sorted(
         {row.message_type for row in OPERATIONS}

@@ -78,6 +78,7 @@ class Agent:
         self.sessions = Sessions(bus, agent_id)
         self.memories = Memories(bus, agent_id, uri=uri, embedding_model=embedding_model)
         self.task_handlers: dict[str, TaskHandler] = {}
+        self.takes_tasks = False  # a task worker that has it says so
         self._plan = Plan(
             instructions=instructions, tools=tuple(tools), parameters=dict(parameters or {}), history=history,
             timeout=timeout, tool_timeout=tool_timeout, strict_tools=strict_tools,
@@ -309,5 +310,13 @@ class Agent:
 
     def _about(self) -> dict[str, Any]:
         about: dict[str, Any] = {"model": self.model, "capabilities": list(self.capabilities)}
-        tools = [tool for tool in self._plan.tools if isinstance(tool, str)]
+        tools = [name for tool in self._plan.tools for name in _names(tool)]
+        about |= {"metadata": {"takes_tasks": True}} if self.takes_tasks else {}
         return about | ({"tools": tools} if tools else {}) | ({"role": self.role} if self.role else {})
+
+
+def _names(tool: Any) -> list[str]:
+    """Return the names of a tool, or of a toolkit's."""
+    if isinstance(tool, str):
+        return [tool.rpartition(":")[2]]
+    return [*getattr(tool, "functions", ())] or [str(getattr(tool, "name", None) or getattr(tool, "__name__", tool))]

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from kit import codec
-from kit.catalogue import AGENT_STATUS
+from kit.catalogue import AGENT_PRESENCE, AGENT_PRESENCE_SECONDS, AGENT_STATUS
 from kit.errors import KitError
 
 if TYPE_CHECKING:
@@ -24,12 +24,10 @@ if TYPE_CHECKING:
     from kit.nats.bus import Bus
     from kit.nats.store import Store
 
-BUCKET = "agent_presence"
 INTERVAL = 5.0  # s; between two heartbeats
 BEATS = 3.0  # heartbeats that may be missed before an agent counts as lost
 GONE = ("stopped", "failed")
 LOST = "lost"
-_KEPT = 3600.0  # s
 _COLUMNS = ("agent", "status", "alive", "active", "completed", "failed", "model", "capabilities", "seen")
 
 _log = logging.getLogger("kit.agents")
@@ -110,7 +108,7 @@ class Presence:
             data["task_id"] = task_id
         await self._bus.publish(AGENT_STATUS, data)
         if self._store is None:
-            self._store = await self._bus.store(BUCKET, _KEPT)
+            self._store = await self._bus.store(AGENT_PRESENCE, AGENT_PRESENCE_SECONDS)
         await self._store.put(self._key, codec.dumps(data))
 
     async def _beat(self) -> None:
@@ -127,7 +125,7 @@ class Presence:
 
 async def last_words(bus: Bus) -> list[dict[str, Any]]:
     """Return what every agent told last, within the hour."""
-    store = await bus.store(BUCKET, _KEPT)
+    store = await bus.store(AGENT_PRESENCE, AGENT_PRESENCE_SECONDS)
     entries = await asyncio.gather(*(store.get(key) for key in await store.keys()))
     return [codec.loads(entry.value) for entry in entries if entry is not None and entry.value]
 

@@ -37,6 +37,8 @@ class TaskWorker:
     def __init__(self, bus: Bus, agents: Mapping[str, Agent]) -> None:
         self._bus, self._agents = bus, dict(agents)
         self._turn = 0
+        for agent in self._agents.values():
+            agent.takes_tasks = True
 
     async def start(self, *, concurrency: int = 1, operation: Operation = AGENT_TASKS) -> Worker:
         """Begin to do tasks, ``concurrency`` at once; on return the server knows it."""

@@ -4,6 +4,10 @@
     └─ api.query.process                    here: the question is routed
        └─ rag.query … gateway.generate …    at the RAG and gateway workers
 
+In mode ``auto`` a calculation, or a command that names a tool, goes to an agent that is there and may call the tool
+(``routing`` has the rule), and everything else to the documents: so does what no agent can do. The answer's ``mode``
+names the way it went, and its steps say why.
+
 In mode ``agent`` an agent orchestrates: it remembers, finds passages, has the tenant's template filled and asks.
 
     await PromptStore(bus).create(TEMPLATE_ID, TEMPLATE, VARIABLES, label="production")    # once, for mode agent
@@ -15,11 +19,21 @@ from __future__ import annotations
 
 import time
 import uuid
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from kit import codec
-from kit.catalogue import AGENT_TASKS, API_QUERIES, GATEWAY_REQUESTS, RAG_QUERIES, RAG_QUERIES_QUEUED
+from kit.catalogue import (
+    AGENT_PRESENCE,
+    AGENT_PRESENCE_SECONDS,
+    AGENT_TASKS,
+    API_QUERIES,
+    GATEWAY_REQUESTS,
+    RAG_QUERIES,
+    RAG_QUERIES_QUEUED,
+)
 from kit.components import Service
+from kit.components.document_qa.routing import CALCULATOR, find_tool, read_calculation, read_command
 from kit.errors import BusError, ComponentError, JobDead, RemoteError
 from kit.otel import captures_content, semconv
 
@@ -45,6 +59,8 @@ What is known of who asks, to understand the question by, not to answer from:
 Question: {{ question }}"""
 VARIABLES = {"question": "string", "context": "string", "memories": "string"}
 _SHARE = 0.9  # of the time left, for the agent: what failed is to be told before whoever waits gives up
+_TRIED = 0.5  # of the time left, for an agent in mode ``auto``: the rest is for the documents, should it fail
+_BEATS = 3.0  # heartbeats that an agent may miss before it counts as lost, as for the agents' own table
 _WHO = ("user_id", "session_id")
 _PASSED_ON = (*_WHO, "collection")
 _PROMPTED = ("template_id", "version", "label", "token_budget")  # parameters of mode agent that are not the search's
@@ -76,7 +92,7 @@ async def serve(
     Args:
         bus: of the tenant.
         model: the gateway's model for questions that are not for the documents (mode ``llm``).
-        agent: that orchestrates in mode ``agent``; None: whichever agent is able to.
+        agent: that orchestrates in mode ``agent``, and does tools' jobs in mode ``auto``; None: whichever is able to.
         template: its id in the prompt store, for mode ``agent``; takes the variables ``VARIABLES``.
         concurrency: questions handled at once.
     """
@@ -100,8 +116,9 @@ async def ask(
     Args:
         question: in words.
         user_id, session_id: who asks, and in which conversation.
-        mode: ``auto`` and ``rag`` ask the tenant's documents; ``agent`` has an agent do so, which remembers who asks
-            and takes its prompt from the prompt store; ``llm`` asks the model alone: nothing supports that.
+        mode: ``rag`` asks the tenant's documents; ``agent`` has an agent do so, which remembers who asks and takes its
+            prompt from the prompt store; ``llm`` asks the model alone: nothing supports that. ``auto`` has an agent do
+            a calculation or a tool's job, and asks the documents everything else; the answer's ``mode`` says which.
         collection: of documents; None: the default one.
         timeout: seconds for the whole answer.
         parameters: of the search and of the model, as in the ``rag_query`` contract (``top_k``, ``model``, …); in mode
@@ -145,7 +162,7 @@ class Desk:
             raise QuestionRefused("there is no question")
         mode = data.get("mode", "auto")
         routes = {
-            "auto": self._from_documents, "rag": self._from_documents, "agent": self._from_agent,
+            "auto": self._from_whoever_fits, "rag": self._from_documents, "agent": self._from_agent,
             "llm": self._from_model,
         }  # fmt: skip
         deadline = started + float(data.get("timeout") or SECONDS)
@@ -162,6 +179,71 @@ class Desk:
             }
         )
         return answer | {key: data[key] for key in ("user_id", "session_id") if key in data}
+
+    async def _from_whoever_fits(self, data: dict[str, Any], deadline: float) -> dict[str, Any]:
+        """Have an agent do a calculation or a tool's job; ask the documents everything else, and what it did not do."""
+        question, started, agents = data["query"], time.monotonic(), {}
+        expression, command, why = read_calculation(question), read_command(question), ""
+        if expression or command:
+            try:
+                agents = await self._agents()
+            except BusError as error:
+                why = f"who is there cannot be read: {type(error).__name__}"
+        tool = CALCULATOR if expression else find_tool(command, set().union(*agents.values()))
+        if tool is None:
+            answer = await self._from_documents(data, deadline)
+            answer["steps"][0]["detail"] = "a question for the documents: no calculation, and no command for a tool"
+            return answer
+        what = "a calculation" if expression else f"a job for the tool {tool}"
+        agent, status = min((name for name, tools in agents.items() if tool in tools), default=None), "skipped"
+        if agent is None:
+            why = f"{what}, but {why or f'no agent that takes tasks and may call {tool} is here'}"
+        else:
+            prompt = f"Calculate {expression}" if expression else question
+            try:
+                return await self._from_tool(data, deadline, agent, tool, prompt, what)
+            except QuestionFailed as error:
+                status, why = "error", f"{what}, but agent {agent} did not do it: {error.error_type}: {error.detail}"
+        step = {"name": AGENT_TASKS.name, "status": status, "duration": time.monotonic() - started, "detail": why}
+        try:
+            answer = await self._from_documents(data, deadline)
+        except QuestionFailed as error:
+            detail = f"{error.detail} (asked because it was {why})"
+            raise QuestionFailed(
+                error.component, error_type=error.error_type, detail=detail, retryable=error.retryable
+            ) from error
+        reason = {"reason": f"{answer['reason']}; it was {why}"} if "reason" in answer else {}
+        return {**answer, **reason, "steps": [step, *answer["steps"]]}
+
+    async def _agents(self) -> dict[str, set[str]]:
+        """Return the tools of each agent that is there and takes tasks, by its name."""
+        store = await self._bus.store(AGENT_PRESENCE, AGENT_PRESENCE_SECONDS)
+        entries = [await store.get(key) for key in await store.keys()]
+        found: dict[str, set[str]] = {}
+        for said in (codec.loads(entry.value) for entry in entries if entry is not None and entry.value):
+            silent = (datetime.now(UTC) - datetime.fromisoformat(said["timestamp"])).total_seconds()
+            there = said["status"] in ("idle", "busy") and silent <= _BEATS * said.get("interval", 5.0)
+            takes_tasks = said.get("metadata", {}).get("takes_tasks", False)
+            if there and takes_tasks and self._agent in (None, said["agent_id"]):
+                found.setdefault(said["agent_id"], set()).update(said.get("tools", ()))
+        return found
+
+    async def _from_tool(
+        self, data: dict[str, Any], deadline: float, agent: str, tool: str, prompt: str, what: str
+    ) -> dict[str, Any]:
+        """Have an agent do what a tool is for: an answer that no document supports, and that says so."""
+        task: dict[str, Any] = {"task_type": "prompt", "parameters": {}, "prompt": prompt, "tools": [tool]}
+        result = await self._done(data, task, _left(deadline) * _TRIED, agent)
+        if not result.get("tool_calls"):
+            raise QuestionFailed("agents", error_type="NoToolCalled", detail=f"it answered without {tool}")
+        metadata = {key: result[key] for key in ("tokens", "cost", "currency", "model") if key in result}
+        step = {"name": AGENT_TASKS.name, "status": "success", "duration": result.get("duration", 0.0)}
+        step["detail"] = f"{what}: agent {agent} was asked {prompt[:200]!r}, with {tool}"
+        return {
+            "answer": result["output"], "supported": False, "sources": [], "metadata": metadata, "mode": "agent",
+            "agent_id": agent, "reason": f"{what}: agent {agent} called {tool}, no documents were looked at",
+            "steps": [step],
+        }  # fmt: skip
 
     async def _from_documents(self, data: dict[str, Any], deadline: float) -> dict[str, Any]:
         """Ask the tenant's documents."""
@@ -194,25 +276,30 @@ class Desk:
         parameters |= {"query_id": data["query_id"], "search": given}
         if "collection" in data:
             parameters["collection"] = data["collection"]
-        seconds = _left(deadline) * _SHARE
-        task: dict[str, Any] = {
-            "task_id": uuid.uuid4().hex, "task_type": "document_qa", "parameters": parameters,
-            "timestamp": codec.now(), "timeout": seconds * _SHARE, "expires_at": codec.now(seconds),
+        task = {"task_type": "document_qa", "parameters": parameters}
+        result = await self._done(data, task, _left(deadline) * _SHARE, self._agent)
+        output = result["output"]
+        step = {"name": AGENT_TASKS.name, "status": "success", "duration": result.get("duration", 0.0)}
+        return {**output, "mode": "agent", "steps": [step, *output["steps"]]}
+
+    async def _done(
+        self, data: dict[str, Any], task: dict[str, Any], seconds: float, agent: str | None
+    ) -> dict[str, Any]:
+        """Return the result of a task of an agent; None: whichever is able to."""
+        task |= {
+            "task_id": uuid.uuid4().hex, "timestamp": codec.now(), "timeout": seconds * _SHARE,
+            "expires_at": codec.now(seconds), **{key: data[key] for key in (*_WHO, "model") if key in data},
         }  # fmt: skip
-        task |= {key: data[key] for key in (*_WHO, "model") if key in data}
-        if self._agent is not None:
-            task["agent_id"] = self._agent
+        if agent is not None:
+            task["agent_id"] = agent
         try:
-            result = (await self._bus.run(AGENT_TASKS, task, timeout=seconds, to=self._agent)).data
+            return (await self._bus.run(AGENT_TASKS, task, timeout=seconds, to=agent)).data
         except JobDead as error:
             raise QuestionFailed("agents", error_type=error.error_type, detail=error.detail) from error
         except BusError as error:
             raise QuestionFailed(
                 "agents", error_type=type(error).__name__, detail=str(error), retryable=True
             ) from error
-        output = result["output"]
-        step = {"name": AGENT_TASKS.name, "status": "success", "duration": result.get("duration", 0.0)}
-        return {**output, "mode": "agent", "steps": [step, *output["steps"]]}
 
     async def _from_model(self, data: dict[str, Any], deadline: float) -> dict[str, Any]:
         """Ask the model alone: an answer that no document supports, and that says so."""
