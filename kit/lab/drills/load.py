@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import itertools
 import re
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ import numpy as np
 from kit.catalogue import AGENT_TASKS, AGENT_TOOLS, GATEWAY_EMBEDDINGS, PROMPT_TEMPLATES, Operation
 from kit.errors import KitError
 from kit.lab.drills.drill import Run
-from kit.lab.drills.faults import Processes, eventually, late
+from kit.lab.drills.faults import Processes, late
 from kit.lab.drills.ledger import Ledger
 from kit.lab.session import Lab
 from kit.nats import Bus, Message
@@ -30,7 +31,7 @@ TIME = "2025-06-01T12:00:00Z"
 TASK = {"task_id": "t", "task_type": "drill", "parameters": {}, "timestamp": TIME}
 RESULT = {"task_id": "t", "agent_id": "drill", "status": "success", "timestamp": TIME}
 NOTE = {"message_id": "m", "source_agent_id": "a", "content": "drill", "message_type": "note", "timestamp": TIME}
-_DRAINED = 40.0  # s; for the queue to become empty once nobody sends any more
+_DRAINED = 40.0  # s; for which the queue may stand still once nobody sends any more
 
 Handler = Callable[["Message"], Any]
 
@@ -149,15 +150,14 @@ async def under_load(run: Run, bus: Bus, row: Operation = AGENT_TASKS, **how: An
 
 
 async def drained(run: Run, bus: Bus, row: Operation = AGENT_TASKS, seconds: float = _DRAINED) -> None:
-    """Wait until the queue is empty, and note what is left, what was stored at all and what is dead."""
-
-    async def empty() -> bool:
-        try:
-            return not sum((await bus.backlog(row)).values())
-        except KitError:
-            return False
-
-    await eventually(empty, seconds, 0.1)
+    """Wait until the queue is empty, or stands still for some seconds; note what is left, stored at all, and dead."""
+    last, deadline = -1, time.monotonic() + seconds
+    while last and time.monotonic() < deadline:
+        await asyncio.sleep(0.1)
+        with suppress(KitError):
+            left = sum((await bus.backlog(row)).values())
+            if left != last:
+                last, deadline = left, time.monotonic() + seconds
     run.ledger.note("left", detail=sum((await bus.backlog(row)).values()))
     info = await bus.connection.jetstream().stream_info(row.stream or "")
     run.ledger.note("stored", detail=info.state.last_seq)

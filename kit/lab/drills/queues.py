@@ -360,6 +360,7 @@ async def connection_cut(run: Run, cuts: int, every: float) -> None:
             await asyncio.sleep(0.5)
         enough.set()
         await asks
-    run.expect_jobs(first_ack=2.0)
+    found = run.expect_jobs()
+    run.figure("longest gap", found.longest_gap, "s")
     run.figure("rounds of other calls", len(over))
     run.expect("late by", max(over), "s", most=0.5)
