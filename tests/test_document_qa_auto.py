@@ -135,6 +135,7 @@ async def test_each_question_goes_its_way_and_the_answer_says_which(tenant_bus: 
         assert (step["name"], step["status"]) == ("AGENT_TASKS", "success")
         assert answer["metadata"]["tokens"]["total"] > 0
     counted = await document_qa.ask(tenant_bus, "Count the words in 'the quick brown fox'")
+    assert counted["answer"] == "The result of count_words is 4."
     assert (counted["mode"], counted["reason"].split(":")[0]) == ("agent", "a job for the tool count_words")
     asked = await document_qa.ask(tenant_bus, "Within how many days are refunds given?")
     assert (asked["mode"], asked["supported"]) == ("rag", True)

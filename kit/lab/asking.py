@@ -204,7 +204,9 @@ async def _asked(lab: Lab, question: Question, within: str | None, trace: bool, 
     patience = f"still waiting for an answer, for at most {TIMEOUT:.0f} s\n"
     reminder = asyncio.get_running_loop().call_later(_SILENCE, progress.write, patience)
     try:
-        data = await document_qa.ask(lab.bus, question.text, collection=within, timeout=TIMEOUT, **parameters)
+        data = await document_qa.ask(
+            lab.bus, question.text, mode="rag", collection=within, timeout=TIMEOUT, **parameters
+        )
     finally:
         reminder.cancel()
     return Answer(data=data, trace=_trace(lab) if trace else "")

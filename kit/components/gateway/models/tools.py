@@ -19,6 +19,8 @@ FIT = 0.5  # from here on a tool fits a question
 _STEPS = 4  # from a parameter to what it refers to, at most
 _LOOKUP = re.compile(r"search|retriev|look ?up|find|knowledge|documents?|passages?|query|consult", re.IGNORECASE)
 _WHOLE = re.compile(r"^(?:query|question|q|text|search\w*|input|prompt|message|topic|content|sentence)$", re.IGNORECASE)
+_TEXT = re.compile(r"^(?:text|content|sentence)$", re.IGNORECASE)
+_QUOTED = re.compile(r"[\"“‘']([^\"“”‘’']{1,200}+)[\"”’'](?!\w)")
 _OPERATORS = (
     (re.compile(r"(?<=[\d)])\s*\+\s*(?=[\d(])"), " plus add sum "),
     (re.compile(r"(?<=[\d)])\s*[-−]\s*(?=[\d(])"), " minus subtract difference "),
@@ -203,14 +205,14 @@ def _numbers(question: str) -> list[str]:
 
 def _string(question: str, name: str, used: list[str], *, required: bool) -> str | None:
     """Find a text argument: by the parameter's name, in quotation marks, after a preposition, or as a proper name."""
-    if _WHOLE.match(name):
+    if _WHOLE.match(name) and not (_TEXT.match(name) and _QUOTED.search(question)):
         return question
     for parameter, shape in _SHAPES:
         if parameter.search(name):
             match = shape.search(question)
             if match and match.group(0).strip() not in used:
                 return match.group(0).strip()
-    for match in re.finditer(r"[\"“‘']([^\"“”‘’']{1,200}+)[\"”’'](?!\w)", question):
+    for match in _QUOTED.finditer(question):
         if match.group(1) not in used:
             return match.group(1)
     if not required:
