@@ -599,6 +599,45 @@ async def test_what_stop_cancels_goes_back_to_the_queue(tenant_bus: Bus, caplog:
     assert effects.attempts == [2]
 
 
+async def drained(bus: Bus, times: int, handler: Effects) -> None:
+    """Stop a worker in the middle of its job, several times."""
+    for _ in range(times):
+        begun = len(handler.began)
+        worker = await bus.work(QUICK, handler)
+        await eventually(lambda begun=begun: len(handler.began) > begun, 10)  # type: ignore[misc]
+        await worker.stop(timeout=0.01)
+
+
+async def test_what_is_handed_back_spends_no_attempt(tenant_bus: Bus) -> None:
+    most = QUICK.policy.max_attempts
+    job = await tenant_bus.enqueue(QUICK, TASK, message_id="long")
+    await drained(tenant_bus, 2 * most + 1, Effects(seconds=60))
+    again = await tenant_bus.enqueue(QUICK, TASK, message_id="long")
+    assert again.duplicate
+    effects = Effects(seconds=0.1)
+    async with await tenant_bus.work(QUICK, effects):
+        assert (await job.result(timeout=10)).data == RESULT
+        assert (await again.result(timeout=10)).data == RESULT
+    assert effects.attempts == [2 * most + 2]
+    assert await tenant_bus.dead_letters(QUICK) == []
+    assert await tenant_bus.backlog(QUICK) == {}
+
+
+@pytest.mark.parametrize("times", [1, 3, 5])
+async def test_a_job_that_was_handed_back_has_all_its_attempts(tenant_bus: Bus, times: int) -> None:
+    most = QUICK.policy.max_attempts
+    job = await tenant_bus.enqueue(QUICK, TASK)
+    await drained(tenant_bus, times, Effects(seconds=60))
+    effects = Effects(fail=99)
+    async with await tenant_bus.work(QUICK, effects):
+        with pytest.raises(JobDead, match="RuntimeError"):
+            await job.result(timeout=10)
+        assert effects.attempts == [times + number for number in range(1, most + 1)]
+        assert await tenant_bus.replay(QUICK) == 1
+        await eventually(lambda: len(effects.attempts) == 2 * most, 10)
+        assert effects.attempts[most:] == list(range(1, most + 1))
+
+
 async def test_a_server_that_says_nothing_does_not_keep_a_worker_from_stopping(
     tenant_bus: Bus, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -41,7 +41,7 @@ from kit.errors import (
     escape_text,
 )
 from kit.nats.faults import Fault
-from kit.nats.ids import MESSAGE_ID, REPLAYED, REPLY
+from kit.nats.ids import DELIVERED, MESSAGE_ID, REPLAYED, REPLY, delivered_before, job_id
 from kit.nats.layout import DEAD_BYTES, DEAD_STREAM, EXHAUSTED, EXHAUSTED_STREAM, is_own_subject
 from kit.nats.letters import (
     Body,
@@ -72,6 +72,7 @@ _SHOWN = 200  # characters of a foreign subject
 _FEW = 16  # messages that others keep at the same time
 _NOWHERE = 2**62  # a sequence that no stream has reached
 _SWEEP = 1.0  # s; between two sweeps of a queue for those who wait
+_TRIES = 10  # sweeps, while it cannot be said whether the server gave a message up
 _ADVISED = 0.02  # s; for the server's advisory to be stored
 _SECONDS = 5.0  # for a dead letter to be stored, or sent again
 
@@ -108,6 +109,7 @@ class Graveyard:
         self._bus, self._streams, self._results = bus, streams, results
         self._watch: Subscription | None = None
         self._swept: dict[str, float] = {}  # when, by operation
+        self._undecided = False  # whether the last sweep left an advisory that nobody could say of whether it is true
         self._refused = 0  # up to this sequence, what is no dead letter has been counted
         self._opening, self._sweeping = asyncio.Lock(), asyncio.Lock()
 
@@ -263,7 +265,11 @@ class Graveyard:
     async def _heed(self) -> None:
         await asyncio.sleep(_ADVISED)
         try:
-            await self.sweep()
+            for _ in range(_TRIES):
+                await self.sweep()
+                if not self._undecided:
+                    return
+                await asyncio.sleep(_SWEEP)
         except KitError as error:
             _log.warning("a dead letter has to wait for the next sweep: %s", error)
 
@@ -294,7 +300,7 @@ class Graveyard:
                         self._refuse(operation, error, f"a job on {kept.subject[:_SHOWN]}")
                     await self._give_up(operation, kept, 0, error)
                     buried += 1
-            sequence = 0
+            sequence, self._undecided = 0, False
             while (said := await self._streams.next(EXHAUSTED_STREAM, f"{EXHAUSTED}.>", sequence + 1)) is not None:
                 sequence = said.sequence
                 try:
@@ -302,13 +308,15 @@ class Graveyard:
                 except CodecError as error:
                     done = 0
                     self._refuse(None, error, "an advisory that is not the server's")
-                if done is not None:
+                if done is None:
+                    self._undecided = True
+                else:
                     buried += done
                     await self._streams.delete(EXHAUSTED_STREAM, sequence)
         return buried
 
     async def _bury_exhausted(self, advisory: Advisory | None) -> int | None:
-        """Bury what an advisory names and return how many; None when nobody can say yet whether it is true.
+        """Bury what an advisory names, or put it back; return how many were buried, None when nobody can say yet.
 
         Raises:
             ContractViolation: the server did not give the message up.
@@ -322,10 +330,30 @@ class Graveyard:
         true = await gave_up(self._streams, operation, advisory.consumer, kept)
         if true is False:
             raise ContractViolation(f"{operation.name} {kept.sequence} was not given up", path="/stream_seq")
-        if true:
-            attempts = advisory.deliveries
-            await self._give_up(operation, kept, attempts, WorkerLost(kept.subject, attempts=attempts))
-        return 1 if true else None
+        if true is None:
+            return None
+        lost = attempts = advisory.deliveries
+        if operation.mode is Mode.JOB:
+            attempts += delivered_before(kept.headers)
+            name = job_id(kept.headers, operation, kept.sequence)
+            handed_back = await self._results.handed_back(operation, name)
+            lost = max(attempts - handed_back, 0)
+            if handed_back and lost < operation.policy.max_attempts:
+                await self._put_back(operation, kept, name, attempts, handed_back)
+                return 0
+        await self._give_up(operation, kept, attempts, WorkerLost(kept.subject, attempts=lost))
+        return 1
+
+    async def _put_back(self, operation: Operation, kept: Stored, name: str, attempts: int, handed_back: int) -> None:
+        """Put a job into its queue again that has attempts left: what was handed back counted for the server only."""
+        await self._results.reopen(operation, name)
+        await self._results.hand_back(operation, name, handed_back)
+        headers = carried(kept.headers) | {
+            MESSAGE_ID: f"{name}{REPLAYED}{operation.stream}-{kept.sequence}",
+            DELIVERED: str(attempts),
+        }
+        await self._streams.store(kept.subject, kept.payload, headers, _SECONDS)
+        await self._streams.delete(operation.stream or "", kept.sequence)
 
     async def _give_up(self, operation: Operation, kept: Stored, attempts: int, error: KitError) -> None:
         """Bury a message that lies in its stream, and take it out there."""

@@ -45,7 +45,7 @@ async def within(seconds: float | None, *events: asyncio.Event) -> bool:
     return bool(done)
 
 
-async def bounded(work: Awaitable[None], seconds: float) -> None:
+async def bounded(work: Awaitable[object], seconds: float) -> None:
     """Give the work some seconds, and leave it when they are over: the socket is dropped next."""
     task = asyncio.ensure_future(work)
     done, _ = await asyncio.wait({task}, timeout=seconds)

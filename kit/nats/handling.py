@@ -79,6 +79,7 @@ class Handling:
         *,
         message_id: str | None = None,
         attempt: int = 1,
+        handed_back: int = 0,
         stored_at: str | None = None,
     ) -> bytes | Fault:
         """Return the answer, or the fault in its place.
@@ -97,7 +98,10 @@ class Handling:
         try:
             envelope = route.read(message.data)
             word_errors(partial(told, data=envelope.data))
-            handed = route.message(envelope, message_id=message_id, attempt=attempt, chunks=chunks, stored_at=stored_at)
+            handed = route.message(
+                envelope, message_id=message_id, attempt=attempt, handed_back=handed_back, chunks=chunks,
+                stored_at=stored_at,
+            )  # fmt: skip
             answer = await self._handle(handed)
             return self._fitting(route.encode_result(answer))
         except asyncio.CancelledError as cancelled:

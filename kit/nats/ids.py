@@ -16,12 +16,14 @@ MESSAGE_ID = "Nats-Msg-Id"  # Source: NATS JetStream, de-duplication
 REPLY = "Kit-Reply"  # header: where the caller waits for the result of a job
 EXPIRES = "Kit-Expires"  # header: when a job need not be begun any more: UTC, RFC 3339
 AGAIN = "Kit-Again"  # header: this id may have been worked on before, so look before working
+DELIVERED = "Kit-Delivered"  # header: how often a job was delivered before it was put into its queue once more
 REPLAYED = "~"  # parts a job's id from the number of the dead letter that was sent again
 
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _LONGEST = 150
 _INBOX = re.compile(r"(?!\$)[!-)+-\-/-=?-~]+(\.[!-)+-\-/-=?-~]+)*")  # printable; no blank, wildcard or empty token
 _LONGEST_INBOX = 255
+_COUNT = re.compile(r"[1-9][0-9]{0,5}")
 _ID = re.compile(r"[!-}]{1,150}")  # printable, no blank, no "~"
 _PLAIN_REPLY, _DOMAIN_REPLY = 9, 11  # tokens of a reply subject; with a domain there may be one more
 
@@ -56,6 +58,12 @@ def job_id(headers: dict[str, str] | None, operation: Operation, sequence: int) 
         return f"{operation.stream}-{sequence}"
     plain = len(sent) <= _LONGEST and sent.isprintable()
     return sent if plain else hashlib.sha256(sent.encode()).hexdigest()
+
+
+def delivered_before(headers: dict[str, str] | None) -> int:
+    """Return how often a job was delivered before it was put into its queue once more; 0 where it does not say so."""
+    sent = headers.get(DELIVERED, "") if headers else ""
+    return int(sent) if _COUNT.fullmatch(sent) else 0
 
 
 def expiry(headers: dict[str, str], operation: Operation) -> datetime | None:

@@ -3,7 +3,8 @@
 What is promised:
 
 - Once ``enqueue`` returns, the job is on the server's disk. It is worked on until its handler succeeds or it becomes a
-  dead letter; a worker that dies meanwhile costs time, never the job.
+  dead letter; a worker that dies meanwhile costs time, never the job. One that is stopped hands back what it has not
+  finished, which spends no attempt.
 - Its effect happens once for its message id: the queue takes an id once within ten minutes, and a worker that gets an
   id again (its own acknowledgement was lost, a caller repeats itself) finds the remembered result and runs nothing.
   Results are remembered for ``policy.result_ttl``; of those over 8 KiB, after a minute or more, only that they were.

@@ -15,7 +15,7 @@ from kit.catalogue import DEAD_LETTER, DEAD_LETTERS_PREFIX, Operation
 from kit.errors import CodecError, ContractViolation, UnknownContract, escape_text
 from kit.nats.client import carries
 from kit.nats.faults import Fault
-from kit.nats.ids import REPLY, job_id, token
+from kit.nats.ids import DELIVERED, REPLY, job_id, token
 
 if TYPE_CHECKING:
     from kit.nats.streams import Stored
@@ -126,7 +126,7 @@ def evidence_of(body: Body, fault: Fault, reason: str, tenant_id: str) -> dict[s
         "headers": carried(body.headers),
         "retryable": fault.retryable,
     }
-    if (reply := body.headers.get(REPLY)) is not None and len(reply) <= _LONGEST_SUBJECT:
+    if (reply := body.headers.get(REPLY)) and len(reply) <= _LONGEST_SUBJECT:
         evidence["reply_to"] = reply
     return evidence
 
@@ -136,7 +136,7 @@ def carried(headers: dict[str, str]) -> dict[str, str]:
     kept, left = dict[str, str](), _MOST_HEADERS
     for name, value in headers.items():
         left -= len(name) + len(value)
-        if left >= 0 and carries(name, value) and not name.lower().startswith("nats-"):
+        if left >= 0 and carries(name, value) and name != DELIVERED and not name.lower().startswith("nats-"):
             kept[name] = value
     return kept
 

@@ -28,6 +28,7 @@ class Message(NamedTuple):
         subject: where it was sent.
         message_id: its id; for a job, the key under which its effect happens once. None where no id travels.
         attempt: which delivery this is, from 1.
+        handed_back: how many deliveries before were handed back by workers that stopped: they count for nothing.
         chunks: where the pieces of a streamed answer go; see ``emit``.
         stored_at: when the server stored a job: UTC, RFC 3339; None for what is not stored.
     """
@@ -43,6 +44,7 @@ class Message(NamedTuple):
     attempt: int = 1
     chunks: Chunks | None = None
     stored_at: str | None = None
+    handed_back: int = 0
 
     def __repr__(self) -> str:
         # Names of fields, never what is in them: a message gets into logs more easily than one thinks.
@@ -63,6 +65,11 @@ class Message(NamedTuple):
             return self.stored_at or claimed
         told = moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
         return min(told, self.stored_at or told)
+
+    @property
+    def is_last(self) -> bool:
+        """Whether there is no other attempt after this one."""
+        return self.attempt - self.handed_back >= self.operation.policy.max_attempts
 
     @property
     def streaming(self) -> bool:

@@ -1,7 +1,8 @@
 """Results of jobs, remembered by message id: what a late caller gets, and what makes an effect happen once.
 
-A result is published once, to a subject that its caller listens on and a stream keeps. Beside it there may be two
-notes: that it was too large to be kept for long, and that a dead letter was sent again and its job is open once more.
+A result is published once, to a subject that its caller listens on and a stream keeps. Beside it there may be three
+notes: that it was too large to be kept for long, that its job was put into the queue again and is open once more, and
+how often workers that stopped handed the job back.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import re
 from collections import OrderedDict
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -34,6 +36,8 @@ _RECENT_BYTES = 64 * 1024  # of one result that a worker keeps by itself, at mos
 _RECENT_OVERHEAD = 400  # bytes of memory beside each
 _RECENT_TOTAL = 64 * 1024 * 1024  # … of all of them
 RESULT_HEADERS = len(encode_headers({FIRST: "0", TTL: "9" * 10, AGAIN: "1"}))  # bytes beside a result, at most
+_HANDED_BACK = "~back"  # behind the name of a job, which has no "~"
+_COUNT = re.compile(rb"[1-9][0-9]{0,5}")
 _NOBODY, _GONE, _OPEN = "-", "gone", "open"  # in place of a caller
 
 
@@ -55,7 +59,7 @@ class Memory(NamedTuple):
 
     Attributes:
         answer: its result, or the error in its place; None when there is none.
-        is_open: whether it is to be done again, because its dead letter was sent again.
+        is_open: whether it is to be done again, because it was put into its queue once more.
     """
 
     answer: bytes | None
@@ -156,6 +160,19 @@ class Results:
             return Memory(None, False)
         return Memory(kept.payload, False)
 
+    async def hand_back(self, operation: Operation, message_id: str, times: int) -> None:
+        """Note how often a job was handed back by workers that stopped; that spends none of its attempts."""
+        await self._connection.client.publish(_handed_back(operation, message_id), str(times).encode())
+
+    async def handed_back(self, operation: Operation, message_id: str) -> int:
+        """Return how often a job was handed back.
+
+        Raises:
+            BusError: the memory did not answer.
+        """
+        kept = await self._streams.last(results_stream(operation), _handed_back(operation, message_id))
+        return int(kept.payload) if kept is not None and _COUNT.fullmatch(kept.payload) else 0
+
     async def stored(self, operation: Operation) -> int:
         """Return the sequence of the last job that was ever enqueued."""
         return await self._streams.last_sequence(operation.stream or "")
@@ -177,7 +194,8 @@ class Results:
     async def reopen(self, operation: Operation, message_id: str) -> None:
         """Forget how a job ended: it is to be done again."""
         name = token(message_id)
-        await self._streams.purge(results_stream(operation), _subject(operation, "*", name))
+        for subject in (_subject(operation, "*", name), _handed_back(operation, message_id)):
+            await self._streams.purge(results_stream(operation), subject)
         await self._connection.client.publish(_subject(operation, _OPEN, name), b"")
 
 
@@ -189,8 +207,8 @@ def _is_answer(operation: Operation, payload: bytes) -> bool:
         return codec.decode(payload).message_type in (operation.result_type, ERROR)
     except MalformedEnvelope:
         return False
-    except CodecError:
-        return True
+    except CodecError as error:
+        return error.message_type in (operation.result_type, ERROR)
 
 
 def forgotten(operation: Operation, message_id: str) -> bytes:
@@ -201,6 +219,10 @@ def forgotten(operation: Operation, message_id: str) -> bytes:
 def reply_subject(operation: Operation, caller: str, message_id: str) -> str:
     """Return where a caller listens for the result of a job."""
     return _subject(operation, caller, token(message_id))
+
+
+def _handed_back(operation: Operation, message_id: str) -> str:
+    return _subject(operation, _NOBODY, f"{token(message_id)}{_HANDED_BACK}")
 
 
 def _subject(operation: Operation, caller: str, name: str) -> str:

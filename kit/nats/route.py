@@ -134,6 +134,7 @@ class Route:
         attempt: int = 1,
         chunks: Chunks | None = None,
         stored_at: str | None = None,
+        handed_back: int = 0,
     ) -> Message:
         """Return what a handler or a caller gets."""
         return Message(
@@ -147,6 +148,7 @@ class Route:
             attempt,
             chunks,
             stored_at,
+            handed_back,
         )
 
 

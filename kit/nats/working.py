@@ -15,9 +15,10 @@ from kit import codec
 from kit.catalogue import JOBS_DEDUPLICATED, JOBS_RETRIED, JobPolicy
 from kit.errors import BusError, Disconnected, KitError, NotStored
 from kit.nats.dead import Graveyard
+from kit.nats.deadlines import bounded
 from kit.nats.faults import Fault
 from kit.nats.handling import Handling
-from kit.nats.ids import AGAIN, REPLY, Delivery, is_inbox, job_id
+from kit.nats.ids import AGAIN, REPLY, Delivery, delivered_before, is_inbox, job_id
 from kit.nats.letters import Body, reason_of
 from kit.nats.message import Handler
 from kit.nats.pulling import Bind, Puller
@@ -69,13 +70,22 @@ class LeaseLost(BusError):
 class _Held:
     """A message that this worker has: until it is acknowledged, or its lease is lost."""
 
-    __slots__ = ("beat", "delivery", "lost", "message", "message_id", "rank", "settling", "task")
+    __slots__ = (
+        "beat", "before", "delivery", "handed_back", "lost", "message", "message_id", "rank", "settling", "task",
+    )  # fmt: skip
 
     def __init__(self, message: Msg, given: Delivery, message_id: str, now: float, rank: int) -> None:
         self.message, self.delivery, self.message_id, self.rank = message, given, message_id, rank
         self.beat = now  # when the server last heard that it is worked on
+        self.before = delivered_before(message.headers)
+        self.handed_back = 0 if self.attempt == 1 else None  # of all deliveries; None until it is looked up
         self.task: asyncio.Task[None] | None = None  # while its handler runs
         self.lost = self.settling = False
+
+    @property
+    def attempt(self) -> int:
+        """Which delivery this is, from 1: of the job, which may have been put into its queue more than once."""
+        return self.before + self.delivery.attempt
 
     def renew(self, message: Msg, given: Delivery, now: float) -> None:
         """Take a later delivery of the same message in place of this one."""
@@ -208,13 +218,22 @@ class PullWorker(Worker):
 
     async def _handle(self, held: _Held) -> None:
         message, given = held.message, held.delivery
-        if self._once and self._is_doubtful(held) and await self._done_before(held):
-            return
+        if self._once and self._is_doubtful(held):
+            if await self._done_before(held):
+                return
+            if held.handed_back is None:
+                times = await self._insist(lambda: self._results.handed_back(self.operation, held.message_id))
+                held.handed_back = min(times, held.attempt - 1)
         with self._handling.operation(message) as recorded:
             started = self._loop.time()
             try:
                 answer = await self._handling.run(
-                    message, recorded, message_id=held.message_id, attempt=given.attempt, stored_at=given.stored_at
+                    message,
+                    recorded,
+                    message_id=held.message_id,
+                    attempt=held.attempt,
+                    handed_back=held.handed_back or 0,
+                    stored_at=given.stored_at,
                 )
             except asyncio.CancelledError:
                 if held.lost:
@@ -231,7 +250,7 @@ class PullWorker(Worker):
     def _is_doubtful(self, held: _Held) -> bool:
         """Say whether the job may have been done before, so that it has to be looked up."""
         headers, given = held.message.headers, held.delivery
-        return given.attempt > 1 or given.sequence <= self._doubt or bool(headers and AGAIN in headers)
+        return held.attempt > 1 or given.sequence <= self._doubt or bool(headers and AGAIN in headers)
 
     def _on_reconnect(self) -> None:
         # A server that crashed forgets deliveries and acknowledgements of its last moments, and counts attempts anew.
@@ -329,10 +348,10 @@ class PullWorker(Worker):
             await asyncio.sleep(_ASK_AGAIN)
 
     async def _failed(self, held: _Held, fault: Fault) -> None:
-        policy, attempt = self._policy, held.delivery.attempt
+        policy, attempt = self._policy, held.attempt - (held.handed_back or 0)
         try:
             if isinstance(fault.error, CallerGone):  # nobody wants it any more, so it is done
-                await self._succeeded(held, fault.encoded(self.operation, attempt))
+                await self._succeeded(held, fault.encoded(self.operation, held.attempt))
                 return
             if fault.retryable and not fault.refused and attempt < policy.max_attempts:
                 self._bus.telemetry.count(JOBS_RETRIED, operation=self.operation.name, error_type=fault.error_type)
@@ -353,7 +372,7 @@ class PullWorker(Worker):
             headers=dict(message.headers or {}),
             sequence=given.sequence,
             stored_at=given.stored_at,
-            attempts=given.attempt,
+            attempts=held.attempt,
         )
         try:
             await self._graveyard.bury(body, fault, reason_of(fault))
@@ -369,7 +388,11 @@ class PullWorker(Worker):
         await self._bus.connection.client.publish(held.message.reply, _NAK + delay)
 
     async def _hand_back(self, held: _Held) -> None:
-        with suppress(Disconnected):  # the lease runs out by itself
+        with suppress(BusError):  # the lease runs out by itself
+            if self._once:  # without this note it would be an attempt as any other
+                if (times := held.handed_back) is None:
+                    times = await self._results.handed_back(self.operation, held.message_id)
+                await self._results.hand_back(self.operation, held.message_id, times + 1)
             await self._give_up_for(held, _HAND_BACK)
 
     async def _reconnected(self) -> None:
@@ -423,8 +446,7 @@ class PullWorker(Worker):
         await self._tasks.end(max(0.0, deadline - self._loop.time()))
         if self._pulse is not None:
             self._pulse.cancel()
-        for held in tuple(self._held.values()):
-            await self._hand_back(held)
+        await bounded(asyncio.gather(*map(self._hand_back, tuple(self._held.values()))), _GOODBYE)
         if self._cut_off:
             _log.warning(_CUT_OFF, len(self._cut_off), self.operation.name, timeout, ", ".join(self._cut_off[:_NAMED]))
         if self._bus.connection.client.is_connected:

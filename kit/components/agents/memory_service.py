@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from kit import codec
-from kit.catalogue import AGENT_MEMORY
 from kit.components.agents.embedding import embed
 from kit.components.agents.errors import MemoryRefused
 from kit.components.agents.memory import BUCKET, FORGOTTEN, key_of, key_of_user
@@ -90,7 +89,7 @@ class MemoryService:
         if item.get("action") == "forget":
             done = await self._forget(item)
         else:
-            done = await self._remember(item, last=message.attempt >= AGENT_MEMORY.policy.max_attempts)
+            done = await self._remember(item, last=message.is_last)
         receipt: dict[str, Any] = {
             "memory_id": item["memory_id"], "agent_id": item["agent_id"], "memory_type": item["memory_type"],
             "status": done.status, "indexed": done.indexed, "timestamp": codec.now(),

@@ -63,7 +63,7 @@ class TaskWorker:
         except BaseException as error:  # SystemExit too: a handler may raise anything
             if is_cancellation(error):
                 raise
-            if not is_retryable(error) or message.attempt >= AGENT_TASKS.policy.max_attempts:
+            if not is_retryable(error) or message.is_last:
                 await self._tell(result | _ended("error", started) | {"error": _error(error, task)})
             raise
         result |= done | _ended("success", started)

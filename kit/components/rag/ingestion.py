@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kit import codec
-from kit.catalogue import RAG_DOCUMENTS_INGESTED, RAG_INGEST, RAG_STATUS
+from kit.catalogue import RAG_DOCUMENTS_INGESTED, RAG_STATUS
 from kit.components.rag.batching import Batcher
 from kit.components.rag.chunking import Chunk, Chunking, chunk
 from kit.components.rag.embedding import Embedded, Embedder
@@ -178,7 +178,7 @@ class Ingester:
     async def _failed(self, data: dict[str, Any], message: Message, error: Exception) -> None:
         """Tell that a document failed for good; an attempt that will be repeated is no failure yet."""
         retryable = bool(getattr(error, "retryable", True))
-        if retryable and message.attempt < RAG_INGEST.policy.max_attempts:
+        if retryable and not message.is_last:
             return
         stage = "parse" if isinstance(error, DocumentRefused) else "index"
         await self._tell(
