@@ -87,6 +87,8 @@ async def test_a_job_whose_end_cannot_be_read_is_a_dead_letter(tenant_bus: Bus, 
     [
         {"Status": "503"},
         {"Status": "404", "Description": "No Messages"},
+        {"Kit-Reply": ""},
+        {"Kit-Delivered": "9" * 9, "Kit-Expires": ""},
         {"Nats-Sequence": "x", "Nats-Subject": "y", "Nats-Time-Stamp": "z"},
         {"Nats-Msg-Id": "~"},
         {"Nats-Msg-Id": "~7", "Kit-Reply": "x" * 3000},
@@ -222,7 +224,16 @@ async def test_a_true_advisory_buries_its_job_and_no_other(tenant_bus: Bus, raw:
         await lost.result(timeout=5)
 
 
-@pytest.mark.parametrize("forged", [b"garbage", b"[]", codec.encode("agent_message", sample("agent_message"))])
+def enveloped(message_type: str, version: str, data: Any) -> bytes:
+    return codec.dumps({"schema_version": version, "message_type": message_type, "data": data})
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [b"garbage", b"[]", codec.encode("agent_message", sample("agent_message"))]
+    + [enveloped("agent_message", version, data) for version in ("1.0", "9.0") for data in ({}, [], 7)]
+    + [enveloped("nobody_knows", "1.0", {})],
+)
 async def test_what_is_no_result_counts_for_none(tenant_bus: Bus, forged: bytes) -> None:
     await tenant_bus.enqueue(QUICK, TASK)
     await send(tenant_bus, f"kit.results.{QUICK.stream}.-.known", forged)
@@ -397,6 +408,25 @@ async def test_an_error_crosses_the_wire_whatever_it_quotes(tenant_bus: Bus, tex
     (letter,) = await tenant_bus.dead_letters(QUICK)
     assert (died.value.error_type, letter.error_type, answered.value.error_type) == ("Never",) * 3
     assert died.value.detail == letter.detail == answered.value.detail == escape_text(text)
+
+
+@pytest.mark.parametrize("name", ["retryable", "retry_after", "content_free", "content_free_start", "__str__"])
+async def test_an_error_that_cannot_say_what_it_is_crosses_the_wire(tenant_bus: Bus, name: str) -> None:
+    def fail(*_: object) -> Any:
+        raise RuntimeError("not even this")
+
+    odd = type("Odd", (Exception,), {name: fail if name == "__str__" else property(fail)})
+
+    async def refuse(_: Message) -> dict[str, Any]:
+        raise odd("x")
+
+    async with await tenant_bus.work(QUICK, refuse), await tenant_bus.serve(GATEWAY_EMBEDDINGS, refuse):
+        with pytest.raises(RemoteError, match="Odd"):
+            await tenant_bus.request(
+                GATEWAY_EMBEDDINGS, sample("embedding_request", tenant_id=tenant_bus.tenant_id), timeout=5
+            )
+        with pytest.raises(JobDead, match="Odd"):
+            await tenant_bus.run(QUICK, TASK, timeout=5)
 
 
 @pytest.mark.parametrize("text", ODD, ids=range(len(ODD)))

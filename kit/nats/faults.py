@@ -43,9 +43,9 @@ class Fault:
         self.error_type = escape_text(type(error).__name__, _LONGEST_NAME) or "Exception"
         self.detail = told(error, data)
         self.retryable = is_retryable(error)
-        path = error.path if isinstance(error, CodecError) else None
-        self.path = None if path is None else escape_text(path)
-        after = getattr(error, "retry_after", None)
+        path = _said(error, "path") if isinstance(error, CodecError) else None
+        self.path = escape_text(path) if isinstance(path, str) else None
+        after = _said(error, "retry_after")
         self.retry_after = float(after) if isinstance(after, int | float) and 0 <= after < 1e9 else None
 
     def encoded(self, operation: Operation, attempts: int | None = None) -> bytes:
@@ -77,24 +77,26 @@ def told(error: BaseException, data: Any) -> str:
     what their messages begin with (``content_free_start``): ids, columns and versions stand in the data too, and are
     what the caller has to know.
     """
-    said = _said(error)
-    if isinstance(error, CodecError) or getattr(error, "content_free", False) is True:
+    said = _said(error, "__str__")
+    said = said if isinstance(said, str) else ""
+    if isinstance(error, CodecError) or _said(error, "content_free") is True:
         return escape_text(said, _LONGEST)
-    start = getattr(error, "content_free_start", "")
+    start = _said(error, "content_free_start")
     start = start if isinstance(start, str) and said.startswith(start) else ""
     return escape_text(start + without_content(said[len(start) :], data), _LONGEST)
 
 
-def _said(error: BaseException) -> str:
+def _said(error: BaseException, name: str) -> Any:
+    """Return what an error says of itself; None when it cannot even do that."""
     try:
-        return str(error)
-    except BaseException:  # noqa: BLE001 - an error that cannot even say what it is
-        return ""
+        return str(error) if name == "__str__" else getattr(error, name, None)
+    except BaseException:  # noqa: BLE001 - foreign code
+        return None
 
 
 def is_retryable(error: BaseException) -> bool:
     """Say whether the same message may succeed later: what the error says of itself, else by its kind."""
-    said = getattr(error, "retryable", None)
+    said = _said(error, "retryable")
     if isinstance(said, bool):
         return said
     return not isinstance(error, CodecError | ConfigurationError | PayloadTooLarge)
