@@ -34,6 +34,7 @@ from __future__ import annotations
 import re
 
 _LONGEST = 10_000  # characters of what an error says
+SURROGATE = re.compile("[\\ud800-\\udfff]")  # half a character, which no encoding has
 _UNSENDABLE = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\ud800-\\udfff]")
 
 

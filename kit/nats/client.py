@@ -32,7 +32,7 @@ from nats.aio.subscription import Subscription
 from nats.aio.transport import TcpTransport
 from nats.protocol.command import hpub_cmd, pub_cmd
 
-from kit.errors import ConfigurationError, Disconnected, PayloadTooLarge
+from kit.errors import SURROGATE, ConfigurationError, Disconnected, PayloadTooLarge
 
 PENDING = 2 * 1024 * 1024  # bytes; publishers wait while more than this is unsent
 
@@ -44,7 +44,6 @@ _SHOWN = 60  # characters of a subject that is refused
 _FULL = 1024 * 1024  # bytes that wait for the socket; beyond, nats-py's flusher waits for room
 
 _NO_SUBJECT = re.compile(r"[ \t\r\n]")
-SURROGATE = re.compile(r"[\ud800-\udfff]")
 _HEADER_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # Source: RFC 7230, token
 _PLAIN_HEADERS = b"NATS/1.0\r\n"  # else a status follows
 _LINE_ENDS = str.maketrans("\r\n", "  ")

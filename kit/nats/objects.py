@@ -13,8 +13,7 @@ from nats.js import api
 from nats.js.object_store import ObjectStore
 
 from kit.catalogue import check_id
-from kit.errors import BusError, ConfigurationError
-from kit.nats.client import SURROGATE
+from kit.errors import SURROGATE, BusError, ConfigurationError
 from kit.nats.streams import NAME_IN_USE, Streams
 
 if TYPE_CHECKING:

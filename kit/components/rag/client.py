@@ -19,7 +19,17 @@ from kit.catalogue import RAG_INGEST, RAG_QUERIES, RAG_QUERIES_QUEUED, RAG_STATU
 from kit.components.rag.errors import REFUSALS, DocumentRefused, QueryRefused, error_data
 from kit.components.rag.filters import Condition, as_data
 from kit.components.rag.readers import MAX_ID, Document, Folder, named, read_json_lines, shortened
-from kit.errors import BusError, CodecError, ConfigurationError, JobDead, JobError, PayloadTooLarge
+from kit.errors import (
+    SURROGATE,
+    BusError,
+    CodecError,
+    ConfigurationError,
+    JobDead,
+    JobError,
+    KitError,
+    PayloadTooLarge,
+    escape_text,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -380,12 +390,12 @@ async def _told(bus: Bus, data: Mapping[str, Any], more: Mapping[str, Any]) -> d
     return status
 
 
-async def _refused(bus: Bus, document_id: str, collection: str | None, error: Exception) -> dict[str, Any]:
-    data = _envelope(bus, sendable(shortened(document_id)) or "?", collection)
+async def _refused(bus: Bus, document_id: str, collection: str | None, error: KitError) -> dict[str, Any]:
+    data = _envelope(bus, escape_text(shortened(document_id), MAX_ID) or "?", collection)
     return await _told(
         bus,
         data,
-        {"status": "failed", "stage": "fetch", "error": error_data(error) | {"message": sendable(str(error))}},
+        {"status": "failed", "stage": "fetch", "error": error_data(error)},
     )
 
 
@@ -408,7 +418,7 @@ def _document(entry: Any, place: int) -> Document | DocumentRefused:
     made = replace(entry, document_id=document_id) if isinstance(entry, Document) else None
     made = made or Document(**{**fields, "document_id": document_id})
     for name, value in (("id", document_id), ("content", content), ("title", made.title), ("source", made.source)):
-        if isinstance(value, str) and sendable(value) != value:
+        if isinstance(value, str) and SURROGATE.search(value):
             return DocumentRefused(where, f"its {name} holds half a character, and is no text")
     return made
 
@@ -426,11 +436,6 @@ def _once(documents: Iterator[Document | DocumentRefused]) -> Iterator[Document 
 
 def _several(count: int, what: str) -> str:
     return f"{count} {what}{'s' * (count != 1)}"
-
-
-def sendable(text: str) -> str:
-    """Return a text that can be sent: halves of characters, which no encoding has, as escapes."""
-    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _documents(folder: Folder, metadata: Mapping[str, Any]) -> Iterator[Document | DocumentRefused]:
