@@ -53,7 +53,7 @@ _ASKING = frozenset(
     what s is are how much many do does you i we get got can could would will please kindly tell me give show us
     compute calculate evaluate work out figure solve find know need want to the a result answer value sum total of
     for equal equals make makes come be when if hi hey hello thanks thank now just quick quickly ok okay so it that
-    expression calculation arithmetic
+    expression calculation arithmetic determine d like there altogether
     """.split()  # noqa: SIM905
 )
 _ARITHMETIC = re.compile(r"[\d\s.()+*/%-]+")
