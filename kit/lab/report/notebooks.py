@@ -7,7 +7,7 @@ import io
 import json
 import re
 import tokenize
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from fnmatch import fnmatch
 from pathlib import Path
@@ -155,14 +155,38 @@ def typed(name: str, text: str, parameter: Mapping[str, str]) -> Any:
 
 def _kinds(annotation: str) -> list[str]:
     """Return the types that an annotation allows, text last: any text is one."""
-    if not (parts := re.fullmatch(r"(?:typing\.)?(Optional|Union)\[(.*)\]", annotation.strip(), re.S)):
-        found = [part.strip() for part in re.split(r"\|(?![^\[]*\])", annotation)]
-    else:
-        found = [*re.split(r",(?![^\[]*\])", parts[2]), *(["None"] if parts[1] == "Optional" else [])]
-    plain = [kind.strip().partition("[")[0].rpartition(".")[2].lower() for kind in found]
+    try:
+        found = [*_alternatives(ast.parse(annotation.strip(), mode="eval").body)]
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return ["anything"]
+    plain = [_name_of(kind).lower() for kind in found]
     if plain == ["none"] or not set(plain) <= _READERS.keys():
         return ["anything"]
     return sorted(plain, key=lambda kind: kind == "str")
+
+
+def _alternatives(node: ast.expr) -> Iterator[ast.expr]:
+    """Yield the types of ``A | B``, ``Union[A, B]`` and ``Optional[A]``; of any other annotation itself."""
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
+        yield from _alternatives(node.left)
+        yield from _alternatives(node.right)
+    elif isinstance(node, ast.Subscript) and (name := _name_of(node)) in ("Optional", "Union"):
+        inner = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
+        for part in inner:
+            yield from _alternatives(part)
+        if name == "Optional":
+            yield ast.Constant(None)
+    else:
+        yield node
+
+
+def _name_of(node: ast.expr) -> str:
+    """Return the last part of a type's name, without its parameters: ``list`` of ``typing.list[int]``."""
+    if isinstance(node, ast.Subscript):
+        return _name_of(node.value)
+    if isinstance(node, ast.Attribute):
+        return node.attr
+    return node.id if isinstance(node, ast.Name) else str(getattr(node, "value", ""))
 
 
 def _literal(text: str) -> Any:
