@@ -16,6 +16,7 @@ from test_rag_readers import pdf
 from kit import codec
 from kit.catalogue import RAG_INGEST, RAG_QUERIES, RAG_RESULTS, RAG_STATUS
 from kit.components import rag
+from kit.components.rag import embedding
 from kit.components.rag.answering import prompt
 from kit.components.rag.embedding import BULK
 from kit.components.rag.index import Collection, Database
@@ -90,6 +91,34 @@ async def test_a_question_is_answered_with_sources_that_can_be_checked(tenant_bu
     checked = rag.check_citations(result)
     assert checked.valid
     assert DOCUMENTS[2]["content"][checked.claims[0].quote.start : checked.claims[0].quote.end] == first["quote"]
+
+
+async def test_documents_wait_for_a_gateway_that_comes_later(
+    tenant_bus: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    service = await rag.serve(tenant_bus, uri=tmp_path)
+    told = await watch(tenant_bus, RAG_STATUS)
+    jobs = [
+        await tenant_bus.enqueue(RAG_INGEST, {**document, "tenant_id": tenant_bus.tenant_id, "timestamp": codec.now()})
+        for document in DOCUMENTS
+    ]
+    await asyncio.sleep(sum(RAG_INGEST.policy.backoff) + 2)  # in which all attempts would have failed
+    async with StandIn(tenant_bus):
+        results = [(await job.result(20)).data for job in jobs]
+    await service.stop()
+    assert [(result["status"], result["attempt"]) for result in results] == [("indexed", 1)] * len(jobs)
+    assert "failed" not in [status["status"] for status in told]
+    assert caplog.text.count("documents wait for a gateway") == 1
+
+
+async def test_documents_do_not_wait_for_ever_for_a_gateway(
+    tenant_bus: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedding, "_GATEWAY_SECONDS", 0.3)
+    service = await rag.serve(tenant_bus, uri=tmp_path)
+    ingestion = await rag.ingest_documents(tenant_bus, DOCUMENTS[:1])
+    await service.stop()
+    assert "nobody serves" in ingestion.failures["copy"]
 
 
 async def test_what_the_documents_do_not_support_is_no_answer(tenant_bus: Any, service: Any, gateway: StandIn) -> None:

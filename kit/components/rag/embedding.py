@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -21,11 +22,15 @@ if TYPE_CHECKING:
 
     from kit.nats.bus import Bus
 
+logger = logging.getLogger(__name__)
+
 BATCH = 128  # texts in one message
 BULK = 512  # texts of one document from which on they go as jobs
 _AT_ONCE = 4  # bulk jobs of one document
 _REQUEST_SECONDS = 30.0
 _BULK_SECONDS = 300.0
+_GATEWAY_SECONDS = 60.0  # for a gateway to come that is started later than this worker; in each attempt of a job
+_PAUSE = (0.2, 2.0)  # s; first and longest, before it is asked for again
 _PASSING = (NoResponders, DeadlineExceeded)
 
 
@@ -93,10 +98,7 @@ class Embedder:
 
     async def _together(self, documents: Sequence[Sequence[str]]) -> list[Embedded]:
         texts = [text for document in documents for text in document]
-        slices = [
-            await self._request(texts[begin : begin + BATCH], self.model, "document", _REQUEST_SECONDS)
-            for begin in range(0, len(texts), BATCH)
-        ]
+        slices = [await self._waiting(texts[begin : begin + BATCH]) for begin in range(0, len(texts), BATCH)]
         whole = _joined(slices)
         parts, begin = [], 0
         for document in documents:
@@ -111,6 +113,21 @@ class Embedder:
             )
             begin += len(document)
         return parts
+
+    async def _waiting(self, texts: list[str]) -> Embedded:
+        """Ask for a batch of documents' embeddings; where there is no gateway yet, wait for one."""
+        loop = asyncio.get_running_loop()
+        end, pause = loop.time() + _GATEWAY_SECONDS, _PAUSE[0]
+        while True:
+            try:
+                return await self._request(texts, self.model, "document", _REQUEST_SECONDS)
+            except ModelFailed as error:
+                if error.error_type != NoResponders.__name__ or loop.time() + pause > end:
+                    raise
+                if pause == _PAUSE[0]:
+                    logger.warning("documents wait for a gateway that embeds them: %s", error.detail)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _PAUSE[1])
 
     async def _request(self, texts: list[str], model: str, input_type: str, timeout: float) -> Embedded:
         data = self._data(texts, model, input_type) | {"timeout": timeout}
