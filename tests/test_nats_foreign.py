@@ -132,6 +132,24 @@ def advisory(**changes: Any) -> bytes:
     return codec.dumps({name: value for name, value in said.items() if value is not None})
 
 
+async def advise(bus: Bus, payload: bytes) -> None:
+    """Write among the server's advisories: nobody may publish one, but who may change streams finds a way."""
+    js = bus.connection.jetstream()
+    config = (await js.stream_info(EXHAUSTED_STREAM)).config
+    config.subjects = [f"{EXHAUSTED}.>", "forged"]
+    config.subject_transform = api.SubjectTransform(src="forged", dest=f"{EXHAUSTED}.x.y")
+    await js.update_stream(config)
+    await js.publish("forged", payload)
+
+
+async def test_no_tenant_speaks_for_the_server(tenant_bus: Bus, raw: nats.NATS) -> None:
+    await tenant_bus.dead_letters(QUICK)
+    await raw.publish(f"{EXHAUSTED}.{QUICK.stream}.{QUICK.queue}", advisory())
+    await eventually(lambda: raw.last_error)
+    assert "permissions violation" in str(raw.last_error)
+    assert await _is_empty(tenant_bus, EXHAUSTED_STREAM)
+
+
 @pytest.mark.parametrize(
     "payload",
     [b"", b"garbage", b"[]", b"7", b"null", b'{"stream":[]}', b"\xff\x00", b"[" * 5000]
@@ -142,7 +160,7 @@ def advisory(**changes: Any) -> bytes:
 async def test_an_advisory_that_is_none_is_removed(tenant_bus: Bus, payload: bytes) -> None:
     job = await tenant_bus.enqueue(QUICK, TASK)
     assert await tenant_bus.dead_letters(QUICK) == []  # from here on advisories are kept
-    await send(tenant_bus, f"{EXHAUSTED}.x.y", payload)
+    await advise(tenant_bus, payload)
     assert await tenant_bus.dead_letters(QUICK) == []
     assert await _is_empty(tenant_bus, EXHAUSTED_STREAM)
     async with await tenant_bus.work(QUICK, done):
@@ -165,7 +183,7 @@ async def test_a_forged_advisory_buries_nothing(tenant_bus: Bus, telemetry: Any)
         jobs = [await tenant_bus.enqueue(QUICK, TASK) for _ in range(2)]  # one under way, one that nobody had yet
         await began.wait()
         for job in jobs:
-            await send(tenant_bus, f"{EXHAUSTED}.x.y", advisory(stream_seq=job.sequence))
+            await advise(tenant_bus, advisory(stream_seq=job.sequence))
         assert await tenant_bus.dead_letters(QUICK) == []
         may_end.set()
         for job in jobs:
@@ -187,7 +205,7 @@ async def test_a_forged_advisory_buries_no_job_that_is_tried_again(tenant_bus: B
     async with await tenant_bus.work(QUICK, fail_first):
         job = await tenant_bus.enqueue(QUICK, TASK)
         await eventually(lambda: attempts == [1, 2])
-        await send(tenant_bus, f"{EXHAUSTED}.x.y", advisory(stream_seq=job.sequence))
+        await advise(tenant_bus, advisory(stream_seq=job.sequence))
         assert await tenant_bus.dead_letters(QUICK) == []
         may_end.set()
         assert (await job.result(timeout=5)).data == RESULT

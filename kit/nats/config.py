@@ -19,6 +19,7 @@ from kit.errors import ServerError
 
 HOST = "127.0.0.1"
 SYSTEM = "SYS"  # the system account and its user; upper case, so that no tenant can have the name
+_EVENTS = "$JS.EVENT.>"  # what JetStream itself says: a client that did so could have jobs given up
 _OPERATORS = 64  # connections to the system account, which the tenants cannot take
 
 
@@ -226,7 +227,7 @@ def _tenancy(secrets: Secrets, limits: Limits) -> dict[str, Any]:
                 "max_subscriptions": limits.max_subscriptions,
                 "max_payload": limits.max_payload,
             },
-            "users": [{"user": tenant, "password": password}],
+            "users": [{"user": tenant, "password": password, "permissions": {"publish": {"deny": [_EVENTS]}}}],
         }
         for tenant, password in secrets.tenants.items()
     }
