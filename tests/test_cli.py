@@ -112,7 +112,7 @@ def test_no_command_at_all_shows_the_help(capsys: pytest.CaptureFixture[str]) ->
         (["worker", "prompts", "--setting", "a={'b': 1"], 2, "kit worker: --setting a: \"{'b': 1\" is neither"),
         (["report", "-p", "novalue"], 2, "kit report: -p 'novalue': name=value expected"),
         (["report", "--notebooks", "/nowhere"], 1, "kit report: no folder /nowhere"),
-        (["gates", "nope"], 2, "kit gates: no gate nope; there are integration, performance"),
+        (["gates", "nope"], 2, "kit gates: unknown gate nope: there are integration, performance"),
         (["dead-letters", "RAG_QUERIES"], 2, "kit dead-letters: 'RAG_QUERIES' is no job; jobs are AGENT_TASKS"),
         (["server", "--tenants", "Not An Id"], 2, "kit server: tenant_id 'Not An Id' is refused"),
     ],

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from kit.lab.drills import DRILLS, Drill, chosen
+from kit.lab.drills import DRILLS, Drill, choose_drills
 from kit.lab.report.notebooks import declared
 
 _NOTEBOOK = Path(__file__).resolve().parent.parent / "notebooks" / "41_fault_drills.ipynb"
-_THERE = chosen(literal_eval(declared(_NOTEBOOK)["names"]["default"]).split())
+_THERE = choose_drills(literal_eval(declared(_NOTEBOOK)["names"]["default"]).split())
 
 
 def _of(module: str) -> pytest.MarkDecorator:

@@ -1,4 +1,4 @@
-"""The gates: a check passes only on what it has seen, of this tree, and each says how to mend what it refuses."""
+"""The gates: a check passes only on evidence from this tree, and each failure says how to fix it."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_a_missing_target_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("recorded", "now", "reason"),
     [
-        ("fedcba9876", COMMIT, "stale: of commit fedcba9876, this is 0123456789"),
+        ("fedcba9876", COMMIT, "stale: recorded at commit fedcba9876, this is 0123456789"),
         (f"{COMMIT}, with changes", COMMIT, "stale: was recorded with uncommitted changes"),
         (COMMIT, f"{COMMIT}, with changes", "stale: the tree has uncommitted changes"),
         ("", COMMIT, "the commit is unknown"),
@@ -133,7 +133,7 @@ def test_whole_evidence_of_this_commit_passes(tmp_path: Path) -> None:
     ("name", "changes", "finding"),
     [
         ("tests", {"outcomes": {"tests/test_a.py::test_b": "failed", "x": "passed"}}, "tests/test_a.py::test_b"),
-        ("coverage", {"coverage": 79.9}, "79.9 % of kit/ is executed by tests, the limit is 80 %"),
+        ("coverage", {"coverage": 79.9}, "the tests cover 79.9 % of kit/, the limit is 80 %"),
         ("duration", {"integration_seconds": 301.0}, "the integration tests take 301 s, the limit is 300 s"),
     ],
 )
@@ -147,7 +147,7 @@ def test_a_run_that_falls_short_fails(tmp_path: Path, name: str, changes: dict[s
 def test_a_test_that_passed_at_the_second_try_only_is_named(tmp_path: Path) -> None:
     write_tests(tmp_path, second_try=["tests/test_a.py::test_a"])
     found = check("tests", tmp_path)
-    assert (found.state, found.findings) == ("passed", ("passed at the second try only: tests/test_a.py::test_a",))
+    assert (found.state, found.findings) == ("passed", ("passed only on the second try: tests/test_a.py::test_a",))
 
 
 def test_an_undecided_target_is_neither_passed_nor_failed_and_a_missed_goal_stops_nothing(tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ def test_the_catalogue_check_names_what_breaks(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(api, "MESSAGE_TYPES", (*api.MESSAGE_TYPES[1:], "smoke_signal"))
     found = catalogue(Context(tmp_path))
     assert found.state == "failed"
-    assert "operation AGENT_MESSAGE stands 2 times" in found.findings
+    assert "operation AGENT_MESSAGE occurs 2 times" in found.findings
     assert "message type smoke_signal has no schema" in found.findings
     assert "schema agent_message is in no row of the catalogue" in found.findings
 
@@ -227,7 +227,7 @@ def test_the_page_and_the_front_page_show_the_gates(tmp_path: Path) -> None:
 
 def test_an_unknown_gate_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["gates", "nope", "--reports", str(tmp_path)]) == 2
-    assert "no gate nope; there are integration, performance, api, review" in capsys.readouterr().err
+    assert "unknown gate nope: there are integration, performance, api, review" in capsys.readouterr().err
 
 
 # --- the recorder of test runs ----------------------------------------------------------------------------------
@@ -360,7 +360,7 @@ def test_an_edited_released_schema_is_refused_even_if_its_ledger_is_edited_too(c
     code, found = _judge(clone, "released", "contracts")
     assert (code, found["released"]["state"]) == (1, "failed")
     assert "schemas/agent_message/1.0.json was released at" in found["released"]["findings"][0]
-    assert "add a version beside it" in found["released"]["remedy"]
+    assert "add a new version" in found["released"]["remedy"]
 
 
 def test_a_forbidden_import_is_refused(clone: Path, change: Any) -> None:
@@ -370,7 +370,7 @@ def test_a_forbidden_import_is_refused(clone: Path, change: Any) -> None:
     code, found = _judge(clone, "imports")
     assert (code, found["imports"]["state"]) == (1, "failed")
     assert "Only kit.nats imports nats BROKEN" in found["imports"]["findings"]
-    assert "a room below" in found["imports"]["remedy"]
+    assert "a lower package" in found["imports"]["remedy"]
 
 
 def test_a_test_taken_out_is_refused_unless_the_change_log_says_why(clone: Path, change: Any) -> None:
@@ -379,7 +379,7 @@ def test_a_test_taken_out_is_refused_unless_the_change_log_says_why(clone: Path,
     change()
     code, found = _judge(clone, "removed-tests")
     assert (code, found["removed-tests"]["state"]) == (1, "failed")
-    assert found["removed-tests"]["findings"][0].startswith("test_nats_rag_queue stood in tests/integration/")
+    assert found["removed-tests"]["findings"][0].startswith("test_nats_rag_queue was in tests/integration/")
     log = clone / "CHANGELOG.md"
     log.write_text((log.read_text() if log.is_file() else "") + "\n### Removed\n\n- `test_nats_rag_queue`: no queue\n")
     change()

@@ -231,9 +231,9 @@ def test_every_drill_of_the_table_is_there() -> None:
     assert all(
         one.promise and one.how and one.short.keys() >= {*one.long} - {"lease", "pause"} for one in DRILLS.values()
     )
-    assert [one.number for one in drills.chosen([])][:2] == ["1", "1"]
+    assert [one.number for one in drills.choose_drills([])][:2] == ["1", "1"]
     with pytest.raises(ConfigurationError, match="no drill no-such"):
-        drills.chosen(["no-such"])
+        drills.choose_drills(["no-such"])
 
 
 @pytest.fixture

@@ -22,20 +22,20 @@ from kit.lab.project import project_root
 def test_everything_that_the_specification_names_is_met_by_a_requirement() -> None:
     counts = {"subjects": 29, "spans": 28, "metrics": 35, "schemas": 9, "named schemas": 4}
     counts |= {"tests": 15, "benchmarks": 9}
-    assert {kind: len(spec.named(kind)) for kind in counts} == counts
-    assert set(spec.named("subjects")) <= {row.prefix for row in OPERATIONS}
-    assert set(spec.named("spans")) <= {row.name for row in SPANS}
-    assert set(spec.named("metrics")) <= {row.name for row in METRICS}
+    assert {kind: len(spec.find_names(kind)) for kind in counts} == counts
+    assert set(spec.find_names("subjects")) <= {row.prefix for row in OPERATIONS}
+    assert set(spec.find_names("spans")) <= {row.name for row in SPANS}
+    assert set(spec.find_names("metrics")) <= {row.name for row in METRICS}
     met = {name for requirement in spec.requirements() for name in (*requirement.rows, *requirement.tests)}
     rows = {row.prefix: row.name for row in OPERATIONS}
     for kind in counts:
-        assert {rows.get(name, name) for name in spec.named(kind)} <= met, kind
+        assert {rows.get(name, name) for name in spec.find_names(kind)} <= met, kind
 
 
 def test_everything_that_the_matrix_points_to_exists() -> None:
     found = spec.requirements()
     assert [requirement.number for requirement in found] == list(range(1, 98))
-    gone = {requirement.number: missing for requirement in found if (missing := spec.unmet(requirement))}
+    gone = {requirement.number: missing for requirement in found if (missing := spec.find_missing(requirement))}
     assert not gone
 
 
@@ -100,7 +100,7 @@ async def test_an_example_is_shown_beside_what_runs_here() -> None:
     async def answer() -> int:
         return 42
 
-    found = await spec.beside("**3. Agent Memory Updates**", answer)
+    found = await spec.compare("**3. Agent Memory Updates**", answer)
     assert "async def update_memory(self, memory_item: MemoryItem):" in found.theirs
     assert "return 42" in found.ours
     assert (found.title, found.result) == ("3. Agent Memory Updates", 42)

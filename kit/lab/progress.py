@@ -1,7 +1,7 @@
-"""Weekly progress: what became alive in each week, from the history and from what was recorded beside it.
+"""Weekly progress: what each week added, from the git history and from recorded coverage.
 
-The history tells what stood at the last commit of each week: rows of the catalogue, message types, tests, notebooks,
-and the targets that the committed outputs of the notebooks show as met. Coverage is no part of a commit: ``kit progress
+The history shows what existed at each week's last commit: rows of the catalogue, message types, tests, notebooks, and
+the targets that the notebooks' committed outputs show as met. A commit does not contain its coverage: ``kit progress
 --record`` writes that of the last complete run of the tests into ``reports/progress.json``, which is committed.
 
 Source: the integration story, goal 4 and its process criteria.
@@ -32,10 +32,10 @@ if TYPE_CHECKING:
 FILE, PAGE = "progress.json", "progress.html"
 
 KINDS = ("operations", "spans", "metrics", "message types", "tests", "notebooks", "targets met")
-"""What is counted of a week, in the order of the tables."""
+"""What is counted for each week, in the order of the tables."""
 
 _CATALOGUE = {"Operation": "operations", "_span": "spans", "_count": "metrics", "_histogram": "metrics"}
-"""What the catalogue makes its rows with."""
+"""The functions that make the catalogue's rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,10 +44,10 @@ class Week:
 
     Attributes:
         number: from 1, the week of the first commit; weeks begin on Monday.
-        commits: how many were made in it.
-        alive: the names of what stood at its end, by kind.
-        new: those of them that did not stand a week before.
-        coverage: per cent, as it was recorded, or None.
+        commits: how many commits it has.
+        alive: the names of what existed at its end, by kind.
+        new: the names that did not exist a week before, by kind.
+        coverage: the recorded percentage, or None.
     """
 
     number: int
@@ -60,7 +60,7 @@ class Week:
 
 
 def read_weeks(*, until: int = 0, reports: Path | None = None) -> list[Week]:
-    """Return the weeks of this project in which something was committed, oldest first.
+    """Return the project's weeks that have commits, oldest first.
 
     Args:
         until: the last week; 0 for the present one.
@@ -71,7 +71,7 @@ def read_weeks(*, until: int = 0, reports: Path | None = None) -> list[Week]:
     """
     commits = [line.split() for line in git("log", "--reverse", "--first-parent", "--format=%H %cs").splitlines()]
     if not commits:
-        raise ConfigurationError("there is no history to read: run it in a git checkout")
+        raise ConfigurationError("there is no git history: run this in a git checkout")
     days = [date.fromisoformat(day) for _, day in commits]
     first = min(days) - timedelta(days=min(days).weekday())
     last_of: dict[int, str] = {}
@@ -101,14 +101,14 @@ def _recorded(reports: Path | None) -> dict[str, Any]:
 
 
 def record(reports: Path) -> str:
-    """Write the coverage of the last complete run of the tests as that of the present week, and return it as a line.
+    """Record the coverage of the last complete run of the tests for the present week, and return a line about it.
 
     Raises:
         ConfigurationError: no such run, or one without coverage.
     """
     seen = read_tests(reports)
     if seen is None or seen["coverage"] is None:
-        raise ConfigurationError("nothing to record: run the whole suite first, pytest --cov=kit")
+        raise ConfigurationError("there is no coverage to record: run pytest --cov=kit first")
     week = read_weeks()[-1]
     passed = list(seen["outcomes"].values()).count("passed")
     body = _recorded(reports) | {
@@ -119,7 +119,7 @@ def record(reports: Path) -> str:
 
 
 def _alive(commit: str) -> dict[str, frozenset[str]]:
-    """Return what stands at a commit, by kind."""
+    """Return the names of what exists at a commit, by kind."""
     paths = git("ls-tree", "-r", "--name-only", commit).splitlines()
     notebooks = [path for path in paths if path.startswith("notebooks/") and path.endswith(".ipynb")]
     rows = catalogue_rows(git("show", f"{commit}:kit/catalogue.py"))
@@ -135,7 +135,7 @@ def _alive(commit: str) -> dict[str, frozenset[str]]:
 
 
 def catalogue_rows(source: str) -> dict[str, set[str]]:
-    """Return the names of the rows in a catalogue's source, by kind; operations that nobody serves are left out."""
+    """Return the names of the rows in a catalogue's source, by kind, without operations that nothing serves."""
     tree = ast.parse(source)
     rows: dict[str, set[str]] = {}
     has_served = "served: bool" in source
@@ -150,7 +150,7 @@ def catalogue_rows(source: str) -> dict[str, set[str]]:
 
 
 def _targets_met(text: str) -> Iterator[str]:
-    """Yield the targets, goals left out, that a notebook's committed outputs show as met."""
+    """Yield the targets, not goals, that a notebook's committed outputs show as met."""
     for found in collect(json.loads(text)):
         for row in found["verdicts"]:
             if state_of(row) == "met" and not row.get("goal"):
@@ -158,7 +158,7 @@ def _targets_met(text: str) -> Iterator[str]:
 
 
 def as_table(weeks: list[Week]) -> pd.DataFrame:
-    """Return the weeks as a table: what stood at the end of each, and how much of it was new."""
+    """Return the weeks as a table: what existed at the end of each, and how much of it was new."""
     import pandas as pd
 
     rows = {
@@ -174,12 +174,12 @@ def as_table(weeks: list[Week]) -> pd.DataFrame:
 
 
 def draw(weeks: list[Week], *, kinds: tuple[str, ...] = KINDS) -> Chart:
-    """Draw how many of each kind stood at the end of each week, a small picture a kind."""
+    """Draw how many of each kind existed at the end of each week, one small chart per kind."""
     import matplotlib.pyplot as plt
 
     from kit.lab import charts
 
-    title = f"What was alive at the end of each of {len(weeks)} week(s)"
+    title = f"What existed at the end of each of {len(weeks)} week(s)"
     with charts.style():
         drawn, axes = plt.subplots(1, len(kinds), figsize=(1.55 * len(kinds), 2.3))
         for place, kind in zip(axes, kinds, strict=True):
@@ -195,7 +195,7 @@ def draw(weeks: list[Week], *, kinds: tuple[str, ...] = KINDS) -> Chart:
 
 
 def write_page(weeks: list[Week], reports: Path) -> Path:
-    """Write the page: the table, the trend, and what became alive in each week, by name."""
+    """Write the page: the table, the trend, and the names of what each week added."""
     from kit.lab.report.figures import inline_svg
     from kit.lab.report.render import make_plain_page
 
@@ -209,6 +209,6 @@ def write_page(weeks: list[Week], reports: Path) -> Path:
                 listed = ", ".join(f"<code>{escape(name)}</code>" for name in names)
                 parts.append(f"<details><summary>{len(names)} {kind}</summary><p>{listed}</p></details>")
     path = reports / PAGE
-    under = "What became alive in each week of this history"
+    under = "What each week added"
     path.write_text(make_plain_page("Weekly progress", under, "".join(parts)))
     return path

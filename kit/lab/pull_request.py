@@ -1,6 +1,6 @@
-"""The description of a pull request, as the specification words it: every box is ticked, or not, by a measurement.
+"""The description of a pull request after the specification's template, with boxes ticked from measurements.
 
-A box whose check failed, or was not measured, stays open and says why. Boxes that only people can tick stay open.
+A box whose check failed or was not measured stays open and says why. Boxes that only people can tick stay open.
 
 Source: the integration story, "PR Workflow", steps 4 and 7, and its checklist.
 """
@@ -20,14 +20,14 @@ from kit.lab.quantities import quantity
 from kit.lab.targets import bound_text, state_of
 
 CORES = {"kit/nats/": "NATS", "kit/otel/": "OTEL", "kit/codec/": "CODEC", "schemas/": "CODEC"}
-"""Which part of the core a path belongs to."""
+"""The part of the core that a path belongs to."""
 
 COMPONENTS = {
     "kit/components/agents/": "Agent Framework", "kit/components/gateway/": "LiteLLM Gateway",
     "kit/components/rag/": "RAG", "kit/components/llmops/": "LLMOps", "kit/components/mlops/": "MLOps",
     "kit/components/prompts/": "Prompt Management", "kit/components/document_qa": "Document Q&A",
 }  # fmt: skip
-"""Which component a path belongs to, by the specification's names."""
+"""The component that a path belongs to, by the specification's names."""
 
 _ACRONYMS = {"nats", "otel", "codec", "rag", "qa"}
 _BRANCH = re.compile(r"(?:feature/)?(?P<topic>[a-z0-9-]{1,80}?)(?:-week-(?P<week>\d{1,3}))?")
@@ -35,7 +35,7 @@ _BRANCH = re.compile(r"(?:feature/)?(?P<topic>[a-z0-9-]{1,80}?)(?:-week-(?P<week
 
 @dataclass(frozen=True, kw_only=True)
 class PullRequest:
-    """A pull request: what it changes, and what the gates say of it."""
+    """A pull request: what it changes, and what the gates say about it."""
 
     change: Change
     gates: Sequence[Gate]
@@ -130,7 +130,7 @@ class PullRequest:
         return "\n\n".join(parts)
 
     def _box(self, text: str, *names: str, changed: str = "") -> str:
-        """Return a box that is ticked where all checks passed and, if asked for, something in a folder changed."""
+        """Return a box, ticked if all checks passed and, if ``changed`` is given, something below it changed."""
         open_checks = [self.checks[name] for name in names if self.checks[name].state != "passed"]
         if open_checks:
             return f"- [ ] {text} ({'; '.join(f'{check.name}: {_reason(check)}' for check in open_checks)})"
@@ -152,7 +152,7 @@ class PullRequest:
             yield f"- Changed performance benchmarks ({self.checks['targets'].summary})"
 
     def _slowest(self) -> str:
-        """Return the target of the core that is closest to its bound, with its measurement."""
+        """Return the met target that is closest to its bound, with its measurement."""
         rows = [row for body in read_reports(self.reports) for record in body["records"] for row in record["verdicts"]]
         judged = [row for row in rows if not row.get("goal") and state_of(row) == "met" and row["target"]]
         if self.checks["targets"].state not in ("passed", "undecided") or not judged:
@@ -169,7 +169,7 @@ def _section(title: str, lines: Iterable[str]) -> str:
 
 
 def _mark(*checks: Check) -> str:
-    """Return ✅ and what was measured where all passed, else what is open."""
+    """Return ✅ and what was measured if all checks passed, else the first open check."""
     for check in checks:
         if check.state == "failed":
             return f"❌ {_reason(check)}"
@@ -185,15 +185,15 @@ def _reason(check: Check) -> str:
 def describe(
     reports: Path, *, base: str = "", week: int = 0, topic: str = "", closes: str = "", judge: bool = True
 ) -> PullRequest:
-    """Return the pull request that the present branch would be.
+    """Return the pull request that the current branch would make.
 
     Args:
         reports: folder of the last report.
-        base: what it goes to; empty for where it left ``main``.
-        week: of the project; 0 for the one that the branch names, else the weeks since the first commit.
-        topic: of the title; empty for what the branch names.
+        base: the target branch or commit; empty for the merge base with ``main``.
+        week: the project's week; 0 for the week in the branch's name, else the weeks since the first commit.
+        topic: the title's topic; empty for the topic in the branch's name.
         closes: number of the issue that it closes.
-        judge: run the gates; without them there is a title only.
+        judge: whether to run the gates; without them there is only a title.
     """
     change = changed_since(base)
     branch = git("rev-parse", "--abbrev-ref", "HEAD")
@@ -207,7 +207,7 @@ def describe(
 
 
 def week_of_project(today: date | None = None) -> int:
-    """Return which week of the project a day lies in, from 1: weeks begin on Monday, the first has the first commit."""
+    """Return the project's week of a day, from 1; weeks begin on Monday, and week 1 has the first commit."""
     dates = git("log", "--format=%cs").splitlines()
     if not dates:
         return 1

@@ -1,8 +1,8 @@
 """From the specification to the kit: its examples, the names in its tables, and the matrix of its requirements.
 
-The document stands in ``data/specification`` as it was given. What it names is read from its own tables and examples;
-``requirements.toml`` beside it says what meets each requirement. So the matrix is made anew each time, and a test fails
-when the document names something that nothing meets, or when the matrix points to something that is gone.
+``data/specification`` has the document, unchanged. The names come from its own tables and examples;
+``requirements.toml`` next to it says what meets each requirement. So the matrix is always current, and a test fails if
+nothing meets something that the document names, or if the matrix points to something that is gone.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from kit.catalogue import METRICS, OPERATIONS, SPANS
 from kit.errors import ConfigurationError
 from kit.lab.gates import CHECKS
 from kit.lab.gates.changes import tests_now
-from kit.lab.gates.evidence import commit, read_reports, read_tests, stale, test_functions
+from kit.lab.gates.evidence import commit, explain_stale, read_reports, read_tests, test_functions
 from kit.lab.project import project_root
 from kit.lab.targets import SPECIFIED, state_of
 
@@ -41,10 +41,10 @@ _PATTERNS = {
     "tests": r"\b(test_[a-z_]{1,60})\(\)",
     "benchmarks": r"\b(benchmark_[a-z_]{1,60})\(\)",
 }
-"""What the document names, by kind: one group of each pattern holds the name."""
+"""Patterns for what the document names, by kind; one group of each matches the name."""
 
 _RENAMED = {
-    "document_qa_query": "use_case.document_qa",  # the second name that the document gives to the root of the use case
+    "document_qa_query": "use_case.document_qa",  # the document's second name for the root of the use case
 }
 
 
@@ -53,8 +53,8 @@ class Requirement:
     """A requirement, and what meets it.
 
     Attributes:
-        rows: constants of the catalogue, and names that it has to have; tests, checks, notebooks, files: what shows it.
-        state: as judged; ``note`` says what is missing.
+        rows: constants and names in the catalogue; tests, checks, notebooks, files: the evidence.
+        state: as judged by people; ``note`` says what is missing.
     """
 
     number: int
@@ -70,28 +70,28 @@ class Requirement:
 
 
 def folder() -> Path:
-    """Return where the specification stands.
+    """Return the specification's folder.
 
     Raises:
         ConfigurationError: not in the project.
     """
     found = project_root() / "data" / "specification"
     if not found.is_dir():
-        raise ConfigurationError(f"no specification in {found}: it stands in the project, not in the installed package")
+        raise ConfigurationError(f"no specification in {found}: the project has it, the installed package does not")
     return found
 
 
 @cache
 def document() -> str:
-    """Return the specification, as it was given."""
+    """Return the text of the specification."""
     return (folder() / "integration_story.md").read_text()
 
 
-def named(kind: str) -> tuple[str, ...]:
-    """Return the names of a kind that the document gives, in its order, each once: ``subjects``, ``spans``, …"""
+def find_names(kind: str) -> tuple[str, ...]:
+    """Return the document's names of a kind (``subjects``, ``spans``, …), in order, each once."""
     if kind == "named schemas":
         known = dict.fromkeys(re.findall(r"`([a-z_]{3,40})`", _summary()))
-        return tuple(name for name in known if name not in named("schemas"))
+        return tuple(name for name in known if name not in find_names("schemas"))
     if kind == "targets":
         return SPECIFIED
     found = re.finditer(_PATTERNS[kind], document(), flags=re.MULTILINE)
@@ -104,12 +104,12 @@ def named(kind: str) -> tuple[str, ...]:
 
 
 def _summary() -> str:
-    """Return the document's table that sums the integration up."""
+    """Return the document's integration summary table."""
     return document().partition("### Integration Summary Table")[2].partition("\n---")[0]
 
 
 def _metrics_of_tables() -> Iterator[str]:
-    """Yield the metrics in the last columns of the tables of tracing points."""
+    """Yield the metrics in the last column of each table of tracing points."""
     for line in document().splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         if line.startswith("|") and len(cells) == 4 and cells[1].startswith("`") and "." in cells[3]:
@@ -117,10 +117,10 @@ def _metrics_of_tables() -> Iterator[str]:
 
 
 def example(title: str, *, number: int = 0) -> str:
-    """Return an example of the document: a block of code below the line that begins with ``title``, the first if any.
+    """Return a code example of the document: block ``number`` below the line that begins with ``title``.
 
     Raises:
-        ConfigurationError: there is none.
+        ConfigurationError: there is no such example.
     """
     _, found, below = document().partition(f"\n{title}")
     blocks = re.findall(r"^```python\n(.*?)^```", below, flags=re.MULTILINE | re.DOTALL)
@@ -130,8 +130,8 @@ def example(title: str, *, number: int = 0) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Beside:
-    """An example of the specification, what does the same here, and what came of running it."""
+class SideBySide:
+    """An example of the specification, the kit's code for it, and the result of running that code."""
 
     title: str
     theirs: str
@@ -153,20 +153,20 @@ class Beside:
         return f"{grid}<p>Executed: <code>{escape(str(self.result))}</code></p>"
 
 
-async def beside(
+async def compare(
     title: str, function: Callable[..., Awaitable[Any]], *arguments: Any, number: int = 0, name: str = ""
-) -> Beside:
-    """Run what does here what an example of the document does, and return both, side by side.
+) -> SideBySide:
+    """Run the kit's code for an example of the document, and return both side by side.
 
     Args:
         title: text of the line above the example.
-        function: a coroutine function, whose source is shown and which is called with ``arguments``.
+        function: a coroutine function; its source is shown, and it is called with ``arguments``.
         number: which example below that line, from 0.
-        name: of the example, where the line is no title.
+        name: a title for the example, if the line is not one.
     """
     theirs, ours = example(title, number=number), getsource(function)
     result = await function(*arguments)
-    return Beside(title=name or title.strip("*# "), theirs=theirs, ours=ours, result=result)
+    return SideBySide(title=name or title.strip("*# "), theirs=theirs, ours=ours, result=result)
 
 
 def _data() -> dict[str, Any]:
@@ -174,17 +174,17 @@ def _data() -> dict[str, Any]:
 
 
 def modules() -> dict[str, str]:
-    """Return the document's modules, each with its place here."""
+    """Return the document's modules, each with its counterpart here."""
     return dict(_data()["modules"])
 
 
 def commands() -> dict[str, str]:
-    """Return the document's commands, each with what to type here."""
+    """Return the document's commands, each with its counterpart here."""
     return dict(_data()["commands"])
 
 
 def requirements() -> list[Requirement]:
-    """Return the requirements by number, those that stand for several names expanded."""
+    """Return the requirements by number; one that covers several names becomes one for each name."""
     found: list[Requirement] = []
     for entry in _data()["requirement"]:
         kind = entry.pop("expand", "")
@@ -192,8 +192,8 @@ def requirements() -> list[Requirement]:
         fields: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()
         }
-        one = Requirement(**fields, rows=named(rows) if isinstance(rows, str) else tuple(rows))
-        found += [_expanded(one, kind, place, name) for place, name in enumerate(named(kind))] if kind else [one]
+        one = Requirement(**fields, rows=find_names(rows) if isinstance(rows, str) else tuple(rows))
+        found += [_expanded(one, kind, place, name) for place, name in enumerate(find_names(kind))] if kind else [one]
     return found
 
 
@@ -208,8 +208,8 @@ def _expanded(one: Requirement, kind: str, place: int, name: str) -> Requirement
     return replace(named_one, rows=(row.name,) if row else (name,), notebooks=(guide,))
 
 
-def unmet(requirement: Requirement) -> list[str]:
-    """Return what a requirement points to that does not exist."""
+def find_missing(requirement: Requirement) -> list[str]:
+    """Return the things that a requirement points to but that do not exist."""
     root = project_root()
     known = _known_names()
     missing = [f"row {name}" for name in requirement.rows if name not in known]
@@ -240,17 +240,17 @@ Verdict = Callable[[Requirement], str]
 
 
 def state(requirement: Requirement) -> str:
-    """Return how a requirement stands, in words; what points to nothing is missing."""
-    if gone := unmet(requirement):
+    """Return a requirement's state in words; it is missing if it points to something that does not exist."""
+    if gone := find_missing(requirement):
         return f"✗ missing: {', '.join(gone)}"
     return "✓ alive" if requirement.state == "alive" else f"◐ {requirement.state}: {requirement.note}"
 
 
 def as_table(found: Sequence[Requirement], **columns: Verdict) -> pd.DataFrame:
-    """Return the matrix: a row a requirement.
+    """Return the matrix, one row per requirement.
 
     Args:
-        columns: further ones, by name: what is said of a requirement.
+        columns: further columns by name, each with a function of the requirement.
     """
     import pandas as pd
 
@@ -274,21 +274,21 @@ def _listed(names: Sequence[str], most: int = 3) -> str:
 
 
 def last_verdicts(reports: Path) -> Verdict:
-    """Return what judges a requirement by what was last measured, if that was of this tree."""
+    """Return a function that judges a requirement by the last measurements of this tree."""
     now = commit()
     states: dict[str, str] = {}
     run = read_tests(reports)
-    if run is not None and not stale(run["commit"], now):
+    if run is not None and not explain_stale(run["commit"], now):
         states |= {test.partition("[")[0].rpartition("::")[2]: seen for test, seen in _worst_last(run["outcomes"])}
     for body in read_reports(reports):
-        if not stale(body["environment"]["commit"], now):
+        if not explain_stale(body["environment"]["commit"], now):
             states[body["notebook"]] = "passed" if body["good"] else "failed"
             rows = [row for record in body["records"] for row in record["verdicts"]]
             states |= {
                 row["name"]: {"met": "passed", "missed": "failed"}.get(state_of(row), "undecided") for row in rows
             }
     gates = reports / "gates.json"
-    if gates.is_file() and not stale((body := json.loads(gates.read_text()))["commit"], now):
+    if gates.is_file() and not explain_stale((body := json.loads(gates.read_text()))["commit"], now):
         states |= {check["name"]: check["state"] for gate in body["gates"] for check in gate["checks"]}
 
     def judge(requirement: Requirement) -> str:
@@ -303,7 +303,7 @@ def last_verdicts(reports: Path) -> Verdict:
 
 
 def _worst_last(outcomes: dict[str, str]) -> Iterable[tuple[str, str]]:
-    """Order the outcomes of a function's cases so that the worst is the one that counts."""
+    """Sort the outcomes of a test's cases so that the worst comes last and counts."""
     return sorted(outcomes.items(), key=lambda item: ("skipped", "passed", "failed").index(item[1]))
 
 
@@ -311,11 +311,11 @@ def _worst_last(outcomes: dict[str, str]) -> Iterable[tuple[str, str]]:
 def _catalogue_names() -> frozenset[str]:
     from kit import codec
 
-    return frozenset(_row_names() | {*codec.message_types(), *named("tests")})
+    return frozenset(_row_names() | {*codec.message_types(), *find_names("tests")})
 
 
 def write_page(reports: Path) -> Path:
-    """Write the matrix with the last verdict on each requirement as a page beside the report."""
+    """Write the matrix, with the last verdict on each requirement, as a page next to the report."""
     from kit.lab.report.render import make_plain_page
 
     found = requirements()

@@ -30,7 +30,7 @@ def complain(text: str) -> None:
 
 
 class Shown(logging.Formatter):
-    """Writes log lines, which may quote what strangers sent, so that a terminal does not obey them."""
+    """Writes log lines, which may quote foreign text, with control characters escaped."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
@@ -62,7 +62,7 @@ def whole(least: int, most: int | None = None) -> Callable[[str], int]:
 
 
 def listed(text: str) -> list[str]:
-    """Return what commas separate, without blanks and what is empty."""
+    """Return a comma-separated list's items, without blanks and empty ones."""
     return [part.strip() for part in text.split(",") if part.strip()]
 
 

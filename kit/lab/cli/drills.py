@@ -1,4 +1,4 @@
-"""``kit drills``: faults on purpose, and whether the promises held."""
+"""``kit drills``: cause faults on purpose, and judge the promises."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 from kit.lab.cli.console import Commands, command, complain, say
 
 _DETAILS = """\
-Each drill does harm to a running kit under load (kills a server, stops a worker, cuts a connection, fills a disk …) and
-judges what its ledger says: nothing lost, nothing twice, errors in time and by name.
+Each drill causes a fault in a running kit under load (kills a server, pauses a worker, cuts a connection, fills a
+disk …) and judges its ledger: nothing lost, nothing done twice, errors in time and with their names.
 
-  kit drills                        all, each some seconds long
+  kit drills                        all drills, each a few seconds long
   kit drills server-killed 5        by name or by number
-  kit drills --long                 in full: minutes, and the results go to reports/drills.json
+  kit drills --long                 in full, for minutes; writes reports/drills.json
 
 exit codes: 0 every promise held; 1 one broke, or no drill could run here; 2 usage
 """
@@ -23,12 +23,12 @@ exit codes: 0 every promise held; 1 one broke, or no drill could run here; 2 usa
 
 def configure(commands: Commands) -> None:
     """Add the command."""
-    parser = command(commands, "drills", _run, summary="run fault drills, and judge their promises", details=_DETAILS)
-    parser.add_argument("names", nargs="*", metavar="NAME", help="these drills, by name or number")
-    parser.add_argument("--long", action="store_true", help="in full, and keep the results")
-    parser.add_argument("--list", action="store_true", help="show the drills and what they promise")
-    parser.add_argument("--json", action="store_true", help="as JSON")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="keep the results there (reports/drills.json)")
+    parser = command(commands, "drills", _run, summary="run fault drills and judge their promises", details=_DETAILS)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="drills to run, by name or number (all)")
+    parser.add_argument("--long", action="store_true", help="run in full, and save the results")
+    parser.add_argument("--list", action="store_true", help="list the drills and their promises")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="save the results there (reports/drills.json)")
 
 
 def _run(chosen: argparse.Namespace) -> int:
@@ -37,7 +37,7 @@ def _run(chosen: argparse.Namespace) -> int:
     from kit.lab import drills
     from kit.lab.project import reports_folder
 
-    wanted = drills.chosen(chosen.names)
+    wanted = drills.choose_drills(chosen.names)
     if chosen.list:
         for one in wanted:
             say(f"{one.number:>3}  {one.name:<24} {one.how}.\n{'':5}promise: {one.promise}")
@@ -57,7 +57,7 @@ def _run(chosen: argparse.Namespace) -> int:
 
 
 def _watcher(count: int, path: Path | None) -> Any:
-    """Return what says on standard error which drill runs and how it ended, and keeps each result at once."""
+    """Return a function that reports each drill on standard error and saves its result at once."""
     from kit.lab import drills
 
     number = 0

@@ -1,4 +1,4 @@
-"""``kit gates``: what must hold before a change goes in."""
+"""``kit gates``: what must hold before a change is merged."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from pathlib import Path
 from kit.lab.cli.console import Commands, command, say
 
 _DETAILS = """\
-gates, and their checks (everything by default; `checklist` is for people):
+gates and their checks (all by default; `checklist` is for people):
   integration   tests, coverage, duration, removed-tests, report
   performance   targets, baseline
   api           contracts, released, catalogue, imports
   review        lint, types, docstrings, links, guides, checklist
 
-A check passes only on what it has seen: run `pytest --cov=kit` and `kit report` at this commit first.
-exit codes: 0 all passed; 1 one failed, or with --strict is not measured; 2 usage; 3 none failed, some not measured
+A check passes only on evidence: run `pytest --cov=kit` and `kit report` at this commit first.
+exit codes: 0 all passed; 1 one failed, or with --strict was not measured; 2 usage; 3 none failed, some not measured
 """
 
 
 def configure(commands: Commands) -> None:
     """Add the command."""
     parser = command(commands, "gates", _run, summary="run the validation gates", details=_DETAILS)
-    parser.add_argument("gates", nargs="*", metavar="GATE", help="these gates or checks")
+    parser.add_argument("gates", nargs="*", metavar="GATE", help="gates or checks to run (all)")
     parser.add_argument("--reports", type=Path, metavar="FOLDER", help="folder of the last report (reports/)")
     parser.add_argument(
-        "--base", default="", metavar="REF", help="compare with this branch or commit (where main was left)"
+        "--base", default="", metavar="REF", help="compare with this branch or commit (the merge base with main)"
     )
-    parser.add_argument("--strict", action="store_true", help="a check that is not measured fails")
-    parser.add_argument("--json", action="store_true", help="as JSON")
-    parser.add_argument("--junit", type=Path, metavar="FILE", help="also as JUnit XML")
+    parser.add_argument("--strict", action="store_true", help="fail if a check is not measured")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--junit", type=Path, metavar="FILE", help="also write JUnit XML")
     parser.add_argument("--update-baseline", action="store_true", help="add the last report's ratios to the baseline")
 
 
@@ -43,7 +43,7 @@ def _run(chosen: argparse.Namespace) -> int:
     if chosen.update_baseline:
         from kit.lab import baseline
 
-        say(f"{baseline.write(read_reports(reports), reports)} ratio(s) are in {reports / baseline.FILE} now")
+        say(f"{baseline.write(read_reports(reports), reports)} ratio(s) are now in {reports / baseline.FILE}")
         return 0
     gates = run_gates(chosen.gates, reports=reports, base=chosen.base)
     if chosen.json:

@@ -1,4 +1,4 @@
-"""``kit pr``: the description of a pull request, with every box ticked or not by a measurement."""
+"""``kit pr``: the description of a pull request, with boxes ticked from measurements."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from kit.lab.cli.console import Commands, command, complain, say, whole
 
 _DETAILS = """\
-Run `pytest --cov=kit` and `kit report` at this commit first: a box that nothing measured stays open and says so.
+Run `pytest --cov=kit` and `kit report` at this commit first: a box without a measurement stays open and says so.
   kit pr --output pr.md && gh pr create --title "$(kit pr --title-only)" --body-file pr.md
 exit codes: 0 written; 2 usage
 """
@@ -16,14 +16,14 @@ exit codes: 0 written; 2 usage
 
 def configure(commands: Commands) -> None:
     """Add the command."""
-    parser = command(commands, "pr", _run, summary="describe the pull request that this branch is", details=_DETAILS)
-    parser.add_argument("--base", default="", metavar="REF", help="what it goes to (where main was left)")
-    parser.add_argument("--week", type=whole(1), default=0, metavar="N", help="week of the project (from the history)")
+    parser = command(commands, "pr", _run, summary="describe this branch as a pull request", details=_DETAILS)
+    parser.add_argument("--base", default="", metavar="REF", help="the target branch or commit (main)")
+    parser.add_argument("--week", type=whole(1), default=0, metavar="N", help="the project's week (from the history)")
     parser.add_argument("--topic", default="", help="the title's topic (from the branch's name)")
     parser.add_argument("--closes", default="", metavar="ISSUE", help="number of the issue that it closes")
     parser.add_argument("--reports", type=Path, metavar="FOLDER", help="folder of the last report (reports/)")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="write the description there")
-    parser.add_argument("--title-only", action="store_true", help="print the title alone")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write the description to this file")
+    parser.add_argument("--title-only", action="store_true", help="print only the title")
 
 
 def _run(chosen: argparse.Namespace) -> int:
@@ -32,7 +32,7 @@ def _run(chosen: argparse.Namespace) -> int:
 
     reports = chosen.reports or project_root() / "reports"
     if not chosen.title_only:
-        complain("judging the gates …")
+        complain("running the gates …")
     found = pull_request.describe(
         reports, base=chosen.base, week=chosen.week, topic=chosen.topic, closes=chosen.closes,
         judge=not chosen.title_only,

@@ -1,4 +1,4 @@
-"""``kit progress``: what became alive in each week."""
+"""``kit progress``: what each week added."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from pathlib import Path
 from kit.lab.cli.console import Commands, command, say, whole
 
 _DETAILS = """\
-Counts come from the history: what stood at the last commit of each week. Coverage is recorded by --record, after
-`pytest --cov=kit`, into reports/progress.json, which is committed.
+The counts come from the git history: what existed at each week's last commit. After `pytest --cov=kit`, --record writes
+the coverage into reports/progress.json; commit that file.
 exit codes: 0 written; 2 there is no history, or nothing to record
 """
 
 
 def configure(commands: Commands) -> None:
     """Add the command."""
-    parser = command(commands, "progress", _run, summary="show what became alive in each week", details=_DETAILS)
-    parser.add_argument("--until", type=whole(1), default=0, metavar="WEEK", help="the last week (the present one)")
-    parser.add_argument("--reports", type=Path, metavar="FOLDER", help="where the page goes (reports/)")
-    parser.add_argument("--record", action="store_true", help="record the coverage of the last run of the tests")
-    parser.add_argument("--json", action="store_true", help="as JSON, with the names of what is new")
+    parser = command(commands, "progress", _run, summary="show what each week added", details=_DETAILS)
+    parser.add_argument("--until", type=whole(1), default=0, metavar="WEEK", help="the last week to show (this week)")
+    parser.add_argument("--reports", type=Path, metavar="FOLDER", help="folder of the page (reports/)")
+    parser.add_argument("--record", action="store_true", help="record the coverage of the last complete test run")
+    parser.add_argument("--json", action="store_true", help="print JSON, with the names of what is new")
 
 
 def _run(chosen: argparse.Namespace) -> int:

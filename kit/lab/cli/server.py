@@ -9,18 +9,18 @@ from pathlib import Path
 from kit.lab.cli.console import Commands, command, complain, listed, say, whole
 
 _DETAILS = """\
-Each tenant has an account of its own; the line it prints for a tenant is what a client of that tenant needs (the
-password is in the file that NATS_CREDS names, which only its owner can read):
+Each tenant has its own account. For each tenant, the command prints the variables that its clients need (the password
+is in the file that NATS_CREDS names, which only its owner can read):
 
   kit server --store .kit/nats --tenants acme,globex
   export NATS_URL=… NATS_CREDS=…/env/acme.env           (as printed)
   kit worker gateway rag document_qa --tenant acme
 
-It listens on loopback only. It ends with 1 when nats-server crashes too often; its streams are then kept.
+The server listens on loopback only. If nats-server crashes too often, the command exits with 1 and keeps the streams.
 
-For more than one machine, run nats-server itself, with a configuration that this writes and you may edit: accounts,
-users, limits, JetStream, TLS. With --store, passwords are those of the store, and each tenant's NATS_CREDS file is
-written into its folder env:
+For more than one machine, run nats-server yourself. --print-config prints a configuration that you can edit: accounts,
+users, limits, JetStream, TLS. With --store, the passwords are the store's, and each tenant's NATS_CREDS file is written
+to the folder env in the store:
 
   kit server --print-config --tenants acme,globex --store .kit/nats > nats.conf
   kit server --print-config --tenants acme,globex --hosts n1,n2,n3 > nats.conf
@@ -33,7 +33,7 @@ def configure(commands: Commands) -> None:
     parser.add_argument("--store", type=Path, metavar="FOLDER", help="keep streams there (a temporary folder)")
     parser.add_argument("--port", type=whole(0, 65535), default=4222, metavar="N", help="0 takes a free one (4222)")
     parser.add_argument("--tenants", default="acme", metavar="ID[,ID…]", help="accounts to make (acme)")
-    parser.add_argument("--print-config", action="store_true", help="print a nats-server configuration, and end")
+    parser.add_argument("--print-config", action="store_true", help="print a nats-server configuration and exit")
     parser.add_argument("--hosts", default="", metavar="HOST,HOST…", help="with --print-config: a cluster's servers")
 
 

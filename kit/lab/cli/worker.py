@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from kit.lab.session import Lab
 
 _DETAILS = """\
-The server is NATS_URL's (nats://127.0.0.1:4222), the credentials are those of the environment: NATS_USER and
-NATS_PASSWORD, NATS_TOKEN, NATS_CREDS or NATS_NKEY_SEED. SIGTERM or Ctrl-C drains: what was begun is finished,
-nothing new is taken. What has not ended after --drain seconds goes to another worker, from its beginning.
+The worker connects to NATS_URL (nats://127.0.0.1:4222) with the credentials in the environment: NATS_USER and
+NATS_PASSWORD, NATS_TOKEN, NATS_CREDS or NATS_NKEY_SEED. On SIGTERM or Ctrl-C it drains: it takes no new jobs and
+finishes those it has. Another worker restarts whatever is not finished after --drain seconds.
 
-A process can serve several tenants, each over a connection to its own account: NATS_USER, NATS_CREDS and
-NATS_NKEY_SEED may have {tenant} in them, which stands for the tenant's id. Settings that hold secrets (api_key)
-belong into a JSON file that only its owner can read, not on a command line.
+One process can serve several tenants, each over a connection to its own account: {tenant} in NATS_USER, NATS_CREDS
+and NATS_NKEY_SEED stands for the tenant's id. Put settings with secrets (api_key) into a JSON file that only you can
+read, not on the command line.
 
   kit worker gateway rag --tenant acme --setting concurrency=4
   NATS_CREDS=.kit/nats/env/{tenant}.env kit worker gateway rag --tenants acme,globex
@@ -38,17 +38,17 @@ def configure(commands: Commands) -> None:
     parser.add_argument("components", nargs="+", metavar="COMPONENT", help="what to serve")
     whose = parser.add_mutually_exclusive_group()
     whose.add_argument("--tenant", default="acme", metavar="ID", help="whose messages (acme)")
-    whose.add_argument("--tenants", type=listed, default=[], metavar="ID,ID…", help="whose messages, if of several")
+    whose.add_argument("--tenants", type=listed, default=[], metavar="ID,ID…", help="to serve several tenants")
     parser.add_argument(
         "--setting", action="append", default=[], metavar="NAME=VALUE", help="a setting of a component; repeatable"
     )
-    parser.add_argument("--settings", type=Path, metavar="FILE", help="settings as a JSON object")
+    parser.add_argument("--settings", type=Path, metavar="FILE", help="JSON file with an object of settings")
     parser.add_argument(
         "--drain",
         type=whole(0, 86400),
         default=10,
         metavar="SECONDS",
-        help="to finish what was begun, when asked to end (10)",
+        help="time to finish running jobs when asked to stop (10)",
     )
 
 
@@ -56,7 +56,7 @@ def _run(chosen: argparse.Namespace) -> int:
     import asyncio
     import logging
 
-    if logging.lastResort is not None:  # what writes the log lines of a process that set up no logging
+    if logging.lastResort is not None:  # it writes the log lines if nothing configured logging
         logging.lastResort.setFormatter(Shown())
     for name in chosen.components:  # before anything is connected to
         components.known(name)
@@ -71,7 +71,7 @@ def _of_file(path: Path | None) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ConfigurationError(f"--settings {path} cannot be read: {type(error).__name__}") from None
     if not isinstance(found, dict):
-        raise ConfigurationError(f"--settings {path} has no JSON object in it")
+        raise ConfigurationError(f"--settings {path} must contain a JSON object")
     return found
 
 
@@ -92,11 +92,11 @@ async def _serve(names: list[str], tenants: list[str], chosen: dict[str, Any], d
 
 
 async def _stop(lab: Lab, drain: int) -> None:
-    """Stop, and say what did not end in time: another worker gets its jobs, so that is no failure."""
+    """Stop, and report what did not end in time; that is not a failure, because another worker gets the jobs."""
     from kit.lab.session import CLOSE_SECONDS
 
     try:
         await lab.stop(drain + CLOSE_SECONDS)
     except* (TimeoutError, BusError) as late:
         for fault in late.exceptions:
-            complain(f"kit worker: {fault}; what it had begun goes to another worker")
+            complain(f"kit worker: {fault}; another worker restarts its unfinished jobs")

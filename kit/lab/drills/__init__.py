@@ -1,6 +1,6 @@
 """Fault drills: a promise, a fault, and the figures that say whether the promise held.
 
-    outcomes = await run_drills(chosen(["server-killed"]))     # or: kit drills server-killed
+    outcomes = await run_drills(choose_drills(["server-killed"]))     # or: kit drills server-killed
     table(outcomes)
 
 Each drill is a small function that does harm (``kit.lab.drills.faults``) to a running kit under load
@@ -18,7 +18,7 @@ from kit.lab.drills.drill import (
     NotHere,
     Outcome,
     Run,
-    chosen,
+    choose_drills,
     run_drills,
     save,
     table,
@@ -37,7 +37,7 @@ __all__ = [
     "NotHere",
     "Outcome",
     "Run",
-    "chosen",
+    "choose_drills",
     "events",
     "figures",
     "hosts",

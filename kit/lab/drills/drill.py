@@ -220,7 +220,7 @@ def drill(
     return declare
 
 
-def chosen(names: Sequence[str]) -> list[Drill]:
+def choose_drills(names: Sequence[str]) -> list[Drill]:
     """Return the drills of these names or numbers, all without any, in the order of their numbers.
 
     Raises:
@@ -261,7 +261,7 @@ def save(outcomes: Iterable[Outcome], path: Path) -> None:
 
     kept = {row["drill"]: row for row in (json.loads(path.read_text())["drills"] if path.is_file() else ())}
     kept |= {outcome.drill.name: outcome.plain() for outcome in outcomes}
-    rows = [kept[one.name] for one in chosen([]) if one.name in kept]
+    rows = [kept[one.name] for one in choose_drills([]) if one.name in kept]
     path.write_text(json.dumps({"environment": environment(), "drills": rows}, indent=1, ensure_ascii=False) + "\n")
 
 

@@ -1,13 +1,13 @@
-"""The specification's four validation gates, each a row of checks; a check passes only on what it has seen.
+"""The specification's four validation gates, each a list of checks; a check passes only on evidence.
 
     integration  tests, coverage, duration, removed-tests, report
     performance  targets, baseline
     api          contracts, released, catalogue, imports
     review       lint, types, docstrings, links, guides, checklist
 
-What a check judges is measured elsewhere: ``kit report`` and a complete run of ``pytest`` write what they saw, and at
-which commit, into ``reports/``. Evidence of another commit, or of a tree with uncommitted changes, is stale: the check
-is then "not measured", and so is one whose measurement is missing.
+The evidence is measured elsewhere: ``kit report`` and a complete run of ``pytest`` write their results, and the commit,
+into ``reports/``. Evidence of another commit, or of a tree with uncommitted changes, is stale. A check whose evidence
+is stale or missing is "not measured".
 
 Source: the integration story, "Validation Gates".
 """
@@ -69,14 +69,14 @@ def run_gates(names: Sequence[str] = (), *, reports: Path, base: str = "") -> li
     Args:
         names: gates and checks.
         reports: folder of the last report.
-        base: what the change is compared with; empty for where it left ``main``.
+        base: the branch or commit to compare with; empty for the merge base with ``main``.
 
     Raises:
         ConfigurationError: a gate or check that does not exist.
     """
     if unknown := set(names) - set(GATES) - set(CHECKS):
         raise ConfigurationError(
-            f"no gate {', '.join(sorted(unknown))}; there are {', '.join(GATES)}, and their checks {', '.join(CHECKS)}"
+            f"unknown gate {', '.join(sorted(unknown))}: there are {', '.join(GATES)}, and checks {', '.join(CHECKS)}"
         )
     context = Context(reports, base)
     found = []
@@ -88,7 +88,7 @@ def run_gates(names: Sequence[str] = (), *, reports: Path, base: str = "") -> li
 
 
 def unmeasured_gates() -> list[Gate]:
-    """Return all gates as they are before anything was measured."""
+    """Return all gates with every check not measured."""
     return [
         Gate(name=gate, title=title, checks=tuple(unseen(name, "not measured", "") for name in checks))
         for gate, (title, checks) in GATES.items()

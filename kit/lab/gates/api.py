@@ -1,4 +1,4 @@
-"""Gate 3, API contract: schemas are released once, the catalogue is whole, and rooms import one way."""
+"""Gate 3, API contract: released schemas do not change, the catalogue is complete, and packages import one way."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from kit.lab.project import project_root
 
 
 def contracts(_: Context) -> Check:
-    """Judge whether versions get along within a major, schema by schema and over every stored fixture."""
+    """Judge whether the versions within a major are compatible, by schema and by every stored fixture."""
     from kit import codec
 
     schemas = sum(len(codec.versions(message_type)) for message_type in codec.message_types())
     findings = [*codec.check_released(), *(str(found) for found in codec.check_compatibility())]
     summary = f"{schemas} schemas of {len(codec.message_types())} message types"
-    return judge("contracts", summary, findings, "leave released schemas as they are; a change is a new minor version")
+    return judge("contracts", summary, findings, "leave released schemas as they are; add a new minor version")
 
 
 def released(context: Context) -> Check:
-    """Judge whether the schemas of the base are all there, to the byte, whatever the ledger beside them says."""
+    """Judge whether every schema of the base is still there, byte for byte, whatever ``released.json`` says."""
     name, base = "released", context.change.base
     if not base:
         return unseen(name, "not measured: no base to compare with", "run it in a git checkout with its history")
@@ -35,17 +35,17 @@ def released(context: Context) -> Check:
     findings = []
     for path, blob in before.items():
         if not (project_root() / path).is_file():
-            findings.append(f"{path} was released at {base} and is gone")
+            findings.append(f"{path} was released at {base} and is missing now")
         elif git("hash-object", path) != blob:
-            findings.append(f"{path} was released at {base} and differs")
-    remedy = f"git checkout {base} -- schemas restores it; then add a version beside it, and kit.codec.release()"
+            findings.append(f"{path} was released at {base} and has changed")
+    remedy = f"git checkout {base} -- schemas restores it; then add a new version and call kit.codec.release()"
     return judge(name, f"{len(before)} schemas of {base} are unchanged", findings, remedy)
 
 
 def catalogue(_: Context) -> Check:
     """Judge whether names are unique, and every message type has its schema and fixtures."""
     summary = f"{len(OPERATIONS)} operations, {len(SPANS)} spans, {len(METRICS)} metrics, {len(MESSAGE_TYPES)} types"
-    return judge("catalogue", summary, _catalogue_findings(), "a row, its schema and its fixtures go in together")
+    return judge("catalogue", summary, _catalogue_findings(), "add a row, its schema and its fixtures together")
 
 
 def _catalogue_findings() -> Iterator[str]:
@@ -57,7 +57,7 @@ def _catalogue_findings() -> Iterator[str]:
         ("span", [row.name for row in SPANS]),
         ("metric", [row.name for row in METRICS]),
     ):
-        yield from (f"{what} {name} stands {count} times" for name, count in Counter(names).items() if count > 1)
+        yield from (f"{what} {name} occurs {count} times" for name, count in Counter(names).items() if count > 1)
     known = set(codec.message_types())
     yield from (f"message type {name} has no schema" for name in MESSAGE_TYPES if name not in known)
     yield from (f"schema {name} is in no row of the catalogue" for name in sorted(known - set(MESSAGE_TYPES)))
@@ -70,7 +70,7 @@ def _catalogue_findings() -> Iterator[str]:
 
 
 def imports(_: Context) -> Check:
-    """Judge whether rooms import one way, and only through their doors."""
+    """Judge whether packages import one way, and only each other's public names."""
     tool = find_tool("lint-imports")
     if tool is None:
         return unseen("imports", "not measured: import-linter is not installed", "pip install -e '.[test]'")
@@ -80,12 +80,12 @@ def imports(_: Context) -> Check:
     kept = sum(line.rstrip().endswith("KEPT") for line in done.stdout.splitlines())
     if (done.returncode or not kept) and not broken:
         broken = (done.stdout + done.stderr).strip().splitlines()[-3:]
-    remedy = "import what the room's __init__ offers, from a room below; components meet on the bus"
+    remedy = "import only what a lower package's __init__ exports; components communicate over the bus"
     return judge("imports", f"{kept} rules kept", broken, remedy)
 
 
 def run_tool(command: list[str]) -> subprocess.CompletedProcess[str]:
-    """Run a tool in the project and return what it printed, without colours."""
+    """Run a tool in the project and return its output without colours."""
     colours = {"FORCE_COLOR", "CLICOLOR_FORCE", "PY_COLORS", "MYPY_FORCE_COLOR"}
     variables = {name: value for name, value in os.environ.items() if name not in colours} | {"NO_COLOR": "1"}
     return subprocess.run(
@@ -94,5 +94,5 @@ def run_tool(command: list[str]) -> subprocess.CompletedProcess[str]:
 
 
 def find_tool(name: str) -> str | None:
-    """Return the path of a command: this environment's before any other."""
+    """Return the path of a command, preferring this environment's."""
     return shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)

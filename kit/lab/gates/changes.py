@@ -1,4 +1,4 @@
-"""What a change changes: the commits since it left its base, and the working tree."""
+"""What a change contains: its commits since the merge base, and the working tree."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kit.lab.gates.evidence import test_functions
 from kit.lab.project import project_root
 
 BASE_VARIABLE = "KIT_BASE"
-"""Names the base where the history does not: CI sets it to the branch that a pull request goes to."""
+"""Names the base branch; CI sets it to the target branch of the pull request."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,9 +19,9 @@ class Change:
     """A change against its base.
 
     Attributes:
-        base: the short commit that it is compared with; empty where there is no history.
-        files: paths that differ, those not yet committed included.
-        reasons: values of the trailers of its commits, by the trailer's name in lower case.
+        base: short hash of the commit to compare with; empty without a git history.
+        files: paths that differ, including uncommitted ones.
+        reasons: values of its commits' trailers, by the trailer's name in lower case.
     """
 
     base: str
@@ -29,12 +29,12 @@ class Change:
     reasons: dict[str, list[str]]
 
     def touches(self, *prefixes: str) -> bool:
-        """Return whether any path that differs begins with one of these."""
+        """Return whether any changed path begins with one of these prefixes."""
         return any(path.startswith(prefixes) for path in self.files)
 
 
 def git(*arguments: str) -> str:
-    """Return what git prints of the project, without the last line end; nothing where it fails or is not there."""
+    """Return git's output in the project without the last newline; empty if git fails or is not installed."""
     try:
         done = subprocess.run(
             ["git", *arguments], cwd=project_root(), capture_output=True, text=True, check=False, timeout=60.0
@@ -45,12 +45,12 @@ def git(*arguments: str) -> str:
 
 
 def changed_since(base: str = "") -> Change:
-    """Return what differs from a base: one that is named, else where the change left ``main``.
+    """Return what differs from a base: the one given, else the merge base with ``main``.
 
-    On ``main`` itself that is the commit before the last.
+    On ``main`` itself, the base is the commit before the last.
 
     Raises:
-        ConfigurationError: the base that is named is not in the history.
+        ConfigurationError: the given base is not in the history.
     """
     commit = _base(base or os.environ.get(BASE_VARIABLE, ""))
     if not commit:

@@ -1,4 +1,4 @@
-"""What the gates judge by: the last report, the last complete run of the tests, and whether both are of this tree."""
+"""The gates' evidence: the last report and the last complete run of the tests, and whether both are of this tree."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ INTEGRATION = "tests/integration/"
 
 
 def commit() -> str:
-    """Return the commit of the checkout, and whether files differ from it; empty outside one."""
+    """Return the checkout's commit, and whether files differ from it; empty outside a checkout."""
     return environment.commit()
 
 
-def stale(recorded: str, now: str) -> str:
-    """Return why evidence that was recorded at a commit does not speak of the present tree; nothing when it does."""
+def explain_stale(recorded: str, now: str) -> str:
+    """Return why evidence recorded at a commit does not apply to the present tree; empty if it does."""
     if not recorded or not now:
         return "the commit is unknown: not a git checkout"
     for text, when in ((recorded, "was recorded with uncommitted changes"), (now, "the tree has uncommitted changes")):
         if "," in text:
             return f"stale: {when} ({text.partition(',')[0]})"
-    return "" if recorded == now else f"stale: of commit {recorded}, this is {now}"
+    return "" if recorded == now else f"stale: recorded at commit {recorded}, this is {now}"
 
 
 def read_reports(reports: Path) -> list[dict[str, Any]]:
-    """Return what the last report says of each notebook."""
+    """Return the last report's result for each notebook."""
     found = [json.loads(path.read_text()) for path in sorted(reports.glob("*.json"))]
     return [body for body in found if isinstance(body, dict) and "notebook" in body]
 
 
 def read_tests(reports: Path) -> dict[str, Any] | None:
-    """Return what the last complete run of the tests says of itself, or None when there was none."""
+    """Return the results of the last complete run of the tests, or None if there was none."""
     path = reports / TESTS
     if not path.is_file():
         return None
@@ -47,9 +47,9 @@ def read_tests(reports: Path) -> dict[str, Any] | None:
 
 
 class Recorder:
-    """A pytest plugin that writes what a complete run showed; a run of chosen tests leaves that file alone.
+    """A pytest plugin that writes the results of a complete run; a run of selected tests leaves that file alone.
 
-    A run of the last failures amends it: a test that passes then is recorded as passed at the second try.
+    A run of the last failures updates it: a test that then passes is recorded as passed on the second try.
     """
 
     def __init__(self, reports: Path) -> None:
@@ -59,21 +59,21 @@ class Recorder:
         self._seconds: Counter[str] = Counter()
 
     def pytest_runtest_logreport(self, report: Any) -> None:
-        """Take the outcome of one phase of a test: the worst of its phases counts."""
+        """Record the outcome of one phase of a test; the worst phase counts."""
         self._seconds[report.nodeid] += report.duration
         if report.when == "call" or report.outcome != "passed":
             previous = self._outcomes.get(report.nodeid)
             self._outcomes[report.nodeid] = "failed" if "failed" in (previous, report.outcome) else report.outcome
 
     def pytest_collectreport(self, report: Any) -> None:
-        """Take a file that cannot be collected as failed."""
+        """Record a file that cannot be collected as failed."""
         if report.failed:
             self._outcomes[report.nodeid] = "failed"
 
     def pytest_sessionfinish(self, session: Any) -> None:
         """Write the file."""
         config = session.config
-        if hasattr(config, "workerinput"):  # a process of pytest-xdist: the controller hears of everything
+        if hasattr(config, "workerinput"):  # a pytest-xdist worker: the controller sees every result
             return
         if _narrowed(config) or session.shouldstop or session.shouldfail:
             return

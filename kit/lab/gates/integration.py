@@ -1,4 +1,4 @@
-"""Gate 1, integration tests: all pass, enough of the code is covered, in time, and none was taken out."""
+"""Gate 1, integration tests: all pass, in time, with enough coverage, and none was removed."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ def tests(context: Context) -> Check:
     seen, name = context.tests, "tests"
     if seen is None:
         return unseen(name, "not measured: no complete run of the tests", _RUN)
-    if reason := context.stale(seen["commit"]):
+    if reason := context.explain_stale(seen["commit"]):
         return unseen(name, reason, _RUN)
     counts = Counter(seen["outcomes"].values())
     summary = ", ".join(f"{counts[state]} {state}" for state in ("passed", "skipped") if counts[state])
-    again = [f"passed at the second try only: {test}" for test in seen["second_try"]]
+    again = [f"passed only on the second try: {test}" for test in seen["second_try"]]
     if not counts["passed"]:
         return unseen(name, "not measured: no test ran", _RUN)
     failed = [test for test, state in seen["outcomes"].items() if state == "failed"]
-    found = judge(name, summary, failed, "mend it, or the code that it tests; pytest --last-failed runs it again")
+    found = judge(name, summary, failed, "fix the test or the code; pytest --last-failed runs it again")
     return found if failed or not again else Check(name=name, state="passed", summary=summary, findings=tuple(again))
 
 
 def coverage(context: Context) -> Check:
-    """Judge how much of ``kit/`` the tests execute."""
+    """Judge how much of ``kit/`` the tests cover."""
     seen, name = context.tests, "coverage"
     if seen is None or seen["coverage"] is None:
         return unseen(name, "not measured: the tests ran without --cov=kit", _RUN)
-    if reason := context.stale(seen["commit"]):
+    if reason := context.explain_stale(seen["commit"]):
         return unseen(name, reason, _RUN)
     measured = f"{seen['coverage']:.1f} % of kit/"
-    findings = [f"{measured} is executed by tests, the limit is {COVERAGE:.0f} %"]
+    findings = [f"the tests cover {measured}, the limit is {COVERAGE:.0f} %"]
     low = seen["coverage"] <= COVERAGE
     remedy = "test what the change adds: pytest --cov=kit --cov-report=term-missing:skip-covered lists the lines"
     return judge(name, f"{measured} (limit {COVERAGE:.0f} %)", findings if low else (), remedy)
@@ -50,16 +50,16 @@ def duration(context: Context) -> Check:
     seen, name = context.tests, "duration"
     if seen is None or not seen["integration_seconds"]:
         return unseen(name, "not measured: no complete run of the tests", _RUN)
-    if reason := context.stale(seen["commit"]):
+    if reason := context.explain_stale(seen["commit"]):
         return unseen(name, reason, _RUN)
     took = seen["integration_seconds"]
     summary = f"integration tests {took:.0f} s (limit {SECONDS:.0f} s); the whole suite {seen['seconds']:.0f} s"
     findings = [f"the integration tests take {took:.0f} s, the limit is {SECONDS:.0f} s"] if took >= SECONDS else ()
-    return judge(name, summary, findings, "pytest tests/integration --durations=10 names the slowest")
+    return judge(name, summary, findings, "pytest tests/integration --durations=10 lists the slowest")
 
 
 def removed_tests(context: Context) -> Check:
-    """Judge whether every test of the base is still there, or named as removed in the change log."""
+    """Judge whether every test of the base still exists, or is named as removed in the change log."""
     name, base = "removed-tests", context.change.base
     if not base:
         return unseen(name, "not measured: no base to compare with", "run it in a git checkout with its history")
@@ -67,13 +67,13 @@ def removed_tests(context: Context) -> Check:
     log = project_root() / "CHANGELOG.md"
     told = log.read_text() if log.is_file() else ""
     gone = [test for test in before if test not in now and f"`{test}`" not in told]
-    findings = [f"{test} stood in {before[test]} at {base} and is gone" for test in sorted(gone)]
-    remedy = "put it back, or name it in CHANGELOG.md under Removed, with the reason: - `test_name`: …"
-    return judge(name, f"{len(before)} tests of {base} are still there", findings, remedy)
+    findings = [f"{test} was in {before[test]} at {base} and is missing now" for test in sorted(gone)]
+    remedy = "restore it, or name it in CHANGELOG.md under Removed, with the reason: - `test_name`: …"
+    return judge(name, f"each of {len(before)} tests at {base} is there, or named as removed", findings, remedy)
 
 
 def report(context: Context) -> Check:
-    """Judge whether every notebook ran, as it is committed, and shows its committed outputs."""
+    """Judge whether every committed notebook ran and matches its committed outputs."""
     name, remedy = "report", "kit report runs every notebook"
     expected = {path.stem for path in (project_root() / "notebooks").glob("*.ipynb")}
     bodies = {body["notebook"]: body for body in context.bodies}
@@ -84,13 +84,13 @@ def report(context: Context) -> Check:
     }
     if broken:
         findings = [f"{notebook}: {verdict}" for notebook, verdict in broken.items()]
-        return judge(name, "", findings, "read its page; kit report --update renews outputs that changed on purpose")
+        return judge(name, "", findings, "read its page; kit report --update writes outputs that changed on purpose")
     missing = sorted(expected - bodies.keys())
     if missing:
         summary = f"not measured: {len(missing)} of {len(expected)} notebooks"
         return unseen(name, summary, remedy, missing if len(missing) < len(expected) else ())
     for body in bodies.values():
-        if reason := context.stale(body["environment"]["commit"]):
+        if reason := context.explain_stale(body["environment"]["commit"]):
             return unseen(name, f"{body['notebook']} is {reason}", remedy)
         if body["comparison"] != "same":
             return unseen(name, f"{body['notebook']}: {body['verdict']}", remedy)

@@ -21,8 +21,8 @@ class Check:
     """The verdict of one check.
 
     Attributes:
-        state: ``not measured`` where there is nothing to judge, or only what another commit left.
-        findings: what is wrong, or what people have to look at, a line each.
+        state: ``not measured`` if there is no evidence, or only another commit's.
+        findings: what is wrong, or what people should review, one line each.
         remedy: what to do about the findings.
     """
 
@@ -33,7 +33,7 @@ class Check:
     remedy: str = ""
 
     def lines(self, most: int = 20) -> Iterable[str]:
-        """Yield the findings, ``most`` of them, and what to do about them."""
+        """Yield at most ``most`` findings, and the remedy."""
         yield from self.findings[:most]
         if len(self.findings) > most:
             yield f"… and {len(self.findings) - most} more"
@@ -43,7 +43,7 @@ class Check:
 
 @dataclass(frozen=True, kw_only=True)
 class Gate:
-    """One of the specification's four gates: as good as the worst of its checks."""
+    """One of the specification's four gates; its state is that of its worst check."""
 
     name: str
     title: str
@@ -51,7 +51,7 @@ class Gate:
 
     @property
     def state(self) -> State:
-        """Return the worst state of the checks; what is for people alone decides nothing."""
+        """Return the worst state of the checks; checks for people do not count."""
         found = {check.state for check in self.checks}
         worst: tuple[State, ...] = ("failed", "not measured", "undecided", "passed", "for people")
         return next(state for state in worst if state in found)
@@ -68,11 +68,11 @@ class Gate:
 
 @dataclass(frozen=True)
 class Context:
-    """What checks look at.
+    """What checks read.
 
     Attributes:
         reports: folder of the last report.
-        base: a commit, branch or tag that the change is compared with; empty for where it left ``main``.
+        base: a commit, branch or tag to compare with; empty for the merge base with ``main``.
     """
 
     reports: Path
@@ -81,29 +81,29 @@ class Context:
 
     @cached_property
     def change(self) -> Change:
-        """What the commits since the base, and the working tree, change."""
+        """What the commits since the base and the working tree change."""
         return changed_since(self.base)
 
     @cached_property
     def bodies(self) -> list[dict[str, Any]]:
-        """What the last report says of each notebook."""
+        """The last report's result for each notebook."""
         return evidence.read_reports(self.reports)
 
     @cached_property
     def tests(self) -> dict[str, Any] | None:
-        """What the last complete run of the tests says of itself."""
+        """The results of the last complete run of the tests."""
         return evidence.read_tests(self.reports)
 
-    def stale(self, recorded: str) -> str:
-        """Return why evidence does not speak of the present tree; nothing when it does."""
-        return evidence.stale(recorded, self.commit)
+    def explain_stale(self, recorded: str) -> str:
+        """Return why evidence does not apply to the present tree; empty if it does."""
+        return evidence.explain_stale(recorded, self.commit)
 
 
 Judge = Callable[[Context], Check]
 
 
 def judge(name: str, summary: str, findings: Iterable[str], remedy: str) -> Check:
-    """Return a check that fails when something was found."""
+    """Return a check that fails if there are findings."""
     found = tuple(findings)
     if not found:
         return Check(name=name, state="passed", summary=summary)
@@ -112,5 +112,5 @@ def judge(name: str, summary: str, findings: Iterable[str], remedy: str) -> Chec
 
 
 def unseen(name: str, summary: str, remedy: str, findings: Iterable[str] = ()) -> Check:
-    """Return a check that has nothing to judge."""
+    """Return a check without evidence."""
     return Check(name=name, state="not measured", summary=summary, findings=tuple(findings), remedy=remedy)

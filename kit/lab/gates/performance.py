@@ -14,7 +14,7 @@ _RUN = "kit report measures them (benchmarks alone: kit report --only '3?_*')"
 
 
 def _rows(context: Context) -> dict[str, tuple[Mapping[str, Any], Mapping[str, Any]]]:
-    """Return the verdicts of the last report, goals left out, each with its notebook's body, by name."""
+    """Return the last report's verdicts without goals, by name, each with its notebook's result."""
     return {
         row["name"]: (row, body)
         for body in context.bodies
@@ -25,7 +25,7 @@ def _rows(context: Context) -> dict[str, tuple[Mapping[str, Any], Mapping[str, A
 
 
 def targets(context: Context) -> Check:
-    """Judge the specification's targets, each by a measurement of this tree, and whatever else notebooks promise."""
+    """Judge the specification's targets, and whatever else notebooks promise, by measurements of this tree."""
     name, found = "targets", _rows(context)
     missed = [
         f"{row['name']}: {quantity(row['measured'], row['unit'])}, target {quantity(row['target'], row['unit'])}"
@@ -39,7 +39,7 @@ def targets(context: Context) -> Check:
         some = len(missing) < len(SPECIFIED)
         return unseen(name, f"not measured: {len(missing)} of {len(SPECIFIED)}", _RUN, missing if some else ())
     for _, body in found.values():
-        if reason := context.stale(body["environment"]["commit"]):
+        if reason := context.explain_stale(body["environment"]["commit"]):
             return unseen(name, f"{body['notebook']} is {reason}", _RUN)
         if body["parameters"]:
             return unseen(name, f"{body['notebook']} ran with other parameters", _RUN)
@@ -51,14 +51,14 @@ def targets(context: Context) -> Check:
 
 
 def baseline(context: Context) -> Check:
-    """Judge the ratios of the last report beside the committed baseline."""
+    """Judge the last report's ratios against the committed baseline."""
     name = "baseline"
     if not (context.reports / FILE).is_file():
-        return unseen(name, f"not measured: no {FILE} in {context.reports}", "kit gates --update-baseline makes one")
+        return unseen(name, f"not measured: no {FILE} in {context.reports}", "kit gates --update-baseline creates one")
     found, expected = changes(context.bodies, context.reports), known_names(context.reports)
     worse = [str(row) for row in found if row.state == "worse"]
     if worse:
-        return judge(name, "", worse, "find the commit that slowed it; kit report --only NOTEBOOK measures it again")
+        return judge(name, "", worse, "find the commit that slowed it; kit report --only NOTEBOOK measures again")
     missing = sorted(expected - {row.name for row in found})
     if missing or not found:
         some = len(missing) < len(expected)

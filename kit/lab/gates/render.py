@@ -1,4 +1,4 @@
-"""Gates for a terminal, for CI, and as a page with a place on the report's front page."""
+"""Gates for a terminal, for CI, and as a page that the report's front page links."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _CHIPS: dict[State, str] = {
 
 
 def as_text(gates: Iterable[Gate]) -> Iterator[str]:
-    """Yield the lines of a table: a gate, its checks, and below each what is wrong and how to mend it."""
+    """Yield the lines of a table: each gate and its checks, and below a check what is wrong and how to fix it."""
     for gate in gates:
         yield f"{SIGNS[gate.state]} {gate.title}: {gate.state}"
         for check in gate.checks:
@@ -35,7 +35,7 @@ def as_text(gates: Iterable[Gate]) -> Iterator[str]:
 
 
 def as_table(gates: Iterable[Gate]) -> pd.DataFrame:
-    """Return a row a check: its state, what was seen, and what to do where something is to be done."""
+    """Return one row per check: its state, what was measured, and what to do, if anything."""
     import pandas as pd
 
     rows = {
@@ -51,7 +51,7 @@ def as_table(gates: Iterable[Gate]) -> pd.DataFrame:
 
 
 def as_junit(gates: Iterable[Gate]) -> str:
-    """Return JUnit XML: a suite a gate, a case a check; what is not measured counts as skipped."""
+    """Return JUnit XML with a suite per gate and a case per check; a check that is not measured counts as skipped."""
     root = ElementTree.Element("testsuites", name="kit gates")
     for gate in gates:
         states = [check.state for check in gate.checks]
@@ -70,7 +70,7 @@ def as_junit(gates: Iterable[Gate]) -> str:
 
 
 def write(gates: Sequence[Gate], reports: Path) -> Path:
-    """Write the gates beside the last report, as JSON and as a page, and put them on its front page."""
+    """Write the gates next to the last report, as JSON and as a page, and put them on its front page."""
     reports.mkdir(parents=True, exist_ok=True)
     body = {"commit": commit(), "gates": [gate.plain() for gate in gates]}
     (reports / FILE).write_text(json.dumps(body, indent=1, ensure_ascii=False) + "\n")
@@ -86,7 +86,7 @@ def write(gates: Sequence[Gate], reports: Path) -> Path:
 
 
 def as_section(reports: Path) -> str:
-    """Return the gates' place on the front page, between its marks: the last verdict, or how to have one."""
+    """Return the gates' section of the front page, between its marks: the last verdict, or how to get one."""
     path = reports / FILE
     if not path.is_file():
         inner = "<p class='lead'>Not judged yet: <code>kit gates</code> judges this report and the tests.</p>"
@@ -104,7 +104,7 @@ def as_section(reports: Path) -> str:
 
 
 def as_page(body: dict[str, Any]) -> str:
-    """Return the gates as a page: each check with what was found, and what to do about it."""
+    """Return the gates as a page: each check with its findings and remedy."""
     from kit.lab.report.render import make_plain_page
 
     parts = []
@@ -116,7 +116,7 @@ def as_page(body: dict[str, Any]) -> str:
         )
         head = f"<h2 id='{gate['gate']}'>{escape(gate['title'])}</h2>"
         parts.append(f"{head}<div class='scroll' tabindex='0'><table class='rows'><tbody>{rows}</tbody></table></div>")
-    under = f"commit <code>{escape(body['commit'])}</code> · a check passes only on what it has seen"
+    under = f"commit <code>{escape(body['commit'])}</code> · a check passes only on evidence from this commit"
     return make_plain_page("Validation gates", under, "".join(parts))
 
 

@@ -1,4 +1,4 @@
-"""Gate 4, code review: what a machine can review of it, and the list of what it cannot."""
+"""Gate 4, code review: what a machine can review, and a list of what it cannot."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ GUIDES = {
     "kit/components/mlops/": "15_mlops", "kit/components/prompts/": "16_prompts",
     "kit/components/document_qa": "21_document_qa",
 }  # fmt: skip
-"""Which notebook is the guide to which part of the code."""
+"""The notebook that is the guide to each part of the code."""
 
 TRAILER = "Guide-unchanged"
 """The trailer of a commit that says why a guide need not change: ``Guide-unchanged: nats, no behaviour differs``."""
 
 FOR_PEOPLE = (
-    "Integration correctness: the components do what the change says, also when a message is late, double or foreign",
-    "API usage: only what a room offers is used; no interface breaks for its users",
-    "Performance impact: the ratios that moved have an explanation",
-    "Documentation quality: someone who does not know the change understands the guide",
+    "Integration correctness: components do what the change says, even if a message is late, duplicated or foreign",
+    "API usage: only a package's public names are used; no interface breaks for its users",
+    "Performance impact: every ratio that moved has an explanation",
+    "Documentation quality: a reader who does not know the change understands the guide",
     "Error handling: each error says what to do, and nothing is swallowed",
 )
 """What the other team's reviewer looks at. Source: the specification, steps 6 and 7, and gate 4."""
@@ -73,22 +73,22 @@ def _by_tool(name: str, tool: str, summary: str, findings: list[str], remedy: st
 
 
 def links(_: Context) -> Check:
-    """Judge whether the links between the project's own documents lead somewhere."""
+    """Judge whether every link between the project's documents has a target."""
     root = project_root()
     documents = [*root.glob("*.md"), *root.glob(".github/**/*.md"), *(root / "notebooks").glob("*.ipynb")]
     links_of = {path: list(_links(path)) for path in documents}
     findings = [
-        f"{path.relative_to(root)}: {link} leads nowhere"
+        f"{path.relative_to(root)}: {link} has no target"
         for path, found in links_of.items()
         for link in found
         if not (path.parent / link).exists()
     ]
     summary = f"{sum(map(len, links_of.values()))} links in {len(documents)} documents"
-    return judge("links", summary, findings, "correct the path, or bring the file back")
+    return judge("links", summary, findings, "correct the path, or restore the file")
 
 
 def _links(path: Path) -> Iterator[str]:
-    """Yield the links of a document to files, without their fragments; reports are made later."""
+    """Yield a document's links to files, without fragments and without reports, which are made later."""
     text = path.read_text()
     if path.suffix == ".ipynb":
         text = "\n".join(
@@ -101,22 +101,22 @@ def _links(path: Path) -> Iterator[str]:
 
 
 def guides(context: Context) -> Check:
-    """Judge whether the guide of each component that changed changed with it, or a commit says why not."""
+    """Judge whether each changed component's guide changed with it, or a commit says why not."""
     name, change = "guides", context.change
     if not change.base:
         return unseen(name, "not measured: no base to compare with", "run it in a git checkout with its history")
     excused = {value.partition(",")[0].strip() for value in change.reasons.get(TRAILER.lower(), ())}
     touched = {guide: folder for folder, guide in GUIDES.items() if change.touches(folder)}
     findings = [
-        f"{folder} changed since {change.base}, its guide notebooks/{guide}.ipynb did not"
+        f"{folder} changed since {change.base}, but its guide notebooks/{guide}.ipynb did not"
         for guide, folder in touched.items()
         if not change.touches(f"notebooks/{guide}.ipynb") and guide.partition("_")[2] not in excused
     ]
-    remedy = f"renew the guide, or say why not in a commit's trailer: {TRAILER}: nats, no behaviour differs"
-    return judge(name, f"{len(touched)} components changed since {change.base}, their guides too", findings, remedy)
+    remedy = f"update the guide, or say why not in a commit's trailer: {TRAILER}: nats, no behaviour differs"
+    return judge(name, f"{len(touched)} components changed since {change.base}, with their guides", findings, remedy)
 
 
 def checklist(_: Context) -> Check:
-    """List what people review."""
+    """List what people must review."""
     summary = f"{len(FOR_PEOPLE)} points for the reviewers of both teams"
     return Check(name="checklist", state="for people", summary=summary, findings=FOR_PEOPLE)
