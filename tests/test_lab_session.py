@@ -251,7 +251,7 @@ async def test_a_server_that_stands_still_does_not_keep_a_lab_from_stopping(
         await lab.stop()
         assert time.monotonic() - started < session.STOP_SECONDS
     assert sum("does not answer" in record.message for record in caplog.records) == 1
-    assert "without a goodbye" in caplog.text
+    assert "without unsubscribing" in caplog.text
 
 
 async def test_running_a_cell_again_stops_what_it_started_before(monkeypatch: pytest.MonkeyPatch) -> None:

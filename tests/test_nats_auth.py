@@ -278,8 +278,8 @@ async def test_websocket_with_tls(tmp_path: Path, pem: Callable[[str], str]) -> 
         ({"user": "ann", "password": "secret-word", "token": "secret-token"}, "several kinds of credentials"),
         ({"cert": "client.pem"}, "NATS_CERT and NATS_KEY"),
         ({"ca": "/no/such/ca.pem"}, "TLS files cannot be used"),
-        ({"url": "http://127.0.0.1:4222"}, "is no NATS URL"),
-        ({"url": "http://ann:secret-word@127.0.0.1:4222"}, "is no NATS URL"),
+        ({"url": "http://127.0.0.1:4222"}, "is not a NATS URL"),
+        ({"url": "http://ann:secret-word@127.0.0.1:4222"}, "is not a NATS URL"),
         ({"url": " , "}, "NATS_URL is empty"),
     ],
 )

@@ -188,7 +188,7 @@ async def test_one_tenant_exhausts_nothing_of_another(telemetry: Any) -> None:
             await streams.add_stream(name="S4", subjects=["s.4"])
         opened = [await server.connect("acme") for _ in range(3)]
         access = {"credentials": server.credentials("acme"), "connect_timeout": 0.3}
-        with pytest.raises(ConnectError, match="takes no more connections of this account"):
+        with pytest.raises(ConnectError, match="this account has no connections left"):
             await connect(server.url, **access)
         async with await server.connect("globex") as globex, Bus(globex, "globex", telemetry) as bus:
             await (await bus.store("notes")).put("key", b"value")

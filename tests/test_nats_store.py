@@ -197,7 +197,7 @@ async def test_an_object_that_is_not_there(tenant_bus: Bus) -> None:
         await tenant_bus.get_object(claim)
     with pytest.raises(ConfigurationError, match="a claim has"):
         await tenant_bus.get_object({"name": "a"})
-    with pytest.raises(ConfigurationError, match="needs a name"):
+    with pytest.raises(ConfigurationError, match="name must be"):
         await tenant_bus.put_object("", b"x")
     with pytest.raises(ConfigurationError, match="bucket"):
         await tenant_bus.put_object("a", b"x", bucket="no bucket")

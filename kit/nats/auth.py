@@ -1,20 +1,20 @@
 """Where to connect and as whom: from arguments or from the environment, checked before anything is sent.
 
 ==================  =========================================================================================
-``NATS_URL``        one URL, or several with commas between: ``nats://``, ``tls://``, ``ws://``, ``wss://``; a user
-                    and a password in it are read as percent-encoded
+``NATS_URL``        one URL or several, separated by commas: ``nats://``, ``tls://``, ``ws://``, ``wss://``; a user
+                    and a password in it are percent-encoded
 ``NATS_USER``       with ``NATS_PASSWORD``
 ``NATS_TOKEN``      a token
 ``NATS_CREDS``      path of a credentials file (JWT and seed), or its text; or path of a file with the lines
-                    ``NATS_USER=…`` and ``NATS_PASSWORD=…``, as ``kit server`` writes it
+                    ``NATS_USER=…`` and ``NATS_PASSWORD=…``, which ``kit server`` writes
 ``NATS_NKEY_SEED``  path of a file with an nkey seed, or the seed
 ``NATS_CA``         path of the PEM file with the authorities that may have signed the server's certificate
 ``NATS_CERT``       with ``NATS_KEY``: paths of the client's own certificate and key
 ==================  =========================================================================================
 
 ``{tenant}`` in NATS_USER, NATS_CREDS and NATS_NKEY_SEED stands for the tenant's id, so that one process can serve
-several: ``NATS_CREDS=/etc/nats/{tenant}.creds``. No error, repr or log line shows a password, a token or a seed: of a
-URL they show what is a scheme, a host and a port, and of a file that cannot be read only the variable that names it.
+several: ``NATS_CREDS=/etc/nats/{tenant}.creds``. No error, repr or log line shows a password, a token or a
+seed: it shows a URL's scheme, host and port only, and for an unreadable file only the variable that names it.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Access:
 
     @property
     def exposed(self) -> tuple[str, ...]:
-        """The URLs beyond this machine to which credentials may go unencrypted."""
+        """The URLs beyond this machine that may receive credentials unencrypted."""
         if not self.who or self.tls:
             return ()
         return tuple(url for url in self.urls if not url.startswith(("tls://", "wss://")) and not _is_loopback(url))
@@ -94,10 +94,10 @@ class Given:
 
 
 def resolve(given: Given, environment: Mapping[str, str] = os.environ, *, tenant_id: str | None = None) -> Access:
-    """Complete what is given by the environment, and check it.
+    """Complete the given options from the environment, and check them.
 
-    Credentials of the environment count only when none are given: the two are never mixed. Those in the URL count
-    last.
+    Credentials in the environment are used only if none are given: the two are never mixed. Credentials in the URL
+    are used last.
 
     Raises:
         ConfigurationError: something contradictory, incomplete or unreadable.
@@ -141,7 +141,7 @@ def _is_refusal(error: BaseException | None) -> bool:
 def _reason(error: BaseException | None, access: Access, seconds: float) -> str:
     error = getattr(error, "certificate_error", error)  # aiohttp wraps it, for wss://
     if "connections exceeded" in str(error):
-        return f"it takes no more connections of this account ({error}): close some, or raise its max_connections"
+        return f"this account has no connections left ({error}): close some, or raise its max_connections"
     match error:
         case nats.errors.SecureConnWantedError():
             return "it offers no TLS, which tls:// or a CA asks for; no credentials were sent"
@@ -179,8 +179,8 @@ def _urls(given: str | Sequence[str] | None, named: str | None) -> tuple[tuple[s
         found = _URL.fullmatch(url)
         if found is None:
             raise ConfigurationError(
-                f"URL {number} of {len(several)} is no NATS URL: nats://, tls://, ws:// or wss://host:port, with "
-                "commas between several; user and password go into NATS_USER and NATS_PASSWORD, a token into NATS_TOKEN"
+                f"URL {number} of {len(several)} is not a NATS URL: use nats://, tls://, ws:// or wss://host:port and "
+                "commas between URLs; put user and password into NATS_USER and NATS_PASSWORD, a token into NATS_TOKEN"
             )
         scheme, login, places = found.groups()
         urls += [f"{scheme}://{place.strip()}" if scheme else place.strip() for place in places.split(",")]
@@ -188,7 +188,7 @@ def _urls(given: str | Sequence[str] | None, named: str | None) -> tuple[tuple[s
     if not urls:
         raise ConfigurationError("NATS_URL is empty: nats://host:port, several with commas between")
     if len(logins) > 1:
-        raise ConfigurationError("the URLs have different credentials: the servers of one cluster take the same")
+        raise ConfigurationError("the URLs have different credentials: all servers of a cluster take the same ones")
     return tuple(urls), logins.pop() if logins else ""
 
 
@@ -227,7 +227,7 @@ def _of_tenant(variable: str, value: str, tenant_id: str | None) -> str:
     if _TENANT not in value:
         return value
     if tenant_id is None:
-        raise ConfigurationError(f"{variable} has {_TENANT} in it, and it is not said which tenant connects")
+        raise ConfigurationError(f"{variable} contains {_TENANT}, but no tenant_id is given")
     return value.replace(_TENANT, tenant_id)
 
 
@@ -301,7 +301,7 @@ def _read(path: str, variable: str) -> str:
     try:
         return Path(path).expanduser().read_text()
     except (OSError, ValueError, RuntimeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is no text"
+        why = error.strerror if isinstance(error, OSError) else "not a text file"
         raise ConfigurationError(
-            f"{variable} cannot be read: it is neither what it should be nor the path of a file ({why})"
+            f"{variable} cannot be read: it is neither a valid value nor the path of a readable file ({why})"
         ) from None

@@ -43,8 +43,8 @@ from kit.otel import Telemetry, semconv
 
 _log = logging.getLogger("kit.nats")
 
-_AGAIN = 0.1  # s; before a request that nobody was there for is sent again
-_MOVING = 3.0  # s; for those who served in a cluster to come to another of its servers
+_AGAIN = 0.1  # s; before a request without responders is sent again
+_MOVING = 3.0  # s; for a cluster's responders to reconnect to another server
 _BACKLOG = 4096  # messages that may wait for a worker on core NATS; JetStream keeps what is not pulled
 _USUAL = 5  # priority
 _MOST_ROUTES = 4096  # remembered; there is one for each receiver of an addressed operation
@@ -59,13 +59,13 @@ class Bus:
         telemetry: what records them.
 
     Raises:
-        ConfigurationError: the tenant's id is not one, or the connection is another tenant's.
+        ConfigurationError: the tenant's id is invalid, or the connection belongs to another tenant.
     """
 
     def __init__(self, connection: Connection, tenant_id: str, telemetry: Telemetry) -> None:
         if connection.tenant_id not in (None, tenant_id):
             raise ConfigurationError(
-                f"this connection is tenant {connection.tenant_id!r}'s: tenant {tenant_id!r} needs one of its own"
+                f"this connection belongs to tenant {connection.tenant_id!r}: tenant {tenant_id!r} needs its own"
             )
         self.connection = connection
         self.tenant_id = check_id(tenant_id)
@@ -82,7 +82,7 @@ class Bus:
         self._objects = Objects(connection, self._streams)
         self._closed = False
         self._listening = False
-        self._served: set[str] = set()  # subjects on which a cluster had an answer
+        self._served: set[str] = set()  # subjects that were answered in a cluster
 
     def __repr__(self) -> str:
         return f"<Bus of {self.tenant_id}, {len(self._workers)} workers>"
@@ -104,7 +104,7 @@ class Bus:
         if self._listening:
             self._listening = False
             self.connection.on_reconnect.remove(self._warn_of_missed)
-        self.connection.patient = True  # it is its owner's, and may serve another bus
+        self.connection.patient = True  # its owner may use it for another bus
 
     # --- events -------------------------------------------------------------------------------------------------
 
@@ -119,7 +119,7 @@ class Bus:
             data: the content.
             to: the one receiver, where the row is addressed; None tells all.
             message_id: of a stored event: published again under it within two minutes, it is stored once.
-            timeout: seconds for the stream to acknowledge a stored event, or for the connection to take another one.
+            timeout: seconds for the stream to acknowledge a stored event, or for the connection to accept another one.
 
         Raises:
             CodecError: the data break their contract.
@@ -311,7 +311,7 @@ class Bus:
         """Return how many of a JOB are not done yet, by receiver; under None those for nobody in particular.
 
         Raises:
-            DeadlineExceeded: the server did not tell within ``timeout`` seconds.
+            DeadlineExceeded: the server did not answer within ``timeout`` seconds.
             ConfigurationError: the row is no JOB.
         """
         self._route(operation, "look", Mode.JOB)
@@ -336,7 +336,7 @@ class Bus:
     async def replay(self, operation: Operation, ids: list[str] | None = None, *, timeout: float = 60.0) -> int:
         """Enqueue dead letters again, all or those of these message ids, and return how many.
 
-        One that is not ``replayable`` stays where it is, with a warning.
+        A letter that is not ``replayable`` stays where it is, with a warning.
 
         Raises:
             NotStored: the queue did not acknowledge; the rest are still dead letters.
@@ -414,7 +414,7 @@ class Bus:
     # --- for the modules of this room ---------------------------------------------------------------------------
 
     def _warn_of_missed(self) -> None:
-        """Say after a break what may not have been heard: the server keeps no events that are not stored."""
+        """Warn after a disconnect that events may have been missed: the server keeps only stored ones."""
         interrupted = [worker for worker in self._workers if isinstance(worker, CoreWorker) and worker.listening]
         for worker in interrupted:
             self.telemetry.count(EVENTS_INTERRUPTED, operation=worker.operation.name)
@@ -447,7 +447,7 @@ class Bus:
         while True:
             try:
                 answer = await self.connection.request(subject, payload, timeout=left, headers=headers)
-            except NoResponders:  # so nobody has it
+            except NoResponders:  # so nobody received it
                 gone = self._loop.time() - begun
                 left = timeout - gone - _AGAIN
                 if left <= 0 or not (self.connection.is_fresh or (subject in self._served and gone < _MOVING)):

@@ -38,10 +38,10 @@ class Child:
     Attributes:
         pid: of nats-server, 0 while it is down.
         port: that clients connect to, 0 until it listens.
-        restarts: how often it was started again after a crash.
-        ended: why it is gone for good.
-        lost: whether it was given up: a temporary store is then kept.
-        full: whether its disk has no room.
+        restarts: how often it was restarted after a crash.
+        ended: why it ended for good.
+        lost: whether its supervisor gave up; a temporary store is then kept.
+        full: whether its disk is full.
     """
 
     def __init__(self, binary: Path, store: Path, lock: int, *, remove: bool) -> None:
@@ -88,14 +88,14 @@ class Child:
         """Wait while it is being restarted; return its process id.
 
         Raises:
-            ServerError: it is gone for good, or its disk is full, or it takes longer than 12 s.
+            ServerError: it ended for good, its disk is full, or restarting takes longer than 12 s.
         """
         with self._changed:
             self._changed.wait_for(lambda: self.pid or self.ended or self.full, _START)
             self.check()
             if not self.pid:  # as a process id, 0 is everybody's
-                why = f"the disk of {self._store} is full" if self.full else f"it did not start again in {_START:g} s"
-                raise ServerError(f"the server does not run: {why}")
+                why = f"the disk of {self._store} is full" if self.full else f"it did not restart within {_START:g} s"
+                raise ServerError(f"the server is not running: {why}")
             return self.pid
 
     def check(self) -> None:
@@ -105,7 +105,7 @@ class Child:
             ServerError: it is.
         """
         if self.ended is not None:
-            raise ServerError(self.ended if self.lost else f"the server does not run: {self.ended}")
+            raise ServerError(self.ended if self.lost else f"the server is not running: {self.ended}")
 
     def reload(self) -> None:
         """Have the server read its configuration again, and wait until it has.
@@ -190,7 +190,7 @@ class Child:
                 self.ended = _failure("nats-server did not start", tail)
             case {"event": "gave_up", "tail": str(tail), "code": int(code), "crashes": int(crashes)}:
                 self.pid, self.lost = 0, True
-                what = f"the server crashed too often: {crashes} times within a minute, at last with exit code {code}"
+                what = f"the server crashed too often: {crashes} times within a minute, last with exit code {code}"
                 self.ended = _failure(f"{what}; its streams are kept in {self._store}", tail)
 
 
@@ -270,7 +270,7 @@ def take(store: Path) -> int:
 
 @contextlib.contextmanager
 def writable(store: Path) -> Iterator[None]:
-    """Say of what cannot be written that it is the store.
+    """Report a failed write as a failure of the store.
 
     Raises:
         ServerError: it cannot be written to.

@@ -36,8 +36,8 @@ from kit.errors import SURROGATE, ConfigurationError, Disconnected, PayloadTooLa
 
 PENDING = 2 * 1024 * 1024  # bytes; publishers wait while more than this is unsent
 
-_CONTROL_LINE = 4096  # bytes. Source: nats-server, `max_control_line`: who sends a longer one is closed for good
-_NUMBERS = 32  # bytes of it for what stands beside subject and queue
+_CONTROL_LINE = 4096  # bytes. Source: nats-server, `max_control_line`: a longer one closes the connection for good
+_NUMBERS = 32  # bytes of it for everything but subject and queue
 _LONGEST_HEADER = 16 * 1024  # characters of one value
 _SHOWN = 60  # characters of a subject that is refused
 
@@ -66,7 +66,7 @@ class Client(NatsClient):
         super().__init__()
         self.tls_wanted = False
         self.closed_because = ""
-        self.trouble: Callable[[], str] = str  # why the server cannot work, where it is this program's own
+        self.trouble: Callable[[], str] = str  # why this program's own server cannot work
         self.refused = 0  # publishes that were not taken, for whatever reason
         self.takers: dict[int, Direct] = {}  # by the subscription's id
         self._writing = False
@@ -75,12 +75,12 @@ class Client(NatsClient):
     async def publish(
         self, subject: str, payload: bytes = b"", reply: str = "", headers: dict[str, str] | None = None
     ) -> None:
-        """Publish, or say why not.
+        """Publish, or raise.
 
         Raises:
             Disconnected: the connection is down or closed.
             PayloadTooLarge: headers and body together exceed the server's limit.
-            ConfigurationError: a subject, a reply subject or a header that cannot be one, or is too long.
+            ConfigurationError: a subject, a reply subject or a header is invalid or too long.
         """
         if not self.is_connected or self.is_draining_pubs:
             self.refused += 1
@@ -99,8 +99,8 @@ class Client(NatsClient):
             asyncio.get_running_loop().call_soon(self._write)
 
     def _frame(self, subject: str, reply: str, head: bytes, payload: bytes) -> bytes:
-        """Return what is written for a message; refuse a control line that the server closes the connection for."""
-        reason = "empty, or with white space"
+        """Return the bytes of a message; refuse a control line for which the server would close the connection."""
+        reason = "empty, or contains white space"
         if subject and not _NO_SUBJECT.search(subject) and not (reply and _NO_SUBJECT.search(reply)):
             try:
                 frame = hpub_cmd(subject, reply, head, payload) if head else pub_cmd(subject, reply, payload)
@@ -109,12 +109,12 @@ class Client(NatsClient):
             else:
                 if len(frame) - len(head) - len(payload) <= _CONTROL_LINE:
                     return frame
-                reason = f"too long: both together may have some {_CONTROL_LINE - _NUMBERS:,} bytes"
+                reason = f"too long: together they may have about {_CONTROL_LINE - _NUMBERS:,} bytes"
         self.refused += 1
-        raise ConfigurationError(f"{_shown(subject)} with reply {_shown(reply)} is no subject: {reason}")
+        raise ConfigurationError(f"{_shown(subject)} with reply {_shown(reply)} is not a valid subject: {reason}")
 
     async def subscribe(self, subject: str, queue: str = "", *args: Any, **kwargs: Any) -> Subscription:
-        """Subscribe as nats-py does, or say why not.
+        """Subscribe as nats-py does, or raise.
 
         Raises:
             ConfigurationError: subject and queue are too long, or not valid Unicode.
@@ -122,8 +122,8 @@ class Client(NatsClient):
         named = subject + queue
         if SURROGATE.search(named) or len(named.encode()) > _CONTROL_LINE - _NUMBERS:
             raise ConfigurationError(
-                f"{_shown(subject)} with queue {_shown(queue)} is nothing to subscribe to: "
-                f"both together may have {_CONTROL_LINE - _NUMBERS:,} bytes of valid Unicode"
+                f"cannot subscribe to {_shown(subject)} with queue {_shown(queue)}: "
+                f"together they may have {_CONTROL_LINE - _NUMBERS:,} bytes of valid Unicode"
             )
         return await super().subscribe(subject, queue, *args, **kwargs)
 
@@ -238,7 +238,7 @@ class Client(NatsClient):
         await super()._process_op_err(error)
 
     async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
-        self._pings_outstanding = 0  # a server that sends lives; its PONG may be behind a lot
+        self._pings_outstanding = 0  # a server that sends is alive; its PONG may be queued behind data
         taker = self.takers.get(sid)
         if taker is None:
             await super()._process_msg(sid, subject, reply, data, headers)
@@ -262,16 +262,16 @@ class Client(NatsClient):
 
 
 def encode_headers(headers: dict[str, str]) -> bytes:
-    """Encode message headers; line ends in a value become blanks, as nats-py has it.
+    """Encode message headers; line breaks in a value become spaces, as in nats-py.
 
     Raises:
-        ConfigurationError: a name that cannot be one, or a value that is too long or not valid Unicode.
+        ConfigurationError: a name is invalid, or a value is too long or not valid Unicode.
     """
     lines = ["NATS/1.0"]
     for name, value in headers.items():
         if len(value) > _LONGEST_HEADER:
             raise ConfigurationError(
-                f"header {name[:_SHOWN]!r} is refused: {len(value):,} characters of at most {_LONGEST_HEADER:,}"
+                f"header {name[:_SHOWN]!r} is refused: {len(value):,} characters, the limit is {_LONGEST_HEADER:,}"
             )
         if "\n" in value or "\r" in value:
             value = value.translate(_LINE_ENDS)
@@ -280,11 +280,11 @@ def encode_headers(headers: dict[str, str]) -> bytes:
     try:
         return "\r\n".join(lines).encode()
     except UnicodeEncodeError as error:
-        raise ConfigurationError(f"a header among {', '.join(headers)} is refused: {error.reason}") from None
+        raise ConfigurationError(f"one of the headers {', '.join(headers)} is refused: {error.reason}") from None
 
 
 def carries(name: str, value: str) -> bool:
-    """Say whether a header that somebody else sent can be sent on."""
+    """Return whether a foreign header can be sent on."""
     return len(value) <= _LONGEST_HEADER and _HEADER_NAME.fullmatch(name) is not None
 
 

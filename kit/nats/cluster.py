@@ -22,12 +22,12 @@ _ATTEMPTS = 3  # a free port may be taken between its choice and its use
 
 
 class Cluster:
-    """Some servers on loopback that hold every stream together; clients get all their URLs.
+    """A cluster of servers on loopback; every stream is replicated, and clients get all URLs.
 
     Args:
-        size: how many; three bear the loss of one.
-        tenants: accounts to have from the start, the same on all.
-        limits: what each tenant takes at most.
+        size: how many servers; three tolerate the loss of one.
+        tenants: accounts to create at the start, the same on all servers.
+        limits: the limits of each tenant.
     """
 
     def __init__(self, size: int = 3, tenants: Iterable[str] = ("acme",), *, limits: Limits | None = None) -> None:

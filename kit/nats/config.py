@@ -20,7 +20,7 @@ from kit.errors import ServerError
 HOST = "127.0.0.1"
 SYSTEM = "SYS"  # the system account and its user; upper case, so that no tenant can have the name
 _EVENTS = "$JS.EVENT.>"  # what JetStream itself says: a client that did so could have jobs given up
-_OPERATORS = 64  # connections to the system account, which the tenants cannot take
+_OPERATORS = 64  # connections reserved for the system account
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,16 +37,16 @@ class Credentials:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """What one tenant takes at most; beyond it, the server refuses, and no other tenant notices.
+    """The limits of one tenant; beyond them the server refuses, and other tenants are not affected.
 
     Attributes:
         max_payload: bytes of one message, headers and body together.
         max_connections: clients at a time.
-        max_subscriptions: of one connection; the server closes one that wants more.
+        max_subscriptions: per connection; the server closes a connection that exceeds it.
         max_memory_store: bytes of all memory streams.
         max_file_store: bytes of all file streams; in a cluster, every replica counts.
         max_streams: queues, stored events, key-value stores and object stores.
-        max_consumers: of one stream.
+        max_consumers: per stream.
     """
 
     max_payload: int = 1024 * 1024
@@ -147,44 +147,44 @@ def render(*, name: str, store: Path, port: int, secrets: Secrets, limits: Limit
 
 
 _HEAD = """\
-# nats-server configuration with an account for each tenant. An account is a tenant, and one trust domain: whoever has
-# its credentials reads and writes everything in it. Passwords are in this file: only its owner should read it.
+# nats-server configuration with an account for each tenant. An account is one trust domain: whoever has its credentials
+# can read and write everything in it. This file contains passwords: make it readable for its owner only.
 #
 #   nats-server -c nats.conf{named}
 """
 _NOTES = {
-    "host": "# every interface; credentials that leave the machine need TLS, see the end\n",
+    "host": "# all interfaces; credentials that leave the machine need TLS, see the end\n",
     "jetstream": """\
-# sync_interval always: what is acknowledged is on the disk, also after a power cut. It costs: a publish with its
-# acknowledgement took 0.53 ms instead of 0.21, a work queue did 2,200 instead of 10,100 messages a second. For three
-# servers that do not share a power supply, "2m" (NATS' default) is a fair choice.
+# sync_interval always: whatever is acknowledged survives a power cut. The price: an acknowledged publish took 0.53 ms
+# instead of 0.21, and a work queue handled 2,200 instead of 10,100 messages per second. For three servers that do not
+# share a power supply, "2m" (NATS' default) is a fair choice.
 """,
-    "accounts": "# what one tenant takes at most; max_file counts every replica, of which a cluster keeps three\n",
-    "cluster": "# the servers among each other\n",
+    "accounts": "# the limits of each tenant; max_file counts every replica, and a cluster keeps three\n",
+    "cluster": "# connections between the servers\n",
 }
 _TAIL = """
-# monitoring; it asks for no password, so on loopback only (the user SYS sees the same over NATS)
+# monitoring; it has no password, so keep it on loopback (the user SYS sees the same over NATS)
 # http: "127.0.0.1:8222"
 
-# TLS: clients then set NATS_URL=tls://… and NATS_CA; the same block inside of cluster is for the routes
+# TLS: clients then set NATS_URL=tls://… and NATS_CA; put the same block into cluster for the routes
 # tls: {
 #   cert_file: "/etc/nats/server.pem"
 #   key_file: "/etc/nats/server-key.pem"
 #   ca_file: "/etc/nats/ca.pem"
-#   verify: false        # true asks clients for NATS_CERT and NATS_KEY
+#   verify: false        # true requires clients to set NATS_CERT and NATS_KEY
 # }
 """
 
 
 def render_cluster(*, secrets: Secrets, limits: Limits, hosts: Sequence[str] = (), store: str, port: int = 4222) -> str:
-    """Return the configuration of nats-servers that run on their own, the same file for each, with comments.
+    """Return the commented configuration of standalone nats-servers; each server takes the same file.
 
     Args:
-        secrets: of the tenants, and of the system account.
-        limits: what each tenant takes at most.
-        hosts: of a cluster, with the port of its routes (6222) where it is another; none: a single server.
+        secrets: passwords of the tenants and of the system account.
+        limits: the limits of each tenant.
+        hosts: the cluster's hosts, each with its route port if that is not 6222; empty for a single server.
         store: folder of the streams.
-        port: that clients connect to.
+        port: the port for clients.
     """
     copies = min(max(len(hosts), 1), 3)
     limits = replace(limits, max_file_store=limits.max_file_store * copies)
@@ -213,7 +213,7 @@ def render_cluster(*, secrets: Secrets, limits: Limits, hosts: Sequence[str] = (
 
 
 def _tenancy(secrets: Secrets, limits: Limits) -> dict[str, Any]:
-    """The accounts, and what all of them may take together: as much as each of them, and the operators."""
+    """The accounts, and the limits of all of them together, with room for operators."""
     accounts: dict[str, Any] = {
         tenant: {
             "jetstream": {
@@ -241,7 +241,7 @@ def _tenancy(secrets: Secrets, limits: Limits) -> dict[str, Any]:
 
 
 def _totals(secrets: Secrets, limits: Limits) -> dict[str, int]:
-    """What the streams of all tenants together may take: nats-server reserves what each of them may."""
+    """The storage of all tenants' streams together: nats-server reserves each tenant's limit."""
     count = max(len(secrets.tenants), 1)
     return {"max_memory_store": limits.max_memory_store * count, "max_file_store": limits.max_file_store * count}
 
@@ -257,7 +257,7 @@ def write_credentials(secrets: Secrets, folder: Path, url: str) -> dict[str, Pat
 
 
 def private_folder(folder: Path) -> Path:
-    """Make a folder, with its parents, that only its owner can enter; ``.kit`` and what is below it become so."""
+    """Make a folder and its parents that only the owner can enter; ``.kit`` and folders below it become private."""
     folder = folder.absolute()
     for part in (*reversed(folder.parents), folder):
         if not part.exists():

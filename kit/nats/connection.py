@@ -40,15 +40,15 @@ from kit.nats.config import Credentials
 from kit.nats.deadlines import bounded, settle, within
 
 _log = logging.getLogger("kit.nats")
-_access_log = logging.getLogger("kit.access")  # heard also where what happens to connections is not
+_access_log = logging.getLogger("kit.access")  # shown even where connection events are not
 
 _BACKOFF = (0.05, 2.0)  # s; first and longest wait between attempts to reconnect, each times 0.5 to 1
 _ATTEMPT = 2.0  # s; for one server to answer
-_PING = 2.5  # s; a server that says nothing is given up after three of them
-_RECENT = 3.0  # s; after this side came back, for those who serve to be back as well
-_STORED = "Nats-Sequence"  # header of what a stream keeps, whose other headers are its sender's: they say no status
+_PING = 2.5  # s; a silent server is given up after three of them
+_RECENT = 3.0  # s; after reconnecting, for responders to reconnect as well
+_STORED = "Nats-Sequence"  # header of a stored message, whose other headers are the sender's and carry no status
 _DROP = 0.1  # s; to close a socket that was never connected
-_GOODBYE = 2.0  # s; for the server to answer before much is stopped
+_GOODBYE = 2.0  # s; for the server to answer before a shutdown
 _CLOSE = 1.0  # s; to close the socket after the drain
 
 Handler = Callable[[Msg], Awaitable[None]] | Callable[[Msg], None]
@@ -93,7 +93,7 @@ class Connection:
         self._serial = itertools.count(1)
         self._inbox = ""
         self._opening = asyncio.Lock()
-        self._back = -_RECENT  # when it came back last
+        self._back = -_RECENT  # time of the last reconnect
         self._listeners: dict[str, Callable[[Msg], None]] = {}
         self._attempts: list[Exception] | None = []  # while the first connection is being made
         self._closing: asyncio.Task[None] | None = None
@@ -134,7 +134,7 @@ class Connection:
 
     @property
     def patient(self) -> bool:
-        """Whether what cannot be sent now waits for the connection to come back: not while its user is stopping."""
+        """Whether sends wait for a lost connection to come back; not while its user is stopping."""
         return not self._hurry.is_set()
 
     @patient.setter
@@ -143,7 +143,7 @@ class Connection:
 
     @property
     def is_fresh(self) -> bool:
-        """Whether it came back only a moment ago, so that others may not be back yet."""
+        """Whether it reconnected only a moment ago, so that others may not have reconnected yet."""
         return self._loop.time() - self._back < _RECENT
 
     async def wait_connected(self, timeout: float | None = None) -> None:
@@ -206,7 +206,7 @@ class Connection:
     async def send(
         self, subject: str, payload: bytes, *, timeout: float, headers: dict[str, str] | None = None
     ) -> None:
-        """Publish a message; when the connection is down or takes no more, wait at most ``timeout`` seconds for it.
+        """Publish a message; if the connection is down or its buffer is full, wait at most ``timeout`` seconds.
 
         Raises:
             Disconnected, DeadlineExceeded, PayloadTooLarge: nothing was sent.
@@ -224,7 +224,7 @@ class Connection:
     async def request(
         self, subject: str, payload: bytes, *, timeout: float = 5.0, headers: dict[str, str] | None = None
     ) -> Msg:
-        """Send a request and return the first answer; what cannot be sent yet waits until the connection is back.
+        """Send a request and return the first answer; while the connection is down, wait to send it.
 
         Raises:
             NoResponders: nobody serves the subject.
@@ -253,7 +253,7 @@ class Connection:
         return answer
 
     async def _when_up(self, send: Callable[[], Awaitable[None]]) -> None:
-        """Send what is not sent twice: as soon as the connection is up, unless it is closed for good."""
+        """Send something once, as soon as the connection is up, unless it is closed for good."""
         while True:
             try:
                 await send()
@@ -262,7 +262,7 @@ class Connection:
                 if self.client.is_closed or self.client.is_draining or not self.patient or self.client.trouble():
                     raise
             if self._up.is_set():
-                await asyncio.sleep(_BACKOFF[0])  # it has just broken, which nats-py says in a moment
+                await asyncio.sleep(_BACKOFF[0])  # it has just broken; nats-py notices in a moment
             await within(None, self._up, self._closed, self._hurry)
 
     def _late(self, subject: str, seconds: float) -> BusError:
@@ -371,10 +371,10 @@ class Connection:
     # --- the end ------------------------------------------------------------------------------------------------
 
     async def prepare_close(self) -> None:
-        """Wait for a lost server no more, and take one that does not answer within 2 s for lost.
+        """Stop waiting for a lost server, and treat one that does not answer within 2 s as lost.
 
-        Whoever stops a lot over this connection calls it first: a hundred goodbyes to a server that stands still would
-        each wait for themselves.
+        Call this before stopping many things over this connection: otherwise each of them would wait for a server that
+        hangs.
         """
         self.check_loop()
         self.patient = False
@@ -382,7 +382,7 @@ class Connection:
             try:
                 await self.flush(_GOODBYE)
             except DeadlineExceeded:
-                _log.warning("%s: the server does not answer; it is left without a goodbye", self.name)
+                _log.warning("%s: the server does not answer; closing without unsubscribing", self.name)
                 await self.client._process_op_err(nats.errors.StaleConnectionError())
 
     async def close(self, timeout: float = 5.0) -> None:
@@ -530,13 +530,13 @@ async def connect(
     name: str = "kit",
     connect_timeout: float = 5.0,
 ) -> Connection:
-    """Connect to a NATS server, as the arguments say or else the environment (see ``kit.nats.auth``).
+    """Connect to a NATS server as given by the arguments, else by the environment (see ``kit.nats.auth``).
 
     The first connection is made within ``connect_timeout`` seconds or refused with its reason; afterwards the client
     reconnects by itself, for ever, with a jittered backoff of up to 2 s.
 
     Args:
-        url: one URL, several with commas between, or a sequence of them; the servers of one cluster.
+        url: one URL, several separated by commas, or a sequence of URLs; all of one cluster.
         tenant_id: whose account it is; the first tenant that connects to an account claims it.
         credentials: user and password in one, as the embedded server gives them.
         creds: path or text of a credentials file (JWT).
@@ -563,7 +563,7 @@ async def connect(
     )  # fmt: skip
     if access.exposed:
         _access_log.warning(
-            "the credentials (%s) and all messages may go to %s unencrypted: use tls://",
+            "the credentials (%s) and all messages may be sent unencrypted to %s: use tls://",
             access.who, ", ".join(access.exposed),
         )  # fmt: skip
     loop = asyncio.get_running_loop()
@@ -582,8 +582,8 @@ async def connect(
 
 
 async def _claim(connection: Connection, tenant_id: str, seconds: float) -> None:
-    """Make sure that the account is this tenant's, before anything is sent or read."""
-    from kit.nats.owner import claim  # it stands on the streams of a connection
+    """Make sure that the account belongs to this tenant before anything is sent or read."""
+    from kit.nats.owner import claim  # it uses a connection's streams
 
     try:
         await claim(connection, tenant_id, seconds)

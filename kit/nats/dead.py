@@ -65,7 +65,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("kit.nats")
 
 _BUCKET = "dead-letters"  # of payloads that fit no message any more
-_SOON = 0.97  # of the age at which the server forgets them unsaid
+_SOON = 0.97  # of the age at which the server drops them silently
 _CONSUMER = re.compile(r"[^\s.*>]{1,200}")
 _SPARE = 256 * 1024  # bytes; for evidence, and for what others keep at the same time
 _SHOWN = 200  # characters of a foreign subject
@@ -86,15 +86,15 @@ class WorkerLost(BusError):
 
 
 class NotReplayable(BusError):
-    """A dead letter cannot be sent again."""
+    """A dead letter that cannot be sent again."""
 
     def __init__(self, subject: str) -> None:
         self.subject = subject
-        super().__init__(f"{escape_text(subject)} is no subject of its operation, or its payload is gone")
+        super().__init__(f"{escape_text(subject)} is not a subject of its operation, or its payload is gone")
 
 
 class Advisory(NamedTuple):
-    """What the server says of a message that it gives up; or what somebody else says in its place."""
+    """The server's advisory about a message that it gives up, or somebody else's forgery."""
 
     operation: Operation
     consumer: str
@@ -160,7 +160,7 @@ class Graveyard:
             await self._results.remember(body.operation, body.message_id, body.headers.get(REPLY), answer)
 
     async def letters(self, operation: Operation) -> list[DeadLetter]:
-        """Return the dead letters of an operation, oldest first; what else lies among them is counted and left out."""
+        """Return an operation's dead letters, oldest first; anything else in the stream is counted and left out."""
         await self.open()
         await self._make_room()
         await self.sweep(operation)
@@ -173,7 +173,7 @@ class Graveyard:
             except CodecError as error:
                 if kept.sequence > self._refused:
                     self._refused = kept.sequence
-                    self._refuse(operation, error, f"{kept.subject} is no dead letter")
+                    self._refuse(operation, error, f"{kept.subject} is not a dead letter")
                 continue
             own = is_own_subject(operation, self._bus.tenant_id, said["subject"])
             payload = await self._payload(operation, said)
@@ -181,7 +181,7 @@ class Graveyard:
         return found
 
     async def _payload(self, operation: Operation, said: dict[str, Any]) -> bytes | None:
-        """Return what was sent, if it lies where a dead letter's payload does."""
+        """Return what was sent, if it is stored where a dead letter's payload belongs."""
         if "payload_claim" not in said:
             kept = await self._streams.at(DEAD_STREAM, said.get("payload_sequence", 0) or _NOWHERE)
             mine = kept is not None and kept.subject == payload_subject(operation, said["message_id"])
@@ -198,7 +198,7 @@ class Graveyard:
             return None
 
     async def replay(self, letter: DeadLetter) -> bool:
-        """Send a dead letter again, under its old id, and keep it no more; say whether it could be.
+        """Send a dead letter again under its old id, and delete it; return whether that was possible.
 
         Raises:
             NotStored: the queue did not acknowledge it; the dead letter is still there.
@@ -212,7 +212,7 @@ class Graveyard:
         # Another mark than before, or the queue would take it for the job that it had; the same at every try.
         headers = {**letter.headers, MESSAGE_ID: f"{letter.message_id}{REPLAYED}{letter.sequence}"}
         await self._streams.store(letter.subject, letter.payload, headers, _SECONDS)
-        # By its place, never by its subject: there the job may lie once more by now, having died again.
+        # By its sequence, never by its subject, which the same job may have again by now if it died again.
         await self._streams.delete(DEAD_STREAM, letter.sequence)
         if letter.payload_claim is not None:
             await self._bus.delete_object(letter.payload_claim)
@@ -221,10 +221,10 @@ class Graveyard:
         return True
 
     async def _make_room(self, size: int = 0) -> None:
-        """Give up the oldest dead letters, and say so, where the stream is full or the server is about to forget them.
+        """Drop the oldest dead letters, with a warning, if the stream is full or the server is about to drop them.
 
         Args:
-            size: bytes of what is to be kept next.
+            size: bytes of what will be stored next.
         """
         config, state = await self._streams.state(DEAD_STREAM)
         over = state.bytes + size + _SPARE - (limit if (limit := config.max_bytes or 0) > 0 else DEAD_BYTES)
@@ -249,10 +249,10 @@ class Graveyard:
             self._bus.telemetry.count(
                 JOBS_FORGOTTEN, operation=operation.name if operation is not None else DEAD_LETTER
             )
-            _log.error("the dead letter %s of %s was given up, as too old or too much", kept.subject, kept.stored_at)
+            _log.error("the dead letter %s of %s was dropped: too old, or no room left", kept.subject, kept.stored_at)
 
     def _refuse(self, operation: Operation | None, error: KitError, what: str) -> None:
-        """Count and tell what cannot be what it seems to be."""
+        """Count and log what is not what it claims to be."""
         name = DEAD_LETTER if operation is None else operation.name
         self._bus.telemetry.count(MESSAGES_REFUSED, operation=name, error_type=type(error).__name__)
         _log.warning("%s: %s", what, error)
@@ -307,7 +307,7 @@ class Graveyard:
                     done = await self._bury_exhausted(read_advisory(said.payload))
                 except CodecError as error:
                     done = 0
-                    self._refuse(None, error, "an advisory that is not the server's")
+                    self._refuse(None, error, "an advisory that the server did not send")
                 if done is None:
                     self._undecided = True
                 else:
@@ -316,7 +316,7 @@ class Graveyard:
         return buried
 
     async def _bury_exhausted(self, advisory: Advisory | None) -> int | None:
-        """Bury what an advisory names, or put it back; return how many were buried, None when nobody can say yet.
+        """Make what an advisory names a dead letter, or requeue it; return how many died, None if it is not known yet.
 
         Raises:
             ContractViolation: the server did not give the message up.
@@ -329,7 +329,7 @@ class Graveyard:
             return 0
         true = await gave_up(self._streams, operation, advisory.consumer, kept)
         if true is False:
-            raise ContractViolation(f"{operation.name} {kept.sequence} was not given up", path="/stream_seq")
+            raise ContractViolation(f"the server did not give up {operation.name} {kept.sequence}", path="/stream_seq")
         if true is None:
             return None
         lost = attempts = advisory.deliveries
@@ -345,7 +345,7 @@ class Graveyard:
         return 1
 
     async def _put_back(self, operation: Operation, kept: Stored, name: str, attempts: int, handed_back: int) -> None:
-        """Put a job into its queue again that has attempts left: what was handed back counted for the server only."""
+        """Requeue a job that has attempts left: deliveries that were handed back counted only for the server."""
         await self._results.reopen(operation, name)
         await self._results.hand_back(operation, name, handed_back)
         headers = carried(kept.headers) | {
@@ -373,19 +373,19 @@ class Graveyard:
 
 
 def read_advisory(payload: bytes) -> Advisory | None:
-    """Return what an advisory says; None when it speaks of no message of the kit's.
+    """Return an advisory; None if it is about no message of the kit.
 
     Raises:
-        CodecError: it is none.
+        CodecError: it is not an advisory.
     """
     said = codec.loads(payload)
     if not isinstance(said, dict):
-        raise ContractViolation("an advisory is an object", path="")
+        raise ContractViolation("an advisory must be an object", path="")
     stream, consumer = said.get("stream"), said.get("consumer")
     if not isinstance(stream, str) or not isinstance(consumer, str) or not _CONSUMER.fullmatch(consumer):
-        raise ContractViolation("an advisory names a stream and a consumer", path="")
+        raise ContractViolation("an advisory must name a stream and a consumer", path="")
     sequence, deliveries = said.get("stream_seq"), said.get("deliveries")
     if type(sequence) is not int or type(deliveries) is not int or min(sequence, deliveries) < 1:
-        raise ContractViolation("an advisory counts stream_seq and deliveries from 1", path="")
+        raise ContractViolation("an advisory must have stream_seq and deliveries of at least 1", path="")
     operation = next((row for row in OPERATIONS if row.stream == stream), None)
     return None if operation is None else Advisory(operation, consumer, sequence, deliveries)

@@ -22,7 +22,7 @@ def settle(answered: asyncio.Future[Msg], message: Msg) -> None:
 
 @asynccontextmanager
 async def deadline(seconds: float, what: str) -> AsyncIterator[None]:
-    """Give everything inside some seconds together.
+    """Give everything inside the block ``seconds`` in total.
 
     Raises:
         DeadlineExceeded: it was not done by then.

@@ -126,7 +126,7 @@ class Handling:
         return fault
 
     async def _handle(self, handed: Message) -> dict[str, Any] | None:
-        """Return the handler's answer; a plain function may block, so it gets a thread, and the loop goes on."""
+        """Return the handler's answer; a plain function may block, so it runs on a thread."""
         call = partial(self._handler, handed)
         answer = call() if self._is_async else await on_own_thread(call, name=self.name)
         return answer if answer is None or isinstance(answer, dict) else await answer

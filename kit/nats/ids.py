@@ -16,7 +16,7 @@ MESSAGE_ID = "Nats-Msg-Id"  # Source: NATS JetStream, de-duplication
 REPLY = "Kit-Reply"  # header: where the caller waits for the result of a job
 EXPIRES = "Kit-Expires"  # header: when a job need not be begun any more: UTC, RFC 3339
 AGAIN = "Kit-Again"  # header: this id may have been worked on before, so look before working
-DELIVERED = "Kit-Delivered"  # header: how often a job was delivered before it was put into its queue once more
+DELIVERED = "Kit-Delivered"  # header: how often a job was delivered before it was requeued
 REPLAYED = "~"  # parts a job's id from the number of the dead letter that was sent again
 
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -61,7 +61,7 @@ def job_id(headers: dict[str, str] | None, operation: Operation, sequence: int) 
 
 
 def delivered_before(headers: dict[str, str] | None) -> int:
-    """Return how often a job was delivered before it was put into its queue once more; 0 where it does not say so."""
+    """Return how often a job was delivered before it was requeued; 0 without the header."""
     sent = headers.get(DELIVERED, "") if headers else ""
     return int(sent) if _COUNT.fullmatch(sent) else 0
 
@@ -70,7 +70,7 @@ def expiry(headers: dict[str, str], operation: Operation) -> datetime | None:
     """Return when a job need not be begun any more, or None when it says nothing of that.
 
     Raises:
-        ContractViolation: what it says is no time.
+        ContractViolation: the header is not a time.
     """
     sent = headers.get(EXPIRES)
     if sent is None:
@@ -80,7 +80,7 @@ def expiry(headers: dict[str, str], operation: Operation) -> datetime | None:
     except ValueError:
         time = datetime.min
     if time.tzinfo is None:
-        reason = f"the header {EXPIRES} is not a time of RFC 3339 with its offset"
+        reason = f"the header {EXPIRES} must be an RFC 3339 time with an offset"
         raise ContractViolation(reason, message_type=operation.message_type)
     return time
 

@@ -26,7 +26,7 @@ EXHAUSTED = "$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES"  # Source: NATS JetStre
 _MOST_URGENT = 9
 _USUAL = (4, 6)  # priorities of the middle level
 _WINDOW = 600.0  # s; for which the server remembers ids of what was published
-_DEAD_SECONDS = 31 * 86400.0  # a month of dead letters; before its last day is over they are given up aloud
+_DEAD_SECONDS = 31 * 86400.0  # a month of dead letters; they are dropped with a warning before its last day ends
 _DEAD_MESSAGES = 20_000  # two for each; not a number of bytes, which the server would reserve
 DEAD_BYTES = 256 * 1024 * 1024  # of them all, where their stream itself has no such limit
 _RESULTS = 100_000  # remembered, per operation; not a number of bytes, which the server would reserve
@@ -84,7 +84,7 @@ def receiver_of(operation: Operation, subject: str) -> str | None:
 
 
 def is_own_subject(operation: Operation, tenant_id: str, subject: str) -> bool:
-    """Say whether jobs of an operation are sent to a subject."""
+    """Return whether an operation's jobs are sent to a subject."""
     try:
         plain = operation.subject(tenant_id, receiver_of(operation, subject))
     except ConfigurationError:
@@ -157,7 +157,7 @@ def event_config(operation: Operation) -> api.StreamConfig:
 
 
 def dead_config() -> api.StreamConfig:
-    """Return the configuration of the stream of dead letters: one for a job, until it is sent again or makes room."""
+    """Return the configuration of the dead letters' stream: one per job, until it is replayed or dropped."""
     return api.StreamConfig(
         name=DEAD_STREAM,
         subjects=[f"{DEAD_LETTERS_PREFIX}.*.*", f"{DEAD_LETTERS_PREFIX}.*.*.payload"],

@@ -1,7 +1,7 @@
-"""What a dead letter is: its evidence, written by who gives a job up, and read with suspicion by who lists it.
+"""Dead letters: their evidence is written when a job is given up, and read as foreign when it is listed.
 
-Anybody in the account can write to the stream of dead letters, and to the queues whose messages become some. So the
-evidence of a message that breaks every custom still keeps the contract, and what is read has to be what was written.
+Anybody in the account can write to the stream of dead letters, and to the queues whose messages end there. So the
+evidence keeps its contract whatever the message was, and reading checks that it is what the kit wrote.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class DeadLetter:
 
     @property
     def data(self) -> dict[str, Any] | None:
-        """What was sent, decoded; None when it cannot be."""
+        """What was sent, decoded; None if that is impossible."""
         try:
             return codec.decode(self.payload).data
         except CodecError:
@@ -82,7 +82,7 @@ class DeadLetter:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Body:
-    """A job that is given up, as it lies in its stream."""
+    """A job that is given up, as stored in its stream."""
 
     operation: Operation
     subject: str
@@ -106,7 +106,7 @@ def reason_of(fault: Fault) -> str:
 
 
 def evidence_of(body: Body, fault: Fault, reason: str, tenant_id: str) -> dict[str, Any]:
-    """Return what is kept of a job that is given up, beside its payload."""
+    """Return what is stored about a job that is given up, besides its payload."""
     evidence = {
         "operation": body.operation.name,
         "subject": escape_text(body.subject, _LONGEST_SUBJECT),
@@ -132,7 +132,7 @@ def evidence_of(body: Body, fault: Fault, reason: str, tenant_id: str) -> dict[s
 
 
 def carried(headers: dict[str, str]) -> dict[str, str]:
-    """Return the headers that belong to a message for good: not what was said to the stream, and within bounds."""
+    """Return the headers that stay with a message, within bounds, without those meant for the stream."""
     kept, left = dict[str, str](), _MOST_HEADERS
     for name, value in headers.items():
         left -= len(name) + len(value)
@@ -142,20 +142,20 @@ def carried(headers: dict[str, str]) -> dict[str, str]:
 
 
 def letter_subject(operation: Operation, message_id: str) -> str:
-    """Return where the evidence of a dead job lies."""
+    """Return the subject of a dead job's evidence."""
     return f"{DEAD_LETTERS_PREFIX}.{operation.stream}.{token(message_id)}"
 
 
 def payload_subject(operation: Operation, message_id: str) -> str:
-    """Return where the payload of a dead job lies."""
+    """Return the subject of a dead job's payload."""
     return f"{letter_subject(operation, message_id)}.payload"
 
 
 def read_evidence(operation: Operation, kept: Stored) -> dict[str, Any]:
-    """Return the evidence that lies in the stream of dead letters.
+    """Return the evidence stored in the stream of dead letters.
 
     Raises:
-        CodecError: this is none of this operation.
+        CodecError: this is not a dead letter of this operation.
     """
     envelope = codec.decode(kept.payload)
     said = envelope.data
@@ -168,14 +168,14 @@ def read_evidence(operation: Operation, kept: Stored) -> dict[str, Any]:
         or not named.isprintable()
         or kept.subject != letter_subject(operation, named)
     ):
-        raise ContractViolation(f"this is no dead letter of {operation.name}", message_type=DEAD_LETTER, path="")
+        raise ContractViolation(f"this is not a dead letter of {operation.name}", message_type=DEAD_LETTER, path="")
     return said
 
 
 def letter_of(
     operation: Operation, sequence: int, said: dict[str, Any], payload: bytes | None, *, own_subject: bool
 ) -> DeadLetter:
-    """Return a dead letter; its payload is None when it is not there."""
+    """Return a dead letter; its payload is None if it is gone."""
     whole = payload is not None and hashlib.sha256(payload).hexdigest() == said["payload_sha256"]
     return DeadLetter(
         operation=operation,

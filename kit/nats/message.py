@@ -28,7 +28,7 @@ class Message(NamedTuple):
         subject: where it was sent.
         message_id: its id; for a job, the key under which its effect happens once. None where no id travels.
         attempt: which delivery this is, from 1.
-        handed_back: how many deliveries before were handed back by workers that stopped: they count for nothing.
+        handed_back: how many earlier deliveries stopping workers handed back; they do not count as attempts.
         chunks: where the pieces of a streamed answer go; see ``emit``.
         stored_at: when the server stored a job: UTC, RFC 3339; None for what is not stored.
     """
@@ -54,14 +54,14 @@ class Message(NamedTuple):
 
     @property
     def sent_at(self) -> str:
-        """When it was sent, as its sender says, so written that what is later sorts behind: UTC, RFC 3339.
+        """When it was sent, according to its sender: UTC, RFC 3339, in a form that sorts by time.
 
-        Nothing is sent after the server stored it: a clock that is ahead does not make a message the latest for ever.
+        It is never later than ``stored_at``: a clock that is ahead does not make a message the latest for ever.
         """
         claimed: str = self.data["timestamp"]
         try:
             moment = datetime.fromisoformat(claimed).astimezone(UTC)
-        except (ValueError, OverflowError):  # a leap second, say, which Python does not know
+        except (ValueError, OverflowError):  # such as a leap second, which Python does not know
             return self.stored_at or claimed
         told = moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
         return min(told, self.stored_at or told)

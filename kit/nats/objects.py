@@ -73,7 +73,7 @@ class Objects:
                 return
 
     async def _opened(self, bucket: str) -> ObjectStore:
-        """Return the store of a claim, which is foreign and makes none."""
+        """Return the store of a claim; a claim is foreign, so it creates none."""
         check_id(bucket, what="bucket")
         return self._stores.get(bucket) or await self._streams.context.object_store(bucket)
 
@@ -97,7 +97,7 @@ class Objects:
 
 def _check_name(name: object) -> None:
     if not isinstance(name, str) or not 0 < len(name) <= _LONGEST_NAME or SURROGATE.search(name):
-        raise ConfigurationError(f"an object needs a name of 1 to {_LONGEST_NAME} characters, valid Unicode")
+        raise ConfigurationError(f"an object's name must be 1 to {_LONGEST_NAME} characters of valid Unicode")
 
 
 def _parts(claim: dict[str, Any]) -> tuple[str, str, int]:

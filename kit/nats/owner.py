@@ -1,7 +1,7 @@
-"""An account belongs to one tenant: the first that connects claims it, any other is refused by name.
+"""An account belongs to one tenant: the first that connects claims it, and any other is refused by name.
 
 Names of streams, stores and consumers carry no tenant, so two tenants in one account would share them. The claim is a
-stream without messages whose description names the tenant: the server makes it once, whoever else tries at the time.
+stream without messages whose description names the tenant: the server creates it once, even if several try at once.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ _NO_JETSTREAM = (10039, 10076)  # Source: nats-server's errors.json; for the acc
 async def claim(connection: Connection, tenant_id: str, seconds: float) -> None:
     """Claim the account of a connection for a tenant.
 
-    An account without JetStream keeps nothing that could be shared, and is nobody's.
+    An account without JetStream stores nothing that could be shared, and belongs to nobody.
 
     Raises:
-        AccountTaken: it is another tenant's.
-        ConnectError: the server did not say within ``seconds``.
+        AccountTaken: it belongs to another tenant.
+        ConnectError: the server did not answer within ``seconds``.
     """
     streams = Streams(connection)
     try:
@@ -40,13 +40,13 @@ async def claim(connection: Connection, tenant_id: str, seconds: float) -> None:
         return
     except (TimeoutError, BusError, ConfigurationError) as error:
         why = str(error) or f"no answer within {seconds:g} s"
-        raise ConnectError(f"it cannot be found out which tenant's the account is: {why}") from None
+        raise ConnectError(f"cannot determine which tenant owns the account: {why}") from None
     if owner != tenant_id:
         raise AccountTaken(owner, tenant_id)
 
 
 async def _owner(streams: Streams) -> str:
-    """Whose account it is; nobody's yet: an empty text."""
+    """The account's owner; empty while it has none."""
 
     async def look() -> str:
         try:

@@ -55,11 +55,11 @@ class ResultForgotten(JobError):
 
 
 class Memory(NamedTuple):
-    """What is known of a job that is not waited for since it began.
+    """What is known of a job.
 
     Attributes:
         answer: its result, or the error in its place; None when there is none.
-        is_open: whether it is to be done again, because it was put into its queue once more.
+        is_open: whether it is to run again, because it was requeued.
     """
 
     answer: bytes | None
@@ -67,10 +67,10 @@ class Memory(NamedTuple):
 
 
 class Recent:
-    """Results that a worker gave, by message id: a server that crashed may know nothing of them and ask again.
+    """A worker's own results by message id: a crashed server may have lost them and redeliver the jobs.
 
     Args:
-        seconds: for which they are kept; those from before the connection was lost, from its return on.
+        seconds: how long results are kept, counted from the last reconnect if that is later.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -82,7 +82,7 @@ class Recent:
         return len(self._kept)
 
     def get(self, message_id: str) -> bytes | None:
-        """Return a result that is still kept."""
+        """Return a result if it is still kept."""
         return self._kept.get(message_id, (0.0, None))[1]
 
     def put(self, message_id: str, answer: bytes, *, connected: bool) -> None:
@@ -97,7 +97,7 @@ class Recent:
             self._size -= len(forgotten_answer) + _RECENT_OVERHEAD
 
     def renew(self) -> None:
-        """Keep all that there is for as long as if it had come now."""
+        """Keep everything as long as if it had just arrived."""
         self._since = self._loop.time()
 
     @property
@@ -155,13 +155,13 @@ class Results:
         if kept is None or kept.subject == _subject(operation, _OPEN, token(message_id)):
             return Memory(None, kept is not None)
         if not _is_answer(operation, kept.payload):
-            _log.warning("%s holds no result of %s: it is deleted", kept.subject, operation.name)
+            _log.warning("%s contains something that is not a result of %s: deleted", kept.subject, operation.name)
             await self._streams.delete(results_stream(operation), kept.sequence)
             return Memory(None, False)
         return Memory(kept.payload, False)
 
     async def hand_back(self, operation: Operation, message_id: str, times: int) -> None:
-        """Note how often a job was handed back by workers that stopped; that spends none of its attempts."""
+        """Record how often stopping workers handed a job back; that uses none of its attempts."""
         await self._connection.client.publish(_handed_back(operation, message_id), str(times).encode())
 
     async def handed_back(self, operation: Operation, message_id: str) -> int:
@@ -178,15 +178,15 @@ class Results:
         return await self._streams.last_sequence(operation.stream or "")
 
     async def clear(self, operation: Operation, last: int, recent: Recent) -> bool:
-        """Delete jobs up to a sequence that are done, and that the server keeps without delivering them any more.
+        """Delete finished jobs up to a sequence that the server keeps but no longer delivers.
 
-        Of what is not known to be done nothing is deleted. Return whether there is nothing more to look for.
+        Nothing is deleted unless it is known to be done. Return whether there is nothing left to look for.
         """
         found, whole = await settled(self._streams, operation, last)
         for kept in found:
             name = job_id(kept.headers, operation, kept.sequence)
             if recent.get(name) is None and (await self.recall(operation, name)).answer is None:
-                _log.warning("%s %s is delivered no more, and nobody knows that it was done", operation.name, name)
+                _log.warning("%s %s is no longer delivered, but is not known to be done", operation.name, name)
             else:
                 await self._streams.delete(operation.stream or "", kept.sequence)
         return whole
@@ -200,7 +200,7 @@ class Results:
 
 
 def _is_answer(operation: Operation, payload: bytes) -> bool:
-    """Say whether this can be a result, or an error in its place; what nobody here can read is a newer version's."""
+    """Return whether this can be a result or an error; an unreadable one may be a newer version's."""
     if operation.result_type is None or not payload:
         return True
     try:

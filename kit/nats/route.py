@@ -118,10 +118,10 @@ class Route:
         return _read(payload, LLM_CHUNK, latest(LLM_CHUNK))
 
     def _check_tenant(self, message_type: str, data: dict[str, Any]) -> None:
-        """Refuse data of another tenant, where the contract has the field.
+        """Refuse data of another tenant, if the contract has the field.
 
         Raises:
-            ForeignTenant: they are another's.
+            ForeignTenant: the data names another tenant.
         """
         if _names_tenant(message_type) and data.get("tenant_id", self.tenant_id) != self.tenant_id:
             raise ForeignTenant(message_type)

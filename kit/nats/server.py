@@ -168,7 +168,7 @@ class Server:
             write_private(store / "server.conf", text)
 
     def check(self) -> None:
-        """Raise when the server is not up, nor being restarted.
+        """Raise unless the server is up or being restarted.
 
         Raises:
             ServerError: it was not started, was stopped, or has crashed too often.
@@ -190,21 +190,21 @@ class Server:
 
     @property
     def trouble(self) -> str:
-        """Why the server can do nothing, or not store anything, in words; empty when all is well."""
+        """Why the server cannot work or cannot store anything; empty if all is well."""
         child = self._child
         if child is None or self._store is None:
             return ""
         if child.lost and child.ended is not None:
             why = child.ended.partition("; its last lines:")[0]
-            return f"{why}: `await server.start()` starts it anew"
-        return f"the disk of {self._store} is full: free some space, the server goes on by itself" if child.full else ""
+            return f"{why}: `await server.start()` starts it again"
+        return f"the disk of {self._store} is full: free some space, then the server continues" if child.full else ""
 
     @property
     def url(self) -> str:
         """The URL to connect to, without credentials.
 
         Raises:
-            ServerError: the server does not run.
+            ServerError: the server is not running.
         """
         return f"nats://{HOST}:{self._running().port}"
 
@@ -245,7 +245,7 @@ class Server:
         return Credentials(user=tenant_id, password=passwords[tenant_id])
 
     async def connect(self, tenant_id: str, *, name: str = "kit") -> Connection:
-        """Connect as a tenant; what keeps the server from working is then named by the errors of calls."""
+        """Connect as a tenant; errors of calls then say what keeps the server from working."""
         connection = await connect(self.url, tenant_id=tenant_id, credentials=self.credentials(tenant_id), name=name)
         server = weakref.ref(self)  # a forgotten server is collected, whoever is connected
         connection.client.trouble = lambda: known.trouble if (known := server()) is not None else ""
@@ -298,7 +298,7 @@ async def run_server(
     limits: Limits | None = None,
     show: Callable[[str], object] = print,
 ) -> None:
-    """Run a server until SIGINT or SIGTERM, and show how to connect to it, and what keeps it from working.
+    """Run a server until SIGINT or SIGTERM; show how to connect to it, and what keeps it from working.
 
     Each tenant's variables (NATS_URL, NATS_USER, NATS_PASSWORD) are written to ``<store>/env/<tenant>.env``, which only
     its owner can read and NATS_CREDS may name.

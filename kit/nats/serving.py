@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("kit.nats")
 
-_ANSWER = 5.0  # s; for an answer to wait for a connection that comes back
+_ANSWER = 5.0  # s; for an answer to wait for a reconnect
 
 
 class CoreWorker(Worker):
@@ -46,7 +46,7 @@ class CoreWorker(Worker):
 
     @property
     def listening(self) -> bool:
-        """Whether it hears events, and would miss some while its connection is down."""
+        """Whether it receives events, and would miss some while its connection is down."""
         return not self._answers and self._stopping is None
 
     @property
@@ -98,7 +98,7 @@ class CoreWorker(Worker):
         if not message.reply:
             return
         if not is_inbox(message.reply):
-            _log.warning("an answer on %s was not sent: %.60r is no inbox", self.subject, message.reply)
+            _log.warning("an answer on %s was not sent: %.60r is not an inbox", self.subject, message.reply)
             return
         try:
             await self._bus.connection.send(message.reply, answer, timeout=_ANSWER)

@@ -20,9 +20,9 @@ from kit.nats.streams import DIRECT_GET, NAME_IN_USE, SEQUENCE, TTL, Streams
 
 _KEY = re.compile(r"[-/_=a-zA-Z0-9]+(\.[-/_=a-zA-Z0-9]+)*")
 _LONGEST_KEY = 512
-_CHANGES = 256  # that wait for whoever watches
+_CHANGES = 256  # waiting for the watcher
 _SILENCE = 5.0  # s; between two keys of a list
-_HEARTBEAT = 1.0  # s; a watcher that hears nothing for two of them begins anew where it was: its server crashed
+_HEARTBEAT = 1.0  # s; a watcher that is silent for two of them resumes where it was: its server crashed
 _FORGOTTEN = 300.0  # s; after which the server forgets a watcher that is gone
 _MARKER = "Nats-Marker-Reason"  # on what the server puts in place of an expired value
 _EXPECTED = "Nats-Expected-Last-Subject-Sequence"
@@ -191,7 +191,7 @@ async def open_store(streams: Streams, bucket: str, ttl: float | None) -> Store:
 def _checked(key: str) -> str:
     if len(key) > _LONGEST_KEY or not _KEY.fullmatch(key):
         raise ConfigurationError(
-            f"key {key[:_LONGEST_KEY]!r} is refused: letters, digits and -_=/, separated by single dots, "
+            f"key {key[:_LONGEST_KEY]!r} is refused: use letters, digits and -_=/, separated by single dots, "
             f"{_LONGEST_KEY} characters at most"
         )
     return key

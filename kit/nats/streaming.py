@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 CHUNKS = "Kit-Chunks"  # header: the subject on which the caller wants the pieces
 _QUIET = 1.0  # s; without a piece, after which the caller is asked after
 _AGAIN = 0.5  # s; until it is asked after once more, when nobody listened
-_LOST = 30.0  # s; to wait for this side's own connection
+_LOST = 30.0  # s; to wait for this side's connection
 _BACK = 3.0  # s; after this side's own connection was lost, for the caller to be back as well
 
 
@@ -63,7 +63,7 @@ class ChunkSender:
         self._closed = self.gone = False
 
     async def send(self, data: dict[str, Any]) -> None:
-        """Send one piece; while this side's connection is lost, wait for it: what was begun is not begun again."""
+        """Send one piece; while this side's connection is lost, wait for it: a stream cannot be restarted."""
         payload = encode(LLM_CHUNK, data)
         try:
             await self._publish(payload)

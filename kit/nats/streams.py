@@ -92,14 +92,14 @@ class Streams:
         await self._once(f"event {operation.name}", lambda: self._make(layout.event_config(operation)))
 
     def has(self, operation: Operation) -> bool:
-        """Whether an operation's streams were made, or found, before."""
+        """Whether an operation's streams are known to exist."""
         return self._done(f"{'job' if operation.mode is Mode.JOB else 'event'} {operation.name}")
 
     async def set_up(self, make: Callable[[], Awaitable[None]], subject: str, message_id: str, seconds: float) -> None:
-        """Make what a message will be stored in, in the time that there is for storing it.
+        """Create the stream for a message, within the time for storing it.
 
         Raises:
-            NotStored: it could not be made in ``seconds``.
+            NotStored: it could not be created within ``seconds``.
             ConfigurationError: the server refuses it.
         """
         reason = f"no acknowledgement within {seconds:g} s"
@@ -418,7 +418,7 @@ class Streams:
 
     @contextmanager
     def asked(self, what: str) -> Iterator[None]:
-        """Turn what nats-py raises into the kit's errors, with what keeps the server from working, if it is known.
+        """Turn nats-py's errors into the kit's, with the reason why the server cannot work, if known.
 
         Raises:
             ConfigurationError: the server refuses what was asked.
@@ -434,7 +434,7 @@ class Streams:
 
     @property
     def trouble(self) -> str:
-        """Why the server cannot work, as far as it is known here; else empty."""
+        """Why the server cannot work; empty if unknown."""
         return self._connection.client.trouble()
 
     @property
@@ -456,7 +456,7 @@ class Streams:
         task = self._made.get(what)
         if task is None:
             task = self._made[what] = asyncio.ensure_future(_awaited(make))
-            task.add_done_callback(lambda done: done.cancelled() or done.exception())  # who waited may have left
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())  # the caller may have left
         try:
             await asyncio.shield(task)
         except BaseException:
@@ -484,7 +484,7 @@ def asked(what: str) -> Iterator[None]:
     try:
         yield
     except (nats.errors.NoRespondersError, nats.js.errors.ServiceUnavailableError):
-        raise NoResponders(f"JetStream ({what}): is it enabled for this account, has its cluster a quorum?") from None
+        raise NoResponders(f"JetStream ({what}): is it enabled for this account, and is there a quorum?") from None
     except nats.js.errors.APIError as error:
         raise ConfigurationError(f"{what}: {error.description} (JetStream error {error.err_code})") from error
     except nats.errors.TimeoutError:

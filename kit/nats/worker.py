@@ -120,7 +120,7 @@ class Worker(ABC):
         await self.stop()
 
     async def begin(self, handler: object) -> None:
-        """Start; a handler of the user's own replaces what the same notebook cell started when it ran before."""
+        """Start; a user's handler replaces the worker that the same notebook cell started in an earlier run."""
         if not str(getattr(handler, "__module__", None)).startswith("kit."):
             for earlier in started_earlier(Worker):  # type: ignore[type-abstract]
                 await earlier.stop()
@@ -156,9 +156,9 @@ def cancelled_from_outside() -> bool:
 
 
 def is_cancellation(error: BaseException) -> bool:
-    """Say whether an error ends the task at hand, and is not just what foreign code in it raised.
+    """Return whether an error cancels the current task, rather than coming from foreign code in it.
 
-    All else ends in that code's own call: ``SystemExit`` and ``KeyboardInterrupt`` would end the event loop.
+    Other errors, even ``SystemExit`` and ``KeyboardInterrupt``, stay within that call: they would end the event loop.
     """
     return isinstance(error, GeneratorExit) or (isinstance(error, asyncio.CancelledError) and cancelled_from_outside())
 
@@ -171,4 +171,4 @@ async def drain(subscription: Subscription, connection: Connection, timeout: flo
     try:
         await asyncio.wait_for(subscription.drain(), timeout)  # type: ignore[no-untyped-call]
     except (TimeoutError, Disconnected, nats.errors.Error) as error:
-        _log.warning("left %s without a goodbye to the server: %s", subscription.subject, error)
+        _log.warning("left %s without unsubscribing: %s", subscription.subject, error)

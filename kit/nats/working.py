@@ -39,22 +39,22 @@ _NAK = b"-NAK "
 _HAND_BACK = 0.1  # s; before another worker gets what this one hands back on stop
 _BURY_AGAIN = 2.0  # s; before the next try, when a dead letter could not be stored
 _BACK = 60.0  # s; to wait for the connection, with a result that has to be told
-_LATE = 10.0  # s; beyond the ack wait, for a server that crashed to give out once more what was done before
+_LATE = 10.0  # s; beyond the ack wait, for a crashed server to redeliver finished jobs
 _ALL = 2**63
 _CONFIRM = 2.0  # s; for an acknowledgement to be confirmed
 _ASK_AGAIN = 0.25  # s
-_GOODBYE = 2.0  # s; for the server to confirm that no more is wanted
-_NAMED = 10  # jobs of those that were cut off
+_GOODBYE = 2.0  # s; for the server to confirm the unsubscribing
+_NAMED = 10  # unfinished jobs to name
 _CUT_OFF = (
-    "%d job(s) of %s had not ended after %.3g s and go back to their queue: another worker does them from the start "
-    "and pays again for what they had bought (%s); give it more time to drain"
+    "%d job(s) of %s did not finish within %.3g s and go back to their queue: another worker runs them from the start "
+    "and pays for their calls again (%s); allow more time to drain"
 )
 _GIVE_UP = 1.0  # s; to leave again what could not be started
 _QUICK = 0.005  # s; handlers that take less get their next messages ahead of time
 _AHEAD = 16  # messages at most
 _STOOD_STILL = (
-    "the event loop stood still for %.1f s while %s was at work on %s: no heartbeat went out, and after %g s without "
-    "one another worker does the same job; a plain function (def) gets a thread of its own"
+    "the event loop was blocked for %.1f s while %s ran %s: no heartbeat was sent, and after %g s without one another "
+    "worker runs the same job; make the handler a plain function (def) to run it on a thread"
 )
 _CAREFUL = 64  # messages to go without any ahead, after one that was delivered before
 
@@ -84,7 +84,7 @@ class _Held:
 
     @property
     def attempt(self) -> int:
-        """Which delivery this is, from 1: of the job, which may have been put into its queue more than once."""
+        """Which delivery of the job this is, from 1, even if the job was requeued."""
         return self.before + self.delivery.attempt
 
     def renew(self, message: Msg, given: Delivery, now: float) -> None:
@@ -137,7 +137,7 @@ class PullWorker(Worker):
         self._pullers = tuple(puller for equals in self._by_rank for puller in equals)
         self._pulse: asyncio.Task[None] | None = None
         self._recent = Recent(self._policy.ack_wait + _LATE)  # results, in case the server loses them
-        self._cut_off: list[str] = []  # what was under way when the time to stop was over
+        self._cut_off: list[str] = []  # jobs that did not finish in time
         self._doubt = 0  # up to this sequence in the stream, any job may have been done before
         self._careful = 0
         self._seconds = _QUICK * 2  # of a handler, smoothed
@@ -267,7 +267,7 @@ class PullWorker(Worker):
             _log.info("%r: every job is looked up: %s", self, error)
 
     async def _clear_queue(self) -> None:
-        """Delete what a server that crashed keeps for ever though it was done, once that is not given out any more."""
+        """Delete finished jobs that a crashed server keeps for ever, once it no longer delivers them."""
         reconnects, last = self._bus.connection.counters.reconnects, 0
         while True:
             await asyncio.sleep(self._policy.ack_wait + _LATE / 2)
@@ -278,7 +278,7 @@ class PullWorker(Worker):
                 if await self._results.clear(self.operation, last, self._recent):
                     return
             except KitError as error:
-                _log.info("%r: what is done was not looked for: %s", self, error)
+                _log.info("%r: finished jobs were not cleaned up: %s", self, error)
 
     # --- how it ends --------------------------------------------------------------------------------------------
 
@@ -452,5 +452,5 @@ class PullWorker(Worker):
         if self._bus.connection.client.is_connected:
             try:
                 await self._bus.connection.flush(_GOODBYE)
-            except BusError as error:  # what was handed back unheard is given out once its lease runs out
-                _log.warning("%r: stopped without a goodbye to the server: %s", self, error)
+            except BusError as error:  # jobs handed back without an answer are redelivered once their lease ends
+                _log.warning("%r: stopped without unsubscribing: %s", self, error)
