@@ -255,7 +255,7 @@ class Untellable:
 
 ENDS: list[Callable[[], BaseException]] = [
     lambda: SystemExit(2), KeyboardInterrupt, Odd, asyncio.CancelledError, StopIteration, StopAsyncIteration, Mute,
-    lambda: RecursionError("deep"), MemoryError,
+    lambda: RecursionError("deep"), MemoryError, TimeoutError,
 ]  # fmt: skip
 
 

@@ -28,6 +28,15 @@ def deep(levels: int) -> dict[str, Any]:
     return schema
 
 
+def steps(number: int) -> dict[str, Any]:
+    """A schema in which each definition refers to the next two: what it costs takes long to work out."""
+    following = {
+        f"d{i}": {"$ref": f"#/$defs/d{i + 1}", "not": {"$ref": f"#/$defs/d{i + 2}"}, "allOf": [True] * 8}
+        for i in range(number)
+    }
+    return {"$ref": "#/$defs/d0", "$defs": {**following, f"d{number}": True, f"d{number + 1}": True}}
+
+
 TREE = {
     "type": "object",
     "properties": {"children": {"type": "array", "items": {"$ref": "#"}}, "n": {"type": "integer"}},
@@ -92,6 +101,7 @@ def test_what_is_no_schema_is_refused_when_compiled(schema: Any) -> None:
         ({"items": {"enum": [f"x{i}" for i in range(4000)]}}, ["y"] * 20_000),
         ({"anyOf": [{"items": {"enum": [f"x{i}" for i in range(500)]}}]}, ["y"] * 5000),
         ({"anyOf": [{"items": {"$ref": "#"}}, {"items": {"$ref": "#"}}]}, [[[[[[[[[[[[[[[[1]]]]]]]]]]]]]]]]),
+        (steps(330), "x"), (steps(330), [[["x"]]]),
         ({"$ref": "#"}, 1), ({"allOf": [{"$ref": "#"}]}, 1), ({"uniqueItems": True}, [{"a": i} for i in range(5000)]),
     ],
     ids=lambda value: str(value)[:40],
@@ -100,4 +110,14 @@ def test_no_check_takes_long(schema: Any, value: Any) -> None:
     began = time.thread_time()
     with contextlib.suppress(CodecError):  # it would take too long, or its pattern is too large
         ForeignSchema(schema).fault(value)
-    assert time.thread_time() - began < 2.0
+    assert time.thread_time() - began < 1.5
+
+
+@pytest.mark.parametrize("schema", [{}, TREE, {"enum": [1, "a"]}, {"contains": {"type": "null"}}], ids=str)
+@pytest.mark.parametrize("levels", [255, 400, 900])
+def test_what_is_nested_too_deep_is_refused_by_name(schema: Any, levels: int) -> None:
+    value: Any = 1
+    for _ in range(levels):
+        value = [value]
+    with pytest.raises(CodecError, match="nested deeper than 254 levels"):
+        ForeignSchema(schema).fault(value)

@@ -254,6 +254,13 @@ IMPLAUSIBLE = [
     {**USAGE, "completion_tokens": -7},
     {**USAGE, "prompt_tokens_details": {"cached_tokens": -4}},
     {**USAGE, "prompt_tokens_details": {"cached_tokens": 12}},
+    {**USAGE, "prompt_tokens_details": {"audio_tokens": 10**9}},
+    {**USAGE, "prompt_tokens_details": {"image_tokens": -4}},
+    {**USAGE, "prompt_tokens_details": {"web_search_requests": 10**9}},
+    {**USAGE, "cache_creation_input_tokens": 10**9},
+    {**USAGE, "cache_creation_input_tokens": -200_000},
+    {**USAGE, "completion_tokens_details": {"image_tokens": 10**9}},
+    {**USAGE, "completion_tokens_details": {"audio_tokens": -(10**6), "text_tokens": 10**6}},
 ]
 
 
@@ -306,6 +313,8 @@ def test_what_a_request_does_not_show_may_cost_and_what_it_shows_bounds_the_rest
     assert asked_of(picture, None, 100).prompt >= 50_000
     assert asked_of([{"content": "é" * 50_000}], None, 1).prompt >= 100_000
     assert asked_to_embed(["a"]).prompt < 1000
+    for name in ("name", "reasoning_content", "refusal", "tool_calls"):
+        assert asked_of([{"content": "a", name: "b" * 50_000}], None, 1).prompt >= 50_000
     long = asked_of([{"content": "hello"}], None, 5)
     assert reported(Usage(prompt_tokens=1, completion_tokens=40), long, "a provider that went on all the same")[1] == ""
     assert reported(Usage(prompt_tokens=1, completion_tokens=80), long, "it did not")[1]

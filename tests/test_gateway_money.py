@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -18,6 +19,10 @@ PER_TOKEN = {"input_cost_per_token": 0.001, "output_cost_per_token": 0.002}
 FREE = dict.fromkeys(PER_TOKEN, 0.0)
 COST = 11 * 0.001 + 7 * 0.002  # of one answer of the misbehaving provider
 BUDGET = gateway.Budget(limit=0.1, period="day")
+
+
+def call(name: str, **arguments: str) -> dict[str, Any]:
+    return {"id": "c", "type": "function", "function": {"name": name, "arguments": json.dumps(arguments)}}
 
 
 @pytest.fixture
@@ -145,6 +150,32 @@ async def test_what_is_reserved_is_the_most_that_the_request_allows(
         for model, options in (("ok", asked), ("short", {})):
             with pytest.raises(gateway.BudgetExceeded, match=r"0\.129 USD would be needed"):
                 await gateway.generate(tenant_bus, prompt="hello", model=model, **options)
+    assert not provider.calls
+
+
+LONG = "word " * 100
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"messages": [{"role": "assistant", "content": "a", "reasoning_content": LONG}]},
+        {"messages": [{"role": "assistant", "content": "a", "refusal": LONG}]},
+        {"messages": [{"role": "user", "name": LONG[:190], "content": "a"} for _ in range(3)]},
+        {"messages": [{"role": "assistant", "tool_calls": [call("look_up", text=LONG)]}]},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": LONG}]}]},
+        {"prompt": "a", "tools": [{"type": "function", "function": {"name": "look_up", "description": LONG}}]},
+        {"prompt": "a", "response_format": {"type": "json_schema", "json_schema": {"name": "a", "description": LONG}}},
+    ],
+    ids=lambda asked: str(asked)[:60],
+)
+async def test_all_that_a_model_reads_is_reserved(
+    tenant_bus: Bus, provider: MisbehavingProvider, asked: dict[str, Any]
+) -> None:
+    deployments = {"ok": provider.deployment("ok", **PER_TOKEN)}
+    async with at_work(tenant_bus, models=deployments, budget=BUDGET):
+        with pytest.raises(gateway.BudgetExceeded):
+            await gateway.generate(tenant_bus, model="ok", max_tokens=1, **asked)
     assert not provider.calls
 
 

@@ -21,6 +21,7 @@ from . import exact
 _MOST_NODES = 5_000  # of a schema: objects, arrays and values
 _MOST_DEPTH = 64
 _MOST_STEPS = 5_000_000  # about 0.1 s
+_MOST_COSTS = 20_000  # to be worked out before it: about 0.1 s
 _MOST_READ = 50_000  # characters by patterns: about 0.5 s for the worst of patterns
 _MOST_NAMED = 20_000  # steps up to which the fault is named, whatever branches there are
 _BRANCHING = frozenset(("anyOf", "oneOf", "not", "contains", "unevaluatedItems", "unevaluatedProperties"))
@@ -100,6 +101,8 @@ class ForeignSchema:
             CodecError: it is no JSON Schema, or to find out might take too long.
         """
         nodes, characters, depth = _measure(value)
+        if depth > exact.MAX_DEPTH:
+            raise CodecError(f"what is to be checked is nested deeper than {exact.MAX_DEPTH} levels")
         try:
             steps, patterns = self._cost(self._schema, depth + 1 + len(self._targets))
         except RecursionError:
@@ -125,6 +128,8 @@ class ForeignSchema:
         if not isinstance(node, dict | list):
             return 1, 0
         key, known = (id(node), turns), self._costs
+        if len(known) > _MOST_COSTS:
+            return _MOST_STEPS, _MOST_READ
         if key not in known:
             steps, patterns = 1, 0
             costs = [self._cost(part, turns) for part in (node.values() if isinstance(node, dict) else node)]

@@ -8,7 +8,8 @@ import inspect
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
 from datetime import datetime
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -106,7 +107,7 @@ class ToolExecutor:
             raise ToolTimeout(name, "its deadline had passed before it was begun")
         try:
             return _as_json(await within(seconds, self._functions[name], request["arguments"]))
-        except TimeoutError:
+        except NotDone:
             raise ToolTimeout(name, f"not done within {seconds:.3g} s") from None
         except BaseException as error:  # SystemExit too: a tool may raise anything; it is told by name
             if is_cancellation(error):
@@ -150,15 +151,36 @@ def functions_of(agno: Agno, tool: Any) -> list[Any]:
     return prepared
 
 
+class NotDone(TimeoutError):
+    """The time of a tool is over; a TimeoutError that the tool itself raises is another matter."""
+
+
+@asynccontextmanager
+async def at_most(seconds: float) -> AsyncIterator[None]:
+    """Cancel what is inside after some seconds.
+
+    Raises:
+        NotDone: it was cancelled.
+    """
+    limit = asyncio.timeout(seconds)
+    try:
+        async with limit:
+            yield
+    except TimeoutError:
+        if limit.expired():
+            raise NotDone from None
+        raise
+
+
 async def within(seconds: float, function: Callable[..., _T | Awaitable[_T]], arguments: Mapping[str, Any]) -> _T:
     """Run a function for at most some seconds; one that blocks has a thread of its own, which nobody waits for.
 
     What is not done by then is stopped, on a thread at its next step in Python, unless this process is traced.
 
     Raises:
-        TimeoutError: it was not done.
+        NotDone: it was not done.
     """
-    async with asyncio.timeout(seconds):
+    async with at_most(seconds):
         if inspect.iscoroutinefunction(function):
             return await function(**arguments)  # type: ignore[no-any-return]
         outcome = await on_own_thread(lambda: function(**arguments), name=_THREAD, given_up=_stop)
@@ -183,7 +205,7 @@ def on_thread(call: Callable[[], _T], seconds: float) -> _T:
     """Run a call for at most some seconds, from a thread that may block; then it is stopped as by ``within``.
 
     Raises:
-        TimeoutError: it was not done.
+        NotDone: it was not done.
     """
     ended = threading.Event()
     outcome: list[tuple[_T, BaseException | None]] = []
@@ -195,7 +217,7 @@ def on_thread(call: Callable[[], _T], seconds: float) -> _T:
     thread = start_thread(call, done, name=_THREAD)
     if not ended.wait(seconds):
         _stop(thread)
-        raise TimeoutError
+        raise NotDone
     result, error = outcome[0]
     if error is not None:
         raise error

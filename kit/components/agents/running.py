@@ -14,7 +14,7 @@ from kit.catalogue import AGENT_TOOL_EXECUTE
 from kit.components.agents.brain import GatewayClient
 from kit.components.agents.engine import Agno, agno_classes
 from kit.components.agents.errors import AgentFailed, RunTimeout, ToolError, ToolTimeout
-from kit.components.agents.executor import failed_tool, functions_of, on_thread
+from kit.components.agents.executor import NotDone, at_most, failed_tool, functions_of, on_thread
 from kit.components.agents.runs import Answer, Run
 from kit.components.agents.tools import call_id, call_tool, find_tool
 from kit.nats.worker import is_cancellation
@@ -199,7 +199,7 @@ class Runner:
                 return self._used(name, arguments, await call(**arguments))
             with self._operation(name):
                 try:
-                    async with asyncio.timeout(seconds):
+                    async with at_most(seconds):
                         return self._used(name, arguments, await call(**arguments))
                 except self._agno.ControlFlow:
                     raise
@@ -235,7 +235,7 @@ class Runner:
     ) -> ToolError:
         if isinstance(error, ToolError):
             return error
-        if isinstance(error, TimeoutError):
+        if isinstance(error, NotDone):
             return ToolTimeout(name, f"not done within {self._plan.tool_timeout:g} s")
         return failed_tool(name, call, error, arguments)
 

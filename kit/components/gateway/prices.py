@@ -91,8 +91,9 @@ class Prices:
     def estimate(self, model: str, data: Mapping[str, Any]) -> Price:
         """Return what a request will cost at most, as far as can be told before it is made."""
         messages = data.get("messages") or [{"content": data.get("prompt", "")}]
-        texts = [str(message.get("content") or "") for message in messages]
-        prompt, most = int(size_of([*texts, str(data.get("tools") or "")]) / _BYTES) + 8, self._stated(model, data)
+        texts = [str(value) for message in messages for value in message.values() if value]
+        texts += [str(data.get("tools") or ""), str((data.get("parameters") or {}).get("response_format") or "")]
+        prompt, most = int(size_of(texts) / _BYTES) + 8, self._stated(model, data)
         completion = (most or _COMPLETION) * self._answers(model, data)
         price, own = self.of(model, prompt, completion), self._settings.prices(model)
         if price.amount is None or own.keys() <= _USUAL:
