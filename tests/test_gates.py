@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 
+from kit.errors import ConfigurationError
+from kit.lab import environment
 from kit.lab.cli import main
-from kit.lab.gates import CHECKS, Context, evidence, run_gates
+from kit.lab.gates import CHECKS, Context, api, changes, evidence, integration, review, run_gates
 from kit.lab.gates.api import catalogue
 from kit.lab.project import project_root
-from kit.lab.targets import SPECIFIED
+from kit.lab.targets import OVERALL, SPECIFICATION, SPECIFIED, State
 
 COMMIT = "0123456789"
 
@@ -26,16 +30,23 @@ def _clean_tree(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evidence, "commit", lambda: COMMIT)
 
 
+def verdicts(state: State = "met") -> list[dict[str, Any]]:
+    """Return a row a target of the specification: met by half, or missed by double."""
+    rows = []
+    for name in SPECIFIED:
+        target = next(one for one in (*SPECIFICATION, OVERALL) if one.name == name.partition(":")[0])
+        good = (state == "met") == (target.better == "lower")
+        rows.append(target.verdict(target.bound * (0.5 if good else 2)).plain() | {"name": name})
+    return rows
+
+
 def write_report(folder: Path, commit: str = COMMIT, **changes: dict[str, Any]) -> None:
     """Write what a whole report leaves: every notebook as committed, every target met; ``changes`` by notebook."""
     names = [path.stem for path in (project_root() / "notebooks").glob("*.ipynb")]
-    rows = [
-        {"name": name, "measured": 1.0, "target": 2.0, "unit": "s", "state": "met", "met": True, "ratio": None}
-        for name in SPECIFIED
-    ]
+    rows = verdicts()
     for name in names:
         body = {
-            "notebook": name, "failure": None, "comparison": "same", "verdict": "", "parameters": {},
+            "notebook": name, "good": True, "failure": None, "comparison": "same", "verdict": "", "parameters": {},
             "environment": {"commit": commit}, "records": [{"verdicts": rows}] if name.startswith("33") else [],
         }  # fmt: skip
         (folder / f"{name}.json").write_text(json.dumps(body | changes.get(name, {})))
@@ -44,9 +55,15 @@ def write_report(folder: Path, commit: str = COMMIT, **changes: dict[str, Any]) 
 def write_tests(folder: Path, **changes: Any) -> None:
     body = {
         "commit": COMMIT, "seconds": 200.0, "integration_seconds": 100.0, "coverage": 96.0, "second_try": [],
-        "outcomes": {"tests/test_a.py::test_a": "passed", "tests/test_a.py::test_b": "passed"},
+        "outcomes": outcomes() | changes.pop("outcomes", {}),
     }  # fmt: skip
     (folder / "tests.json").write_text(json.dumps(body | changes))
+
+
+@cache
+def outcomes() -> dict[str, str]:
+    """Return an outcome for each test of the project."""
+    return {f"{path}::{name}": "passed" for name, paths in changes.tests_now().items() for path in paths}
 
 
 def check(name: str, folder: Path) -> Any:
@@ -132,7 +149,7 @@ def test_whole_evidence_of_this_commit_passes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "changes", "finding"),
     [
-        ("tests", {"outcomes": {"tests/test_a.py::test_b": "failed", "x": "passed"}}, "tests/test_a.py::test_b"),
+        ("tests", {"outcomes": {"tests/test_a.py::test_b": "failed"}}, "tests/test_a.py::test_b"),
         ("coverage", {"coverage": 79.9}, "the tests cover 79.9 % of kit/, the limit is 80 %"),
         ("duration", {"integration_seconds": 301.0}, "the integration tests take 301 s, the limit is 300 s"),
     ],
@@ -247,7 +264,9 @@ def suite(tmp_path: Path) -> Any:
     )
 
     def run(*arguments: str) -> Any:
-        subprocess.run([sys.executable, "-m", "pytest", "-p", "no:benchmark", *arguments], cwd=tmp_path, check=False)
+        command = [sys.executable, "-m", "pytest", "-p", "xdist", *arguments]
+        only = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # importing every other plugin takes seconds
+        subprocess.run(command, cwd=tmp_path, check=False, env=only)
         file = tmp_path / "reports" / "tests.json"
         return json.loads(file.read_text()) if file.is_file() else None
 
@@ -313,38 +332,32 @@ def _commit(folder: Path, message: str) -> str:
     return _git(folder, "rev-parse", "--short=10", "HEAD")
 
 
-def _judge(clone: Path, *names: str) -> tuple[int, dict[str, Any]]:
-    """Run the gates of the copy, in the copy."""
-    code = "import sys; from kit.lab.cli import main; sys.exit(main(sys.argv[1:]))"
-    done = subprocess.run(
-        [sys.executable, "-c", code, "gates", *names, "--json"],
-        cwd=clone, capture_output=True, text=True, check=False, env={"PYTHONPATH": str(clone), "PATH": "/usr/bin:/bin"},
-    )  # fmt: skip
-    assert done.stdout, done.stderr
-    return done.returncode, {row["name"]: row for gate in json.loads(done.stdout) for row in gate["checks"]}
-
-
 @pytest.fixture
-def change(clone: Path) -> Any:
-    """How to make a change in the copy; it is undone afterwards."""
+def change(clone: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """How to make a change in the copy, which the gates judge; it is undone afterwards."""
+    for module in (api, changes, environment, integration, review):
+        monkeypatch.setattr(module, "project_root", lambda: clone)
+    monkeypatch.setattr(evidence, "commit", environment.commit)
+    monkeypatch.setenv("PYTHONPATH", str(clone))
+    monkeypatch.delenv("KIT_BASE", raising=False)
     head = _git(clone, "rev-parse", "HEAD")
     yield lambda message="Change one thing": _commit(clone, message)
     _git(clone, "reset", "-q", "--hard", head)
+    _git(clone, "clean", "-fdq")
     shutil.rmtree(clone / "reports", ignore_errors=True)
     _git(clone, "checkout", "-q", "--", "reports")
 
 
 def test_a_missed_target_is_refused(clone: Path, change: Any) -> None:
     write_report(clone / "reports", commit := change())
-    assert _judge(clone, "targets")[1]["targets"]["state"] == "passed"
-    row = {"name": SPECIFIED[0], "measured": 0.02, "target": 0.01, "unit": "s", "state": "missed", "met": False}
+    assert check("targets", clone / "reports").state == "passed"
     write_report(
-        clone / "reports", commit, **{"33_benchmark_otel": {"records": [{"verdicts": [row | {"ratio": None}]}]}}
+        clone / "reports", commit, **{"33_benchmark_otel": {"records": [{"verdicts": verdicts("missed")[:1]}]}}
     )
-    code, found = _judge(clone, "targets")
-    assert (code, found["targets"]["state"]) == (1, "failed")
-    assert found["targets"]["findings"] == ["agent messaging latency: 20.0 ms, target 10.0 ms"]
-    assert "never loosened" in found["targets"]["remedy"]
+    found = check("targets", clone / "reports")
+    assert found.state == "failed"
+    assert found.findings == ("agent messaging latency: 20.0 ms, target 10.0 ms",)
+    assert "never loosened" in found.remedy
 
 
 def test_an_edited_released_schema_is_refused_even_if_its_ledger_is_edited_too(clone: Path, change: Any) -> None:
@@ -357,48 +370,197 @@ def test_an_edited_released_schema_is_refused_even_if_its_ledger_is_edited_too(c
     )
     subprocess.run([sys.executable, "-c", script], cwd=clone, env={"PYTHONPATH": str(clone)}, check=True)
     change()
-    code, found = _judge(clone, "released", "contracts")
-    assert (code, found["released"]["state"]) == (1, "failed")
-    assert "schemas/agent_message/1.0.json was released at" in found["released"]["findings"][0]
-    assert "add a new version" in found["released"]["remedy"]
+    found = check("released", clone / "reports")
+    assert found.state == "failed"
+    assert "schemas/agent_message/1.0.json was released at" in found.findings[0]
+    assert "add a new version" in found.remedy
 
 
 def test_a_forbidden_import_is_refused(clone: Path, change: Any) -> None:
     path = clone / "kit" / "components" / "rag" / "text.py"
     path.write_text(path.read_text() + "\nimport nats  # noqa\n")
     change()
-    code, found = _judge(clone, "imports")
-    assert (code, found["imports"]["state"]) == (1, "failed")
-    assert "Only kit.nats imports nats BROKEN" in found["imports"]["findings"]
-    assert "a lower package" in found["imports"]["remedy"]
+    found = check("imports", clone / "reports")
+    assert found.state == "failed"
+    assert "Only kit.nats imports nats BROKEN" in found.findings
+    assert "a lower package" in found.remedy
 
 
 def test_a_test_taken_out_is_refused_unless_the_change_log_says_why(clone: Path, change: Any) -> None:
     path = clone / "tests" / "integration" / "test_nats_integration.py"
     path.write_text(path.read_text().replace("def test_nats_rag_queue", "def rag_queue"))
     change()
-    code, found = _judge(clone, "removed-tests")
-    assert (code, found["removed-tests"]["state"]) == (1, "failed")
-    assert found["removed-tests"]["findings"][0].startswith("test_nats_rag_queue was in tests/integration/")
+    found = check("removed-tests", clone / "reports")
+    assert found.state == "failed"
+    assert found.findings[0].startswith("test_nats_rag_queue ran in tests/integration/")
     log = clone / "CHANGELOG.md"
     log.write_text((log.read_text() if log.is_file() else "") + "\n### Removed\n\n- `test_nats_rag_queue`: no queue\n")
     change()
-    assert _judge(clone, "removed-tests")[1]["removed-tests"]["state"] == "passed"
+    assert check("removed-tests", clone / "reports").state == "passed"
 
 
 def test_a_guide_not_touched_is_refused_unless_a_commit_says_why(clone: Path, change: Any) -> None:
     path = clone / "kit" / "nats" / "store.py"
     path.write_text(path.read_text() + "\n# changed\n")
     change()
-    code, found = _judge(clone, "guides")
-    assert (code, found["guides"]["state"]) == (1, "failed")
-    assert "its guide notebooks/02_nats.ipynb did not" in found["guides"]["findings"][0]
+    found = check("guides", clone / "reports")
+    assert found.state == "failed"
+    assert "its guide notebooks/02_nats.ipynb did not" in found.findings[0]
     change("Say why\n\nGuide-unchanged: nats, a comment only")
-    assert _judge(clone, "guides")[1]["guides"]["state"] == "passed"
+    assert check("guides", clone / "reports").state == "passed"
 
 
 def test_coverage_below_the_limit_is_refused(clone: Path, change: Any) -> None:
     write_tests(clone / "reports", commit=change(), coverage=71.4)
-    code, found = _judge(clone, "coverage")
-    assert (code, found["coverage"]["state"]) == (1, "failed")
-    assert "term-missing" in found["coverage"]["remedy"]
+    found = check("coverage", clone / "reports")
+    assert found.state == "failed"
+    assert "term-missing" in found.remedy
+
+
+SKIPS = {
+    "a mark": ("async def test_nats_rag_queue", "@pytest.mark.skip\nasync def test_nats_rag_queue"),
+    "a mark with a reason": (
+        "async def test_nats_rag_queue", "@pytest.mark.skip(reason='')\nasync def test_nats_rag_queue",
+    ),
+    "a condition that always holds": (
+        "async def test_nats_rag_queue", "@pytest.mark.skipif(True)\nasync def test_nats_rag_queue",
+    ),
+    "an expected failure": ("async def test_nats_rag_queue", "@pytest.mark.xfail\nasync def test_nats_rag_queue"),
+    "the whole file": ("import pytest\n", "import pytest\npytestmark = [pytest.mark.skip]\n"),
+    "the whole file, at its import": ("import pytest\n", "import pytest\npytest.skip('', allow_module_level=True)\n"),
+    "another name": ("def test_nats_rag_queue", "def test_nats_rag_queues"),
+    "no name": ("async def test_nats_rag_queue", "async def _rag_queue"),
+    "a file that cannot be read": ("import pytest\n", "import pytest(\n"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", SKIPS)
+def test_a_test_that_no_longer_runs_counts_as_taken_out(clone: Path, change: Any, how: str) -> None:
+    path = clone / "tests" / "integration" / "test_nats_integration.py"
+    before, after = SKIPS[how]
+    assert before in path.read_text()
+    path.write_text(path.read_text().replace(before, after))
+    found = check("removed-tests", clone / "reports")
+    assert found.state == "failed"
+    assert any(line.startswith("test_nats_rag_queue ran in") for line in found.findings)
+
+
+def test_one_of_two_tests_of_a_name_is_missed(clone: Path, change: Any) -> None:
+    twice = next(paths for paths in changes.tests_now().values() if len(paths) > 1)
+    (clone / twice[0]).unlink()
+    assert any(twice[1] in line for line in check("removed-tests", clone / "reports").findings)
+
+
+@pytest.mark.parametrize("path", ["schemas/agent_message/1.0.json", "data/contracts/agent_message/1.0"])
+def test_a_contract_that_is_taken_out_is_refused(clone: Path, change: Any, path: str) -> None:
+    one = clone / path if path.endswith(".json") else next((clone / path / "valid").iterdir())
+    one.unlink()
+    found = check("released", clone / "reports")
+    assert found.state == "failed"
+    assert found.findings[0].startswith(str(one.relative_to(clone)))
+    assert found.findings[0].endswith("is missing now")
+    assert found.remedy.startswith("git checkout ")
+
+
+def test_a_guide_that_is_deleted_or_a_file_that_moves_away_is_no_renewal(clone: Path, change: Any) -> None:
+    (clone / "kit/nats/store.py").rename(clone / "kit/otel/store.py")
+    (clone / "notebooks/02_nats.ipynb").unlink()
+    change()
+    findings = check("guides", clone / "reports").findings
+    assert [line.partition(" ")[0] for line in findings] == ["kit/nats/", "kit/otel/"]
+
+
+@pytest.mark.parametrize("base", ["main", ""])
+def test_a_branch_without_commits_changes_what_is_not_committed_yet(clone: Path, change: Any, base: str) -> None:
+    assert changes.changed_since(base).files == frozenset()
+    (clone / "kit" / "münze.py").write_text("")
+    assert changes.changed_since(base).files == {"kit/münze.py"}
+    assert environment.commit().endswith(", with changes")
+
+
+def test_a_base_that_is_not_there_says_how_to_fetch_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for how in ({"base": "nowhere"}, {}):
+        monkeypatch.setenv("KIT_BASE", "nowhere")
+        with pytest.raises(ConfigurationError, match="git fetch origin nowhere"):
+            changes.changed_since(**how)
+
+
+@pytest.mark.parametrize(
+    "body", ["", "{", "[]", "null", "3", "{}", '{"notebook": 3}', '{"commit": "0123456789"}', "\udcff"]
+)
+def test_evidence_that_cannot_be_read_measures_nothing(tmp_path: Path, body: str) -> None:
+    write_report(tmp_path)
+    for name in ("tests.json", "33_benchmark_otel.json", "gates.json", "progress.json", "other.json"):
+        (tmp_path / name).write_bytes(body.encode(errors="surrogateescape"))
+    for name in ("tests", "coverage", "duration", "report", "targets"):
+        found = check(name, tmp_path)
+        assert (found.state, bool(found.remedy)) == ("not measured", True), name
+    from kit.lab import progress, traceability
+    from kit.lab.gates import render
+
+    assert "Not judged yet" in render.as_section(tmp_path)
+    assert traceability.last_verdicts(tmp_path)(traceability.requirements()[66]) == "not measured"
+    assert progress.read_recorded(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    ("notebook", "key", "value"),
+    [(0, "environment", {}), (0, "records", None), (0, "records", [{}]), (1, "measured", "fast"), (1, "name", None)],
+)
+def test_a_report_that_lacks_something_measures_nothing(tmp_path: Path, notebook: int, key: str, value: Any) -> None:
+    row = verdicts()[0] | {key: value}
+    write_report(tmp_path, **{"33_benchmark_otel": {"records": [{"verdicts": [row]}]} if notebook else {key: value}})
+    assert check("report", tmp_path).findings == ("33_benchmark_otel",)
+    assert check("targets", tmp_path).state == "not measured"
+
+
+def test_a_baseline_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    for body in ("{", "[]", '{"a": 1}', '{"a": {"runs": [{}]}}'):
+        (tmp_path / "baseline.json").write_text(body)
+        found = check("baseline", tmp_path)
+        assert (found.state, found.findings[0].endswith("git checkout reports/baseline.json restores it")) == (
+            "failed",
+            True,
+        )
+
+
+def test_a_stale_report_holds_no_ratio_and_misses_no_target(tmp_path: Path) -> None:
+    (tmp_path / "baseline.json").write_text("{}")
+    write_report(tmp_path, "fedcba9876", **{"33_benchmark_otel": {"records": [{"verdicts": verdicts("missed")}]}})
+    for name in ("baseline", "targets"):
+        assert "stale: recorded at commit fedcba9876" in check(name, tmp_path).summary, name
+
+
+@pytest.mark.parametrize(
+    ("changed", "finding"),
+    [
+        ({"target": 1.0}, "judged by 1.00 s, the specification's target is 10.0 ms"),
+        ({"measured": 0.02}, "agent messaging latency: 20.0 ms, target 10.0 ms"),
+        ({"better": "higher"}, "agent messaging latency: 5.00 ms, target 10.0 ms"),
+    ],
+)
+def test_a_loosened_target_or_a_verdict_that_its_number_denies_is_refused(
+    tmp_path: Path, changed: dict[str, Any], finding: str
+) -> None:
+    rows = verdicts()
+    rows[0] |= changed
+    write_report(tmp_path, **{"33_benchmark_otel": {"records": [{"verdicts": rows}]}})
+    found = check("targets", tmp_path)
+    assert found.state == "failed"
+    assert any(finding in line for line in found.findings)
+
+
+def test_no_notebooks_are_no_report(clone: Path, change: Any) -> None:
+    for path in (clone / "notebooks").glob("*.ipynb"):
+        path.unlink()
+    assert check("report", clone / "reports").state == "not measured"
+
+
+def test_tests_that_did_not_run_are_named(tmp_path: Path) -> None:
+    write_tests(tmp_path)
+    body = json.loads((tmp_path / "tests.json").read_text())
+    lost = "tests/test_gates.py::test_tests_that_did_not_run_are_named"
+    del body["outcomes"][lost]
+    (tmp_path / "tests.json").write_text(json.dumps(body))
+    found = check("tests", tmp_path)
+    assert (found.state, found.findings) == ("not measured", (lost.partition("::")[2],))

@@ -13,7 +13,7 @@ from kit.catalogue import METRICS, OPERATIONS, SPANS
 from kit.errors import ConfigurationError
 from kit.lab import progress
 from kit.lab.cli import main
-from kit.lab.gates import changes
+from kit.lab.gates import changes, evidence
 from kit.lab.project import project_root
 
 CATALOGUE = """
@@ -66,13 +66,19 @@ def test_weeks_show_what_stood_and_what_was_new(history: Path) -> None:
     assert [week.number for week in progress.read_weeks(until=2)] == [1]
 
 
-def test_coverage_is_what_was_recorded(history: Path) -> None:
+def test_coverage_is_what_was_recorded(history: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reports = history / "reports"
     reports.mkdir()
     with pytest.raises(ConfigurationError, match="no coverage to record"):
         progress.record(reports)
     outcomes = {"a": "passed", "b": "skipped"}
-    (reports / "tests.json").write_text(json.dumps({"commit": "c", "coverage": 91.5, "outcomes": outcomes}))
+    seen = {"commit": "0123456789", "coverage": 91.5, "outcomes": outcomes, "second_try": []}
+    (reports / "tests.json").write_text(json.dumps(seen | {"seconds": 1.0, "integration_seconds": 1.0}))
+    for now in ("fedcba9876", "0123456789, with changes"):
+        monkeypatch.setattr(evidence, "commit", lambda now=now: now)
+        with pytest.raises(ConfigurationError, match="the last run is stale"):
+            progress.record(reports)
+    monkeypatch.setattr(evidence, "commit", lambda: "0123456789")
     assert progress.record(reports) == "week 3: coverage 91.5 %, 1 tests passed"
     table = progress.as_table(progress.read_weeks(reports=reports))
     assert list(table["coverage"]) == ["not recorded", "91.5 %"]

@@ -29,6 +29,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal, Self
 
+from kit.errors import ReportError
 from kit.lab.project import project_root
 from kit.lab.targets import Ratio
 
@@ -185,7 +186,10 @@ def write(bodies: Iterable[Mapping[str, Any]], folder: Path) -> int:
 
 def _read(folder: Path) -> dict[str, Known]:
     path = folder / FILE
-    return _known(path.read_text()) if path.is_file() else {}
+    try:
+        return _known(path.read_text()) if path.is_file() else {}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ReportError(f"{path} is no baseline: git checkout reports/{FILE} restores it") from error
 
 
 def _known(text: str) -> dict[str, Known]:

@@ -62,13 +62,28 @@ def versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:
 def commit() -> str:
     """Return the short commit of the checkout, and whether files differ from it; empty outside one."""
     head = _git("rev-parse", "--short=10", "HEAD")
-    return f"{head}, with changes" if head and _git("status", "--porcelain", "--untracked-files=no") else head
+    return f"{head}, with changes" if head and any(map(_counts, _status())) else head
+
+
+def _status() -> list[str]:
+    """Return a line a file that differs; what `kit progress --record` writes of a run is no part of what ran."""
+    return _git("status", "--porcelain", "--", ".", ":(exclude)reports/progress.json").splitlines()
+
+
+def _counts(line: str) -> bool:
+    """Return whether a file makes a difference: any that is tracked, and new ones where the kit looks for its own."""
+    return not line.startswith("??") or line[3:].startswith(("kit/", "schemas/", "notebooks/", "tests/", "data/"))
 
 
 def _git(*arguments: str) -> str:
     try:
         done = subprocess.run(
-            ["git", *arguments], cwd=project_root(), capture_output=True, text=True, timeout=10.0, check=False
+            ["git", "-c", "core.quotePath=off", *arguments],
+            cwd=project_root(),
+            capture_output=True,
+            text=True,
+            timeout=10.0,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired):
         return ""

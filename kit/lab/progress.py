@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kit.errors import ConfigurationError
+from kit.lab.gates import evidence
 from kit.lab.gates.changes import git, tests_at
-from kit.lab.gates.evidence import read_tests
+from kit.lab.gates.evidence import read_json, read_tests
 from kit.lab.records import collect
 from kit.lab.targets import state_of
 
@@ -79,7 +80,7 @@ def read_weeks(*, until: int = 0, reports: Path | None = None) -> list[Week]:
     for (commit, _), day in zip(commits, days, strict=True):
         number = (day - first).days // 7 + 1
         last_of[number], counts[number] = commit, counts.get(number, 0) + 1
-    recorded = _recorded(reports)
+    recorded = read_recorded(reports)
     found: list[Week] = []
     for number, commit in sorted(last_of.items()):
         if until and number > until:
@@ -95,9 +96,10 @@ def read_weeks(*, until: int = 0, reports: Path | None = None) -> list[Week]:
     return found
 
 
-def _recorded(reports: Path | None) -> dict[str, Any]:
-    path = reports / FILE if reports else None
-    return json.loads(path.read_text()) if path and path.is_file() else {}
+def read_recorded(reports: Path | None) -> dict[str, Any]:
+    """Return what was recorded of each week, by its number as text."""
+    found: dict[str, dict[str, Any]] = (read_json(reports / FILE) if reports else None) or {}
+    return {week: entry for week, entry in found.items() if isinstance(entry, dict)}
 
 
 def record(reports: Path) -> str:
@@ -109,9 +111,11 @@ def record(reports: Path) -> str:
     seen = read_tests(reports)
     if seen is None or seen["coverage"] is None:
         raise ConfigurationError("there is no coverage to record: run pytest --cov=kit first")
+    if reason := evidence.explain_stale(seen["commit"], evidence.commit()):
+        raise ConfigurationError(f"the last run is {reason}: run pytest --cov=kit at this commit")
     week = read_weeks()[-1]
     passed = list(seen["outcomes"].values()).count("passed")
-    body = _recorded(reports) | {
+    body = read_recorded(reports) | {
         str(week.number): {"commit": seen["commit"], "coverage": seen["coverage"], "passed": passed}
     }
     (reports / FILE).write_text(json.dumps(body, indent=1) + "\n")
@@ -136,7 +140,10 @@ def _alive(commit: str) -> dict[str, frozenset[str]]:
 
 def catalogue_rows(source: str) -> dict[str, set[str]]:
     """Return the names of the rows in a catalogue's source, by kind, without operations that nothing serves."""
-    tree = ast.parse(source)
+    try:
+        tree = ast.parse(source)
+    except SyntaxError:  # a commit that could not run had no rows
+        return {}
     rows: dict[str, set[str]] = {}
     has_served = "served: bool" in source
     for statement in tree.body:
@@ -151,7 +158,11 @@ def catalogue_rows(source: str) -> dict[str, set[str]]:
 
 def _targets_met(text: str) -> Iterator[str]:
     """Yield the targets, not goals, that a notebook's committed outputs show as met."""
-    for found in collect(json.loads(text)):
+    try:
+        notebook = json.loads(text)
+    except ValueError:  # a commit that left a conflict in it
+        return
+    for found in collect(notebook):
         for row in found["verdicts"]:
             if state_of(row) == "met" and not row.get("goal"):
                 yield row["name"]

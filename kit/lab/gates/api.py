@@ -38,8 +38,13 @@ def released(context: Context) -> Check:
             findings.append(f"{path} was released at {base} and is missing now")
         elif git("hash-object", path) != blob:
             findings.append(f"{path} was released at {base} and has changed")
-    remedy = f"git checkout {base} -- schemas restores it; then add a new version and call kit.codec.release()"
+    findings += [f"{path} was a fixture at {base} and is missing now" for path in _fixtures_gone(base)]
+    remedy = f"git checkout {base} -- schemas data restores it; then add a new version and call kit.codec.release()"
     return judge(name, f"{len(before)} schemas of {base} are unchanged", findings, remedy)
+
+
+def _fixtures_gone(base: str) -> Iterator[str]:
+    return (path for path in blobs_at(base, "data/contracts") if not (project_root() / path).is_file())
 
 
 def catalogue(_: Context) -> Check:

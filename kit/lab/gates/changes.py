@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 
 from kit.errors import ConfigurationError
 from kit.lab.gates.evidence import test_functions
@@ -37,8 +39,9 @@ def git(*arguments: str) -> str:
     """Return git's output in the project without the last newline; empty if git fails or is not installed."""
     try:
         done = subprocess.run(
-            ["git", *arguments], cwd=project_root(), capture_output=True, text=True, check=False, timeout=60.0
-        )
+            ["git", "-c", "core.quotePath=off", *arguments], cwd=project_root(), capture_output=True, check=False,
+            encoding="utf-8", errors="replace", timeout=60.0,
+        )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.rstrip("\n") if done.returncode == 0 else ""
@@ -47,7 +50,7 @@ def git(*arguments: str) -> str:
 def changed_since(base: str = "") -> Change:
     """Return what differs from a base: the one given, else the merge base with ``main``.
 
-    On ``main`` itself, the base is the commit before the last.
+    On ``main`` itself, or on no branch, the base is the commit before the last.
 
     Raises:
         ConfigurationError: the given base is not in the history.
@@ -55,7 +58,7 @@ def changed_since(base: str = "") -> Change:
     commit = _base(base or os.environ.get(BASE_VARIABLE, ""))
     if not commit:
         return Change(base="", files=frozenset(), reasons={})
-    files = {*git("diff", "--name-only", commit).splitlines()}
+    files = {*git("diff", "--name-only", "--no-renames", commit).splitlines()}
     files |= {*git("ls-files", "--others", "--exclude-standard").splitlines()}
     reasons: dict[str, list[str]] = {}
     for line in git("log", "--format=%(trailers:only,unfold)", f"{commit}..HEAD").splitlines():
@@ -70,28 +73,38 @@ def _base(named: str) -> str:
         for candidate in (f"origin/{named}", named):
             if found := git("merge-base", "HEAD", candidate):
                 return found
-        raise ConfigurationError(f"the base {named!r} is not in the history: fetch it (git fetch --unshallow)")
+        raise ConfigurationError(
+            f"the base {named!r} is not in the history: git fetch origin {named} (in a shallow clone with --unshallow)"
+            ", or name another with --base"
+        )
     head = git("rev-parse", "HEAD")
-    for candidate in ("origin/main", "main"):
-        found = git("merge-base", "HEAD", candidate)
-        if found and found != head:
-            return found
-    return git("rev-parse", "HEAD~1")
+    bases = {git("merge-base", "HEAD", candidate) for candidate in ("origin/main", "main")} - {""}
+    if apart := bases - {head}:
+        return min(apart, key=lambda base: int(git("rev-list", "--count", f"{base}..HEAD")))
+    branch = git("symbolic-ref", "--quiet", "--short", "HEAD")
+    return head if bases and branch not in ("", "main") else git("rev-parse", "--quiet", "--verify", "HEAD~1")
 
 
-def tests_at(commit: str) -> dict[str, str]:
-    """Return the test functions at a commit: name to file."""
-    found: dict[str, str] = {}
-    for path in git("ls-tree", "-r", "--name-only", commit, "--", "tests").splitlines():
-        if path.endswith(".py"):
-            found |= dict.fromkeys(test_functions(git("show", f"{commit}:{path}")), path)
+@cache
+def tests_at(commit: str) -> dict[str, list[str]]:
+    """Return the test functions at a commit: by name, the files that have one of that name."""
+    paths = git("ls-tree", "-r", "--name-only", commit, "--", "tests").splitlines()
+    return _by_name((path, git("show", f"{commit}:{path}")) for path in paths if path.endswith(".py"))
+
+
+def tests_now() -> dict[str, list[str]]:
+    """Return the test functions in the working tree: by name, the files that have one of that name."""
+    root = project_root()
+    paths = sorted((root / "tests").rglob("*.py"))
+    return _by_name((str(path.relative_to(root)), path.read_text(errors="replace")) for path in paths)
+
+
+def _by_name(files: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for path, text in files:
+        for name in test_functions(text):
+            found.setdefault(name, []).append(path)
     return found
-
-
-def tests_now() -> set[str]:
-    """Return the names of the test functions in the working tree."""
-    paths = (project_root() / "tests").rglob("*.py")
-    return {name for path in paths for name in test_functions(path.read_text())}
 
 
 def blobs_at(commit: str, folder: str) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import time
 from collections import Counter
@@ -31,18 +32,51 @@ def explain_stale(recorded: str, now: str) -> str:
     return "" if recorded == now else f"stale: recorded at commit {recorded}, this is {now}"
 
 
+_NUMBER = (int, float)
+_VERDICT = {
+    "name": str, "measured": _NUMBER, "target": _NUMBER, "unit": str, "better": str, "met": bool,
+    "ratio": (dict, type(None)),
+}  # fmt: skip
+_REPORT = {
+    "notebook": str, "good": bool, "failure": (dict, type(None)), "comparison": str, "verdict": str, "parameters": dict,
+    "environment": {"commit": str}, "records": [{"verdicts": [_VERDICT]}],
+}  # fmt: skip
+_RUN = {
+    "commit": str, "seconds": _NUMBER, "integration_seconds": _NUMBER, "coverage": (int, float, type(None)),
+    "second_try": list, "outcomes": dict,
+}  # fmt: skip
+
+
+def read_json(path: Path, shape: Any = dict) -> Any:
+    """Return what a file holds, or None where it is not there, or not what the kit writes: nothing was measured then.
+
+    Args:
+        shape: types; a dict has at least these keys, a list has only such items.
+    """
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return found if _fits(found, shape) else None
+
+
+def _fits(found: Any, shape: Any) -> bool:
+    if isinstance(shape, dict):
+        return isinstance(found, dict) and all(key in found and _fits(found[key], shape[key]) for key in shape)
+    if isinstance(shape, list):
+        return isinstance(found, list) and all(_fits(item, shape[0]) for item in found)
+    return isinstance(found, shape)
+
+
 def read_reports(reports: Path) -> list[dict[str, Any]]:
     """Return the last report's result for each notebook."""
-    found = [json.loads(path.read_text()) for path in sorted(reports.glob("*.json"))]
-    return [body for body in found if isinstance(body, dict) and "notebook" in body]
+    found = [read_json(path, _REPORT) for path in sorted(reports.glob("*.json"))]
+    return [body for body in found if body is not None]
 
 
 def read_tests(reports: Path) -> dict[str, Any] | None:
     """Return the results of the last complete run of the tests, or None if there was none."""
-    path = reports / TESTS
-    if not path.is_file():
-        return None
-    found: dict[str, Any] = json.loads(path.read_text())
+    found: dict[str, Any] | None = read_json(reports / TESTS, _RUN)
     return found
 
 
@@ -56,6 +90,7 @@ class Recorder:
         self._file = reports / TESTS
         self._began = time.monotonic()
         self._outcomes: dict[str, str] = {}
+        self._broken = False
         self._seconds: Counter[str] = Counter()
 
     def pytest_runtest_logreport(self, report: Any) -> None:
@@ -68,14 +103,15 @@ class Recorder:
     def pytest_collectreport(self, report: Any) -> None:
         """Record a file that cannot be collected as failed."""
         if report.failed:
+            self._broken = True
             self._outcomes[report.nodeid] = "failed"
 
-    def pytest_sessionfinish(self, session: Any) -> None:
-        """Write the file."""
+    def pytest_sessionfinish(self, session: Any, exitstatus: int) -> None:
+        """Write the file, unless the run was interrupted."""
         config = session.config
         if hasattr(config, "workerinput"):  # a pytest-xdist worker: the controller sees every result
             return
-        if _narrowed(config) or session.shouldstop or session.shouldfail:
+        if _narrowed(config) or session.shouldstop or session.shouldfail or (exitstatus > 1 and not self._broken):
             return
         if config.getoption("lf", default=False):
             self._amend()
@@ -118,8 +154,45 @@ def _narrowed(config: Any) -> bool:
 
 
 def test_functions(text: str) -> Iterator[str]:
-    """Yield the names of the test functions that a Python file defines."""
-    for line in text.splitlines():
-        _, found, rest = line.partition("def test_")
-        if found and line.lstrip().startswith(("def test_", "async def test_")):
-            yield "test_" + rest.partition("(")[0]
+    """Yield the names of the test functions that a Python file defines, but for those that are marked to be skipped."""
+    try:
+        yield from _running(ast.parse(text))
+    except (SyntaxError, ValueError):  # it has no tests then: they cannot run
+        return
+
+
+def _running(scope: ast.Module | ast.ClassDef) -> Iterator[str]:
+    marks = [node.value for node in scope.body if isinstance(node, ast.Assign) and _target(node) == "pytestmark"]
+    if any(map(_skips, marks)):
+        return
+    for node in scope.body:
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) and _skips(node.value):
+            return  # pytest.skip(…, allow_module_level=True)
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            if any(map(_skips, node.decorator_list)):
+                continue
+            if isinstance(node, ast.ClassDef):
+                yield from _running(node)
+            elif node.name.startswith("test_") and not _skips_first(node):
+                yield node.name
+
+
+def _target(node: ast.Assign) -> str:
+    return getattr(node.targets[0], "id", "")
+
+
+def _skips(node: ast.expr) -> bool:
+    """Return whether an expression is a mark that always skips a test or expects it to fail, or a list with one."""
+    if isinstance(node, ast.List | ast.Tuple):
+        return any(map(_skips, node.elts))
+    function = node.func if isinstance(node, ast.Call) else node
+    name = getattr(function, "attr", getattr(function, "id", ""))
+    conditions = node.args[:1] if isinstance(node, ast.Call) and name != "skip" else []
+    always = all(isinstance(one, ast.Constant) and one.value for one in conditions)
+    return name in ("skip", "skipif", "xfail") and always
+
+
+def _skips_first(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    """Return whether a test leaves before it does anything: its first statement skips it, or is expected to fail."""
+    first = next((one for one in node.body if not isinstance(getattr(one, "value", None), ast.Constant)), None)
+    return isinstance(first, ast.Expr) and isinstance(first.value, ast.Call) and _skips(first.value)

@@ -24,11 +24,13 @@ def tests(context: Context) -> Check:
     counts = Counter(seen["outcomes"].values())
     summary = ", ".join(f"{counts[state]} {state}" for state in ("passed", "skipped") if counts[state])
     again = [f"passed only on the second try: {test}" for test in seen["second_try"]]
-    if not counts["passed"]:
-        return unseen(name, "not measured: no test ran", _RUN)
     failed = [test for test, state in seen["outcomes"].items() if state == "failed"]
-    found = judge(name, summary, failed, "fix the test or the code; pytest --last-failed runs it again")
-    return found if failed or not again else Check(name=name, state="passed", summary=summary, findings=tuple(again))
+    if failed:
+        return judge(name, "", failed, "fix the test or the code; pytest --last-failed runs it again")
+    ran = {test.partition("[")[0].rpartition("::")[2] for test in seen["outcomes"]}
+    if missing := sorted(tests_now().keys() - ran):
+        return unseen(name, f"not measured: {len(missing)} tests did not run", _RUN, missing)
+    return Check(name=name, state="passed", summary=summary, findings=tuple(again))
 
 
 def coverage(context: Context) -> Check:
@@ -66,17 +68,24 @@ def removed_tests(context: Context) -> Check:
     before, now = tests_at(base), tests_now()
     log = project_root() / "CHANGELOG.md"
     told = log.read_text() if log.is_file() else ""
-    gone = [test for test in before if test not in now and f"`{test}`" not in told]
-    findings = [f"{test} was in {before[test]} at {base} and is missing now" for test in sorted(gone)]
+    findings = [
+        f"{test} ran in {', '.join(before[test])} at {base}, and is missing or skipped now"
+        for test in sorted(before)
+        if len(now.get(test, ())) < len(before[test]) and f"`{test}`" not in told
+    ]
     remedy = "restore it, or name it in CHANGELOG.md under Removed, with the reason: - `test_name`: …"
-    return judge(name, f"each of {len(before)} tests at {base} is there, or named as removed", findings, remedy)
+    summary = f"each of {sum(map(len, before.values()))} tests at {base} is there, or named as removed"
+    return judge(name, summary, findings, remedy)
 
 
 def report(context: Context) -> Check:
     """Judge whether every committed notebook ran and matches its committed outputs."""
     name, remedy = "report", "kit report runs every notebook"
     expected = {path.stem for path in (project_root() / "notebooks").glob("*.ipynb")}
-    bodies = {body["notebook"]: body for body in context.bodies}
+    bodies = {body["notebook"]: body for body in context.bodies if body["notebook"] in expected}
+    for body in bodies.values():
+        if reason := context.explain_stale(body["environment"]["commit"]):
+            return unseen(name, f"{body['notebook']} is {reason}", remedy)
     broken = {
         key: body["verdict"]
         for key, body in bodies.items()
@@ -86,12 +95,10 @@ def report(context: Context) -> Check:
         findings = [f"{notebook}: {verdict}" for notebook, verdict in broken.items()]
         return judge(name, "", findings, "read its page; kit report --update writes outputs that changed on purpose")
     missing = sorted(expected - bodies.keys())
-    if missing:
+    if missing or not expected:
         summary = f"not measured: {len(missing)} of {len(expected)} notebooks"
         return unseen(name, summary, remedy, missing if len(missing) < len(expected) else ())
     for body in bodies.values():
-        if reason := context.explain_stale(body["environment"]["commit"]):
-            return unseen(name, f"{body['notebook']} is {reason}", remedy)
         if body["comparison"] != "same":
             return unseen(name, f"{body['notebook']}: {body['verdict']}", remedy)
     return judge(name, f"{len(bodies)} notebooks ran and match their committed outputs", (), remedy)

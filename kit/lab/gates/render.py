@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
-from kit.lab.gates.evidence import commit
+from kit.lab.gates.evidence import commit, read_json
 from kit.lab.gates.model import SIGNS, Gate, State
 
 if TYPE_CHECKING:
     import pandas as pd
 
 FILE, PAGE = "gates.json", "gates.html"
+SHAPE = {"commit": str, "gates": [{"gate": str, "title": str, "checks": [{"name": str, "state": str}]}]}
 BEGIN, END = "<!-- gates -->", "<!-- /gates -->"
 """The marks around the gates on the front page."""
 
@@ -87,11 +88,10 @@ def write(gates: Sequence[Gate], reports: Path) -> Path:
 
 def as_section(reports: Path) -> str:
     """Return the gates' section of the front page, between its marks: the last verdict, or how to get one."""
-    path = reports / FILE
-    if not path.is_file():
+    body = read_json(reports / FILE, SHAPE)
+    if body is None:
         inner = "<p class='lead'>Not judged yet: <code>kit gates</code> judges this report and the tests.</p>"
         return f"{BEGIN}{inner}{END}"
-    body = json.loads(path.read_text())
     rows = "".join(
         f"<tr><td>{_chip(gate['state'])}</td><td><a href='{PAGE}#{gate['gate']}'>{escape(gate['title'])}</a></td>"
         f"<td>{', '.join(SIGNS[check['state']] + ' ' + escape(check['name']) for check in gate['checks'])}</td></tr>"

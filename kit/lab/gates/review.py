@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kit.lab.gates.api import find_tool, run_tool
+from kit.lab.gates.changes import Change
 from kit.lab.gates.model import Check, Context, judge, unseen
 from kit.lab.project import project_root
 
@@ -110,10 +111,15 @@ def guides(context: Context) -> Check:
     findings = [
         f"{folder} changed since {change.base}, but its guide notebooks/{guide}.ipynb did not"
         for guide, folder in touched.items()
-        if not change.touches(f"notebooks/{guide}.ipynb") and guide.partition("_")[2] not in excused
+        if not _renewed(change, guide) and guide.partition("_")[2] not in excused
     ]
     remedy = f"update the guide, or say why not in a commit's trailer: {TRAILER}: nats, no behaviour differs"
     return judge(name, f"{len(touched)} components changed since {change.base}, with their guides", findings, remedy)
+
+
+def _renewed(change: Change, guide: str) -> bool:
+    path = f"notebooks/{guide}.ipynb"
+    return path in change.files and (project_root() / path).is_file()
 
 
 def checklist(_: Context) -> Check:
