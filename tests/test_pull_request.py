@@ -50,7 +50,7 @@ def test_the_title_is_the_specifications(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("branch", "title"),
     [
-        ("feature/nats-integration-week-2", "[Integration] NATS Integration - Week 2: NATS"),
+        ("feature/nats-integration-week-2", "[Integration] NATS Integration - Week 2: Agent Framework"),
         ("feature/agent-messaging", "[Integration] NATS Integration - Week 2: Agent Messaging"),
         ("main", "[Integration] NATS Integration - Week 2: Send messages to agents"),
     ],
@@ -83,14 +83,33 @@ def test_what_failed_or_was_not_measured_stays_open_and_says_why(tmp_path: Path)
 
 def test_a_box_that_asks_for_a_change_stays_open_without_one(tmp_path: Path) -> None:
     nothing = replace(request(tmp_path), change=Change(base="0123456789", files=frozenset(), reasons={}))
-    assert "- [ ] Integration tests added and passing (nothing in tests/ changed)" in nothing.description()
+    text = nothing.description()
+    assert "- [ ] Integration tests added and passing (none changed)" in text
+    assert "- [ ] Performance benchmarks added and meeting targets (none changed)" in text
+    assert text.count("- [ ] Integration guide updated (none changed)") == 2
     assert "- [x] Integration tests added and passing" in request(tmp_path).description()
+
+
+def test_the_core_comes_from_the_branch_where_no_path_names_it(tmp_path: Path) -> None:
+    nothing = Change(base="0123456789", files=frozenset(), reasons={})
+    empty = replace(request(tmp_path), change=nothing, topic="", commits=[])
+    assert empty.title == "[Integration] NATS Integration - Week 2: no change"
+    assert "- nothing is committed yet" in empty.description()
 
 
 def test_the_closest_target_is_named_with_its_measurement(tmp_path: Path) -> None:
     row = {"name": "agent messaging latency", "measured": 8e-3, "target": 10e-3, "unit": "s", "better": "lower"}
     row |= {"state": "met", "met": True, "goal": False}
-    (tmp_path / "32.json").write_text(json.dumps({"notebook": "32", "records": [{"verdicts": [row]}]}))
+    row["ratio"] = None
+    body = {
+        "notebook": "32",
+        "good": True,
+        "records": [{"verdicts": [row]}],
+        "failure": None,
+        "comparison": "same",
+        "verdict": "",
+    }
+    (tmp_path / "32.json").write_text(json.dumps(body | {"parameters": {}, "environment": {"commit": "0123456789"}}))
     text = request(tmp_path).description()
     assert "(closest: agent messaging latency 8.00 ms, target ≤ 10.0 ms)" in text
 

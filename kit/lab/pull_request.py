@@ -16,6 +16,7 @@ from pathlib import Path
 from kit.lab.gates import Check, Gate, run_gates
 from kit.lab.gates.changes import Change, changed_since, git
 from kit.lab.gates.evidence import read_reports
+from kit.lab.gates.review import GUIDES
 from kit.lab.quantities import quantity
 from kit.lab.targets import bound_text, state_of
 
@@ -29,6 +30,8 @@ COMPONENTS = {
 }  # fmt: skip
 """The component that a path belongs to, by the specification's names."""
 
+_GUIDES = tuple(f"notebooks/{guide}.ipynb" for guide in GUIDES.values())
+_BENCHMARKS = ("tests/benchmarks/", "notebooks/3")
 _ACRONYMS = {"nats", "otel", "codec", "rag", "qa"}
 _BRANCH = re.compile(r"(?:feature/)?(?P<topic>[a-z0-9-]{1,80}?)(?:-week-(?P<week>\d{1,3}))?")
 
@@ -54,15 +57,27 @@ class PullRequest:
     @property
     def _core(self) -> str:
         found = dict.fromkeys(core for prefix, core in CORES.items() if self.change.touches(prefix))
-        return ", ".join(found) or "Component"
+        return ", ".join(found or [word for word in self._words if word in CORES.values()]) or "Component"
+
+    @property
+    def _components(self) -> str:
+        return ", ".join(name for prefix, name in COMPONENTS.items() if self.change.touches(prefix))
 
     @property
     def _topic(self) -> str:
+        """Return what the branch names besides the core, else the components that change, else the first change."""
+        if any(word not in CORES.values() for word in self._words):
+            return " ".join(self._words)
+        return (self._words and self._components) or (self.commits[0] if self.commits else "no change")
+
+    @property
+    def _words(self) -> list[str]:
+        """Return the words of the branch's name."""
         named = _BRANCH.fullmatch(self.branch)
-        if named and self.branch not in ("main", "HEAD"):
-            words = named["topic"].replace("-integration", "").split("-")
-            return " ".join(word.upper() if word in _ACRONYMS else word.title() for word in words)
-        return self.commits[0] if self.commits else "no change"
+        if not named or self.branch in ("main", "HEAD"):
+            return []
+        words = named["topic"].replace("-integration", "").split("-")
+        return [word.upper() if word in _ACRONYMS else word.title() for word in words]
 
     @property
     def checks(self) -> dict[str, Check]:
@@ -71,17 +86,16 @@ class PullRequest:
 
     def description(self) -> str:
         """Return the description as Markdown."""
-        components = ", ".join(name for prefix, name in COMPONENTS.items() if self.change.touches(prefix))
         parts = [
-            f"## Integration: {self._core} with {components or 'all components'}",
-            _section("Changes", [*(f"- {subject}" for subject in self.commits), *self._measured()]),
+            f"## Integration: {self._core} with {self._components or 'all components'}",
+            _section("Changes", [*self._changes(), *self._measured()]),
             _section("Tests", [
                 self._box("Integration tests passing", "tests", "duration"),
                 self._box("Performance benchmarks meeting targets", "targets"),
                 self._box("No regressions in existing functionality", "removed-tests", "report", "baseline"),
             ]),
             _section("Documentation", [
-                self._box("Integration guide updated", "guides"),
+                self._box("Integration guide updated", "guides", changed=_GUIDES),
                 self._box("API documentation updated", "docstrings"),
             ]),
             _section("Validation", [
@@ -109,15 +123,15 @@ class PullRequest:
                 self._box("No breaking changes to existing APIs", "contracts", "released", "catalogue"),
             ]),
             _section("Tests", [
-                self._box("Integration tests added and passing", "tests", changed="tests/"),
-                self._box("Performance benchmarks added and meeting targets", "targets"),
+                self._box("Integration tests added and passing", "tests", changed=["tests/"]),
+                self._box("Performance benchmarks added and meeting targets", "targets", changed=_BENCHMARKS),
                 self._box("Test coverage > 80%", "coverage"),
                 self._box("No regressions in existing tests", "removed-tests", "tests"),
             ]),
             _section("Documentation", [
-                self._box("Integration guide updated", "guides"),
+                self._box("Integration guide updated", "guides", changed=_GUIDES),
                 self._box("API documentation updated", "docstrings"),
-                self._box("Code examples provided", "report", changed="notebooks/"),
+                self._box("Code examples provided", "report", changed=["notebooks/"]),
                 self._box("Performance results documented", "report", "targets"),
             ]),
             _section("Validation", [
@@ -129,13 +143,13 @@ class PullRequest:
         ]  # fmt: skip
         return "\n\n".join(parts)
 
-    def _box(self, text: str, *names: str, changed: str = "") -> str:
-        """Return a box, ticked if all checks passed and, if ``changed`` is given, something below it changed."""
+    def _box(self, text: str, *names: str, changed: Sequence[str] = ()) -> str:
+        """Return a box, ticked if all checks passed and, if ``changed`` is given, a path that begins so changed."""
         open_checks = [self.checks[name] for name in names if self.checks[name].state != "passed"]
         if open_checks:
             return f"- [ ] {text} ({'; '.join(f'{check.name}: {_reason(check)}' for check in open_checks)})"
-        if changed and not self.change.touches(changed):
-            return f"- [ ] {text} (nothing in {changed} changed)"
+        if changed and not self.change.touches(*changed):
+            return f"- [ ] {text} (none changed)"
         return f"- [x] {text}"
 
     def _marked(self, text: str, name: str) -> str:
@@ -145,10 +159,13 @@ class PullRequest:
     def _of(self, gate: str) -> tuple[Check, ...]:
         return next(found.checks for found in self.gates if found.name == gate)
 
+    def _changes(self) -> Iterator[str]:
+        yield from (f"- {subject}" for subject in self.commits or ["nothing is committed yet"])
+
     def _measured(self) -> Iterator[str]:
         if self.change.touches("tests/"):
             yield f"- Changed tests (coverage: {self.checks['coverage'].summary})"
-        if self.change.touches("tests/benchmarks/", "notebooks/3"):
+        if self.change.touches(*_BENCHMARKS):
             yield f"- Changed performance benchmarks ({self.checks['targets'].summary})"
 
     def _slowest(self) -> str:
@@ -197,7 +214,7 @@ def describe(
     """
     change = changed_since(base)
     branch = git("rev-parse", "--abbrev-ref", "HEAD")
-    subjects = git("log", "--no-merges", "--format=%s", f"{change.base}..HEAD") if change.base else ""
+    subjects = git("log", "--no-merges", "--reverse", "--format=%s", f"{change.base}..HEAD") if change.base else ""
     named = _BRANCH.fullmatch(branch)
     return PullRequest(
         change=change, gates=run_gates(reports=reports, base=base) if judge else (), reports=reports,
