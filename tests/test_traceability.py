@@ -96,6 +96,25 @@ def _expanded(word: str) -> list[str]:
     return sorted(paths) or [word]
 
 
+def test_every_success_criterion_is_judged_by_what_exists() -> None:
+    found = spec.criteria()
+    assert len(found) == 19
+    assert [one.group for one in found].count("Functional") == 6
+    assert [(one.text, gone) for one in found if (gone := spec.find_missing(one))] == []
+    assert all(one.checks or one.tests or one.rows for one in found)
+    assert {entry["text"] for entry in spec._data()["criterion"]} == {one.text for one in found}
+    assert len(spec.as_criteria()) == 19
+
+
+def test_every_example_of_the_specification_is_shown_beside_ours() -> None:
+    notebook = json.loads((project_root() / "notebooks" / "04_specification.ipynb").read_text())
+    source = "\n".join("".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code")
+    shown = {spec.example(title) for title in re.findall(r'^await compare\("([^"]+)"', source, flags=re.MULTILINE)}
+    examples = re.findall(r"^```python\n(.*?)^```", spec.document(), flags=re.MULTILINE | re.DOTALL)
+    assert len(examples) == 16
+    assert [code for code in examples if code not in shown] == []
+
+
 async def test_an_example_is_shown_beside_what_runs_here() -> None:
     async def answer() -> int:
         return 42
@@ -115,15 +134,22 @@ def test_the_last_verdict_comes_from_evidence_of_this_commit(tmp_path: Path, mon
     judge = lambda: spec.last_verdicts(tmp_path)(one)  # noqa: E731
     assert judge() == "not measured"
     outcomes = {"tests/a.py::test_it[1]": "passed", "tests/a.py::test_it[2]": "passed"}
-    tests = {"commit": "0123456789", "outcomes": outcomes}
+    tests = {"commit": "0123456789", "outcomes": outcomes, "seconds": 1.0, "integration_seconds": 1.0}
+    tests |= {"coverage": None, "second_try": []}
     (tmp_path / evidence.TESTS).write_text(json.dumps(tests))
     assert judge() == "not measured"
-    gates = {"commit": "0123456789", "gates": [{"checks": [{"name": "lint", "state": "passed"}]}]}
+    gates = {
+        "commit": "0123456789",
+        "gates": [{"gate": "review", "title": "", "checks": [{"name": "lint", "state": "passed"}]}],
+    }
     (tmp_path / "gates.json").write_text(json.dumps(gates))
     assert judge() == "passed"
     outcomes["tests/a.py::test_it[1]"] = "failed"
     (tmp_path / evidence.TESTS).write_text(json.dumps(tests))
     assert judge() == "failed: test_it"
+    outcomes.update(dict.fromkeys(outcomes, "skipped"))
+    (tmp_path / evidence.TESTS).write_text(json.dumps(tests))
+    assert judge() == "skipped: test_it"
     (tmp_path / evidence.TESTS).write_text(json.dumps(tests | {"commit": "fedcba9876"}))
     assert judge() == "not measured"
 
@@ -131,4 +157,5 @@ def test_the_last_verdict_comes_from_evidence_of_this_commit(tmp_path: Path, mon
 def test_the_page_has_every_requirement(tmp_path: Path) -> None:
     page = spec.write_page(tmp_path).read_text()
     assert "of 97 requirements are alive" in page
-    assert page.count("<tr") >= 98
+    assert page.count("<tr") >= 98 + 20
+    assert page.count("– not measured") >= 17

@@ -7,7 +7,6 @@ nothing meets something that the document names, or if the matrix points to some
 
 from __future__ import annotations
 
-import json
 import re
 import tomllib
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
@@ -20,11 +19,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from kit.catalogue import METRICS, OPERATIONS, SPANS
 from kit.errors import ConfigurationError
-from kit.lab.gates import CHECKS
+from kit.lab.gates import CHECKS, render
 from kit.lab.gates.changes import tests_now
-from kit.lab.gates.evidence import commit, explain_stale, read_reports, read_tests, test_functions
+from kit.lab.gates.evidence import commit, explain_stale, read_json, read_reports, read_tests, test_functions
 from kit.lab.project import project_root
-from kit.lab.targets import SPECIFIED, state_of
+from kit.lab.targets import SPECIFICATION, SPECIFIED, state_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -197,10 +196,28 @@ def requirements() -> list[Requirement]:
     return found
 
 
+def criteria() -> list[Requirement]:
+    """Return the document's success criteria in its order, each with what judges it."""
+    judged = {entry["text"]: entry for entry in _data()["criterion"]}
+    _, _, section = document().partition("\n## Success Criteria\n")
+    found: list[Requirement] = []
+    group = ""
+    for line in section.partition("\n## ")[0].splitlines():
+        if line.startswith("#### "):
+            group = line.removeprefix("#### ").removesuffix(" Criteria")
+        elif line.startswith("- ✅ "):
+            entry = judged.get(text := line.removeprefix("- ✅ "), {"text": text, "files": ("nothing judges it",)})
+            fields: dict[str, Any] = {key: value if key == "text" else tuple(value) for key, value in entry.items()}
+            found.append(Requirement(number=len(found) + 1, group=group, **fields))
+    return found
+
+
 def _expanded(one: Requirement, kind: str, place: int, name: str) -> Requirement:
     named_one = replace(one, number=one.number + place, text=one.text.format(name=name))
     if kind == "benchmarks":
-        return replace(named_one, tests=(name,))
+        target = SPECIFICATION[place].name
+        rows = tuple(one for one in SPECIFIED if one.partition(":")[0] == target)
+        return replace(named_one, tests=(name,), rows=rows)
     row = next((row for row in OPERATIONS if row.prefix == name), None)
     guides = {"document_qa": "21_document_qa", "api": "21_document_qa", "agents": "11_agents", "agent": "11_agents"}
     guides |= {"gateway": "12_gateway", "rag": "13_rag", "llmops": "14_llmops", "mlops": "15_mlops"}
@@ -233,7 +250,7 @@ def _known_names() -> frozenset[str]:
     paths = (project_root() / "tests" / "benchmarks").glob("*.py")
     texts = [path.read_text().replace("def benchmark_", "def test_benchmark_") for path in paths]
     benchmarks = {name.removeprefix("test_") for text in texts for name in test_functions(text)}
-    return frozenset(rows | tests_now() | benchmarks)
+    return frozenset(rows | tests_now().keys() | benchmarks)
 
 
 Verdict = Callable[[Requirement], str]
@@ -287,17 +304,16 @@ def last_verdicts(reports: Path) -> Verdict:
             states |= {
                 row["name"]: {"met": "passed", "missed": "failed"}.get(state_of(row), "undecided") for row in rows
             }
-    gates = reports / "gates.json"
-    if gates.is_file() and not explain_stale((body := json.loads(gates.read_text()))["commit"], now):
-        states |= {check["name"]: check["state"] for gate in body["gates"] for check in gate["checks"]}
+    gates = read_json(reports / render.FILE, render.SHAPE)
+    if gates is not None and not explain_stale(gates["commit"], now):
+        states |= {check["name"]: check["state"] for gate in gates["gates"] for check in gate["checks"]}
 
     def judge(requirement: Requirement) -> str:
         shown = (*requirement.tests, *requirement.notebooks, *requirement.checks, *requirement.rows)
-        seen = [states.get(name, "not measured") for name in shown if name in states or name not in _catalogue_names()]
-        failed = [name for name in shown if states.get(name) == "failed"]
-        if failed:
-            return f"failed: {', '.join(failed)}"
-        return "not measured" if not seen or "not measured" in seen else "passed"
+        seen = {name: states.get(name, "not measured") for name in shown if name in states or name not in _unjudged()}
+        worst = next((state for state in _WORST if state in seen.values()), "not measured")
+        names = ", ".join(name for name, state in seen.items() if state == worst)
+        return worst if worst in ("not measured", "passed", "for people") else f"{worst}: {names}"
 
     return judge
 
@@ -307,11 +323,45 @@ def _worst_last(outcomes: dict[str, str]) -> Iterable[tuple[str, str]]:
     return sorted(outcomes.items(), key=lambda item: ("skipped", "passed", "failed").index(item[1]))
 
 
+_WORST = ("failed", "not measured", "skipped", "undecided", "for people", "passed")
+
+
 @cache
-def _catalogue_names() -> frozenset[str]:
+def _unjudged() -> frozenset[str]:
+    """Return the names that no run has a verdict on: rows, and benchmarks, whose targets the notebooks judge."""
     from kit import codec
 
-    return frozenset(_row_names() | {*codec.message_types(), *find_names("tests")})
+    return frozenset(_row_names() | {*codec.message_types(), *find_names("tests"), *find_names("benchmarks")})
+
+
+def as_criteria(**columns: Verdict) -> pd.DataFrame:
+    """Return the success criteria as a table: a row a criterion, with what judges it.
+
+    Args:
+        columns: further ones, by name: what is said of a criterion.
+    """
+    import pandas as pd
+
+    rows = [
+        {
+            "group": one.group, "criterion": one.text,
+            "judged by": ", ".join((*one.checks, *one.rows, *one.tests, *one.notebooks)),
+            **{name: judge(one) for name, judge in columns.items()},
+        }
+        for one in criteria()
+    ]  # fmt: skip
+    return pd.DataFrame(rows).set_index(["group", "criterion"])
+
+
+def _met(judge: Verdict) -> Verdict:
+    """Return what says whether a criterion is met."""
+    words = {"passed": "✓ met", "failed": "✗ not met", "not measured": "– not measured", "for people": "☐ for people"}
+
+    def say(one: Requirement) -> str:
+        state, colon, names = judge(one).partition(":")
+        return words.get(state, f"? {state}") + colon + names
+
+    return say
 
 
 def write_page(reports: Path) -> Path:
@@ -319,10 +369,15 @@ def write_page(reports: Path) -> Path:
     from kit.lab.report.render import make_plain_page
 
     found = requirements()
-    table = as_table(found, **{"last verdict": last_verdicts(reports)})
+    judge = last_verdicts(reports)
+    matrix, success = as_table(found, **{"last verdict": judge}), as_criteria(met=_met(judge))
     alive = sum(state(requirement).startswith("✓") for requirement in found)
     under = f"{alive} of {len(found)} requirements are alive · commit <code>{escape(commit())}</code>"
-    body = f"<div class='scroll' tabindex='0'>{table.to_html(classes='rows', border=0)}</div>"
+    under += f" · {success['met'].str.startswith('✓').sum()} of {len(success)} success criteria are met"
+    body = "".join(
+        f"<h2>{title}</h2><div class='scroll' tabindex='0'>{table.to_html(classes='rows', border=0)}</div>"
+        for title, table in (("Success criteria", success), ("Requirements", matrix))
+    )
     path = reports / PAGE
     path.write_text(make_plain_page("Traceability", under, body))
     return path
