@@ -75,7 +75,8 @@ def test_a_path_is_told_as_far_as_the_schema_names_it() -> None:
     [
         {"$ref": "http://127.0.0.1:9/x.json"}, {"anyOf": [{"$ref": "file:///etc/passwd"}]}, {"$ref": "other.json#/a"},
         {"$ref": "#/$defs/none"}, {"$ref": "#anchor"}, {"properties": {"a": {"$id": "http://127.0.0.1:9/"}}},
-        {"$defs": {"a": {"$dynamicAnchor": "x"}}}, deep(70), {"enum": list(range(6000))}, inline(7),
+        {"$defs": {"a": {"$dynamicAnchor": "x"}}}, {"$dynamicRef": "http://127.0.0.1:9/x.json#a"},
+        deep(70), {"enum": list(range(6000))}, inline(7),
     ],
     ids=str,
 )  # fmt: skip

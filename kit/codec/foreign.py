@@ -72,7 +72,7 @@ class ForeignSchema:
     def _admit(self, node: dict[str, Any]) -> None:
         self._branches |= not _BRANCHING.isdisjoint(node)
         for name in _REBASING:
-            if isinstance(node.get(name), str) and node is not self._schema:
+            if isinstance(node.get(name), str) and not (name == "$id" and node is self._schema):
                 raise CodecError(f"it has {name}, which is not supported: refer by '#/$defs/…'")
         reference = node.get("$ref")
         if not isinstance(reference, str):

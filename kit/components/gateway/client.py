@@ -60,7 +60,8 @@ async def generate(
     Args:
         bus: of the tenant.
         prompt: the whole question; or ``messages``: a conversation in the OpenAI format.
-        model: a LiteLLM model name, one of the gateway's own names, or "default".
+        model: "default", one of the gateway's own names, or a LiteLLM model name that its settings let through: as they
+            are, any of a well-known provider whose key the gateway's environment has.
         timeout: seconds for the answer; nobody works on the request after that.
         request_id: asked again under the same id, it is the same request and is answered once.
         options: the request's further fields (``tools``, ``validation``, ``cache``, ``fallbacks``, ``max_cost``,

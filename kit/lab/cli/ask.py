@@ -10,7 +10,8 @@ from kit.lab.cli.console import Commands, command, say, whole
 _DETAILS = """\
 Documents are indexed the first time and again when they change; the index is kept in .kit/. The default model is
 offline and needs no key; any LiteLLM model goes by its name. With NATS_URL set the workers there answer
-(kit worker gateway rag document_qa) from the tenant's documents there, or from --corpus, which is sent there first.
+(kit worker gateway rag document_qa), with the models that their settings let through, from the tenant's documents
+there, or from --corpus, which is sent there first.
 
   kit ask "How do I copy a file?"                          the Python FAQ
   kit ask "Who may sign a contract?" --corpus handbook/    Markdown, text, HTML, PDF, JSON Lines
