@@ -564,3 +564,46 @@ def test_tests_that_did_not_run_are_named(tmp_path: Path) -> None:
     (tmp_path / "tests.json").write_text(json.dumps(body))
     found = check("tests", tmp_path)
     assert (found.state, found.findings) == ("not measured", (lost.partition("::")[2],))
+
+
+@pytest.mark.parametrize(
+    "link",
+    [
+        "[a](nowhere.md)", '[a](nowhere.md "title")', "[a](<nowhere.md>)", "![a](nowhere.png)", "[a](#no-heading)",
+        "[a](CONTRIBUTING.md#no-heading)", '<img src="nowhere.png">', "<a href='nowhere.md'>a</a>", "[a]: nowhere.md",
+        "[`a`](nowhere.md)",
+    ],
+)  # fmt: skip
+def test_a_link_without_a_target_is_refused(clone: Path, change: Any, link: str) -> None:
+    assert check("links", clone / "reports").state == "passed"
+    path = clone / "README.md"
+    path.write_text(f"{path.read_text()}\n{link}\n\n```\n{link}\n```\n")
+    found = check("links", clone / "reports")
+    assert (found.state, len(found.findings)) == ("failed", 1)
+    assert found.findings[0].startswith("README.md: ")
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("notebooks/02_nats.ipynb", "links"),
+        ("schemas/agent_message/1.0.json", "contracts"),
+        ("schemas/released.json", "contracts"),
+    ],
+)
+@pytest.mark.parametrize("text", ["", "{", "[[", "\x00"])
+def test_a_file_that_is_damaged_is_named_by_the_check_that_reads_it(
+    clone: Path, change: Any, path: str, name: str, text: str
+) -> None:
+    (clone / path).write_text(text)
+    (gate,) = run_gates([name], reports=clone / "reports")
+    assert gate.checks[0].state == "failed"
+    assert gate.checks[0].findings[0].startswith(path)
+    assert "restore" in gate.checks[0].remedy
+
+
+def test_a_path_that_cannot_be_written_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    where = ["--reports", str(tmp_path), "--junit", str(tmp_path / "file" / "gates.xml")]
+    assert main(["gates", "tests", *where]) == 2
+    assert capsys.readouterr().err.startswith("kit gates: ")

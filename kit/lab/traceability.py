@@ -274,12 +274,12 @@ def as_table(found: Sequence[Requirement], **columns: Verdict) -> pd.DataFrame:
     rows = {
         requirement.number: {
             "requirement": requirement.text,
+            "stands": state(requirement),
+            **{name: judge(requirement) for name, judge in columns.items()},
             "rows": _listed(requirement.rows),
             "tests": _listed(requirement.tests),
             "notebooks": ", ".join(name.partition("_")[0] for name in requirement.notebooks),
             "gate checks": ", ".join(requirement.checks),
-            "stands": state(requirement),
-            **{name: judge(requirement) for name, judge in columns.items()},
         }
         for requirement in found
     }
@@ -344,13 +344,12 @@ def as_criteria(**columns: Verdict) -> pd.DataFrame:
 
     rows = [
         {
-            "group": one.group, "criterion": one.text,
+            "group": one.group, "criterion": one.text, **{name: judge(one) for name, judge in columns.items()},
             "judged by": ", ".join((*one.checks, *one.rows, *one.tests, *one.notebooks)),
-            **{name: judge(one) for name, judge in columns.items()},
         }
         for one in criteria()
     ]  # fmt: skip
-    return pd.DataFrame(rows).set_index(["group", "criterion"])
+    return pd.DataFrame(rows, index=range(1, len(rows) + 1))
 
 
 def _met(judge: Verdict) -> Verdict:

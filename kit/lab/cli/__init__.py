@@ -58,6 +58,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `kit catalogue | head`
         sys.stderr.close()
         return DONE
+    except OSError as fault:  # a path of the command line that cannot be read or written
+        if chosen.debug:
+            raise
+        complain(f"kit {chosen.command}: {fault}")
+        return USAGE
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -17,10 +17,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from kit.errors import ConfigurationError
+from kit.errors import ConfigurationError, KitError
 from kit.lab.gates import api, integration, performance, review
 from kit.lab.gates.evidence import read_reports
-from kit.lab.gates.model import SIGNS, Check, Context, Gate, Judge, State, unseen
+from kit.lab.gates.model import SIGNS, Check, Context, Gate, Judge, State, judge, unseen
 
 __all__ = [
     "CHECKS",
@@ -81,10 +81,19 @@ def run_gates(names: Sequence[str] = (), *, reports: Path, base: str = "") -> li
     context = Context(reports, base)
     found = []
     for gate, (title, checks) in GATES.items():
-        chosen = [check for name, check in checks.items() if not names or gate in names or name in names]
+        chosen = [name for name in checks if not names or gate in names or name in names]
         if chosen:
-            found.append(Gate(name=gate, title=title, checks=tuple(check(context) for check in chosen)))
+            found.append(Gate(name=gate, title=title, checks=tuple(_run(name, context) for name in chosen)))
     return found
+
+
+def _run(name: str, context: Context) -> Check:
+    try:
+        return CHECKS[name](context)
+    except ConfigurationError:
+        raise
+    except (KitError, ValueError) as error:  # a file that a check reads is not what it should be
+        return judge(name, "", [str(error)], "git status and git diff show which file it is; git checkout restores it")
 
 
 def unmeasured_gates() -> list[Gate]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -20,6 +21,8 @@ def contracts(_: Context) -> Check:
     """Judge whether the versions within a major are compatible, by schema and by every stored fixture."""
     from kit import codec
 
+    if broken := list(_not_json("schemas")):
+        return judge("contracts", "", broken, "git checkout restores it; released schemas stay as they are")
     schemas = sum(len(codec.versions(message_type)) for message_type in codec.message_types())
     findings = [*codec.check_released(), *(str(found) for found in codec.check_compatibility())]
     summary = f"{schemas} schemas of {len(codec.message_types())} message types"
@@ -41,6 +44,15 @@ def released(context: Context) -> Check:
     findings += [f"{path} was a fixture at {base} and is missing now" for path in _fixtures_gone(base)]
     remedy = f"git checkout {base} -- schemas data restores it; then add a new version and call kit.codec.release()"
     return judge(name, f"{len(before)} schemas of {base} are unchanged", findings, remedy)
+
+
+def _not_json(folder: str) -> Iterator[str]:
+    root = project_root()
+    for path in sorted((root / folder).rglob("*.json")):
+        try:
+            json.loads(path.read_bytes())
+        except ValueError as error:
+            yield f"{path.relative_to(root)} is not JSON: {error}"
 
 
 def _fixtures_gone(base: str) -> Iterator[str]:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from kit.errors import ReportError
 from kit.lab.gates.api import find_tool, run_tool
 from kit.lab.gates.changes import Change
 from kit.lab.gates.model import Check, Context, judge, unseen
@@ -32,7 +33,12 @@ FOR_PEOPLE = (
 )
 """What the other team's reviewer looks at. Source: the specification, steps 6 and 7, and gate 4."""
 
-_LINK = re.compile(r"\[[^\[\]\n]{0,300}\]\(([^()\s]{1,300})\)")
+_CODE = re.compile(r"^```.*?^```|`[^`\n]*`", re.MULTILINE | re.DOTALL)
+_LINK = re.compile(
+    r"""\]\(\s{0,9}<?([^()<>\s]{1,300})>?(?:\s{1,9}["'][^"'\n]{0,300}["'])?\s{0,9}\)"""  # [text](target "title")
+    r"""|\b(?:href|src)=["']([^"'\s]{1,300})["']|^\[[^\[\]\n]{1,300}\]:[ \t]{0,9}(\S{1,300})""",
+    re.MULTILINE,
+)
 
 
 def lint(_: Context) -> Check:
@@ -63,7 +69,7 @@ def _lines(name: str, *arguments: str) -> list[str]:
         return []
     done = run_tool([tool, *arguments])
     if done.returncode > 1:  # it could not run at all
-        return [f"x:1:1: error: {name} failed: {(done.stderr or done.stdout).strip()[-300:]}"]
+        return [f"x:1:1: error: {name} failed: {' '.join((done.stderr or done.stdout).split())[:300]}"]
     return done.stdout.splitlines()
 
 
@@ -74,7 +80,7 @@ def _by_tool(name: str, tool: str, summary: str, findings: list[str], remedy: st
 
 
 def links(_: Context) -> Check:
-    """Judge whether every link between the project's documents has a target."""
+    """Judge whether links between the project's own documents, and to their headings, have targets."""
     root = project_root()
     documents = [*root.glob("*.md"), *root.glob(".github/**/*.md"), *(root / "notebooks").glob("*.ipynb")]
     links_of = {path: list(_links(path)) for path in documents}
@@ -82,23 +88,46 @@ def links(_: Context) -> Check:
         f"{path.relative_to(root)}: {link} has no target"
         for path, found in links_of.items()
         for link in found
-        if not (path.parent / link).exists()
+        if not _leads_somewhere(path, link)
     ]
     summary = f"{sum(map(len, links_of.values()))} links in {len(documents)} documents"
     return judge("links", summary, findings, "correct the path, or restore the file")
 
 
-def _links(path: Path) -> Iterator[str]:
-    """Yield a document's links to files, without fragments and without reports, which are made later."""
-    text = path.read_text()
+def _prose(path: Path) -> str:
+    """Return a document's text, of a notebook that of its prose.
+
+    Raises:
+        ReportError: it is no notebook, though it is named as one.
+    """
+    text = path.read_text(errors="replace")
     if path.suffix == ".ipynb":
-        text = "\n".join(
-            "".join(cell["source"]) for cell in json.loads(text)["cells"] if cell["cell_type"] == "markdown"
-        )
-    for link in _LINK.findall(text):
-        file = link.partition("#")[0]
-        if file and ":" not in file and "reports/" not in file:
-            yield file
+        try:
+            cells = json.loads(text)["cells"]
+            text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+        except (ValueError, TypeError, KeyError) as error:
+            raise ReportError(f"notebooks/{path.name} is no notebook: {error}") from error
+    return text
+
+
+def _links(path: Path) -> Iterator[str]:
+    """Yield a document's links to files and headings, without reports, which are made later."""
+    for match in _LINK.finditer(_CODE.sub("", _prose(path))):
+        link = next(filter(None, match.groups()))
+        if ":" not in link and "reports/" not in link:
+            yield link
+
+
+def _leads_somewhere(path: Path, link: str) -> bool:
+    file, _, heading = link.partition("#")
+    target = path.parent / file if file else path
+    return target.exists() and (not heading or target.suffix != ".md" or heading in _headings(target))
+
+
+def _headings(path: Path) -> set[str]:
+    """Return the anchors of a document's headings, as GitHub makes them."""
+    titles = re.findall(r"^#{1,6} (.+)$", path.read_text(), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.strip().lower()).replace(" ", "-") for title in titles}
 
 
 def guides(context: Context) -> Check:
