@@ -139,6 +139,7 @@ class PullWorker(Worker):
         self._recent = Recent(self._policy.ack_wait + _LATE)  # results, in case the server loses them
         self._cut_off: list[str] = []  # jobs that did not finish in time
         self._doubt = 0  # up to this sequence in the stream, any job may have been done before
+        self._trusted = bus.connection.counters.disconnects  # when the connection broke since, any job may have been
         self._careful = 0
         self._seconds = _QUICK * 2  # of a handler, smoothed
 
@@ -250,11 +251,13 @@ class PullWorker(Worker):
     def _is_doubtful(self, held: _Held) -> bool:
         """Say whether the job may have been done before, so that it has to be looked up."""
         headers, given = held.message.headers, held.delivery
-        return held.attempt > 1 or given.sequence <= self._doubt or bool(headers and AGAIN in headers)
+        if held.attempt > 1 or given.sequence <= self._doubt or (headers and AGAIN in headers):
+            return True
+        return self._bus.connection.counters.disconnects != self._trusted
 
     def _on_reconnect(self) -> None:
         # A server that crashed forgets deliveries and acknowledgements of its last moments, and counts attempts anew.
-        self._doubt = _ALL
+        self._doubt, self._trusted = _ALL, self._bus.connection.counters.disconnects
         self._recent.renew()
         self._bus.background(self._doubt_what_is_stored())
         if self._once:

@@ -156,7 +156,7 @@ async def node_lost(run: Run, rounds: int, pause: float) -> None:
             await asyncio.sleep(1.0)
         enough.set()
         await puts
-    run.expect_jobs(gap=10.0)
+    run.expect_jobs(gap=10.0, crashed=True)
     run.expect("failed stores", len(failed))
 
 

@@ -1,6 +1,7 @@
 """Every fault drill, short: what it counts has to be as promised; `kit drills`, alone on a machine, judges times too.
 
-What ``41_fault_drills`` runs, CI runs there.
+What ``41_fault_drills`` runs, CI runs there. The rest takes minutes, so it is a run of its own, beside the suite:
+`pytest tests/drills_short.py`.
 """
 
 from __future__ import annotations
