@@ -23,6 +23,7 @@ from kit.lab.project import project_root
 from kit.lab.targets import OVERALL, SPECIFICATION, SPECIFIED, State
 
 COMMIT = "0123456789"
+MACHINE = {"cpu": "a processor", "cores": 2, "python": "CPython 3.11.7"}
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +48,8 @@ def write_report(folder: Path, commit: str = COMMIT, **changes: dict[str, Any]) 
     for name in names:
         body = {
             "notebook": name, "good": True, "failure": None, "comparison": "same", "verdict": "", "parameters": {},
-            "environment": {"commit": commit}, "records": [{"verdicts": rows}] if name.startswith("33") else [],
+            "environment": {"commit": commit, **MACHINE},
+            "records": [{"verdicts": rows}] if name.startswith("33") else [],
         }  # fmt: skip
         (folder / f"{name}.json").write_text(json.dumps(body | changes.get(name, {})))
 
@@ -505,7 +507,15 @@ def test_evidence_that_cannot_be_read_measures_nothing(tmp_path: Path, body: str
 
 @pytest.mark.parametrize(
     ("notebook", "key", "value"),
-    [(0, "environment", {}), (0, "records", None), (0, "records", [{}]), (1, "measured", "fast"), (1, "name", None)],
+    [
+        (0, "environment", {}),
+        (0, "records", None),
+        (0, "records", [{}]),
+        (0, "environment", {"commit": COMMIT}),
+        (1, "ratio", {"value": 1.0}),
+        (1, "measured", "fast"),
+        (1, "name", None),
+    ],
 )
 def test_a_report_that_lacks_something_measures_nothing(tmp_path: Path, notebook: int, key: str, value: Any) -> None:
     row = verdicts()[0] | {key: value}

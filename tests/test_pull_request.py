@@ -109,7 +109,9 @@ def test_the_closest_target_is_named_with_its_measurement(tmp_path: Path) -> Non
         "comparison": "same",
         "verdict": "",
     }
-    (tmp_path / "32.json").write_text(json.dumps(body | {"parameters": {}, "environment": {"commit": "0123456789"}}))
+    (tmp_path / "32.json").write_text(
+        json.dumps(body | {"parameters": {}, "environment": {"commit": "", "cpu": "", "cores": 2, "python": ""}})
+    )
     text = request(tmp_path).description()
     assert "(closest: agent messaging latency 8.00 ms, target ≤ 10.0 ms)" in text
 

@@ -32,17 +32,18 @@ def explain_stale(recorded: str, now: str) -> str:
     return "" if recorded == now else f"stale: recorded at commit {recorded}, this is {now}"
 
 
-_NUMBER = (int, float)
+_NUMBER, _NOTHING = (int, float), type(None)
+_RATIO = {"value": _NUMBER, "low": _NUMBER, "high": _NUMBER}
 _VERDICT = {
     "name": str, "measured": _NUMBER, "target": _NUMBER, "unit": str, "better": str, "met": bool,
-    "ratio": (dict, type(None)),
+    "ratio": (_RATIO, _NOTHING),
 }  # fmt: skip
 _REPORT = {
-    "notebook": str, "good": bool, "failure": (dict, type(None)), "comparison": str, "verdict": str, "parameters": dict,
-    "environment": {"commit": str}, "records": [{"verdicts": [_VERDICT]}],
+    "notebook": str, "good": bool, "failure": (dict, _NOTHING), "comparison": str, "verdict": str, "parameters": dict,
+    "environment": {"commit": str, "cpu": str, "cores": int, "python": str}, "records": [{"verdicts": [_VERDICT]}],
 }  # fmt: skip
 _RUN = {
-    "commit": str, "seconds": _NUMBER, "integration_seconds": _NUMBER, "coverage": (int, float, type(None)),
+    "commit": str, "seconds": _NUMBER, "integration_seconds": _NUMBER, "coverage": (*_NUMBER, _NOTHING),
     "second_try": list, "outcomes": dict,
 }  # fmt: skip
 
@@ -51,7 +52,7 @@ def read_json(path: Path, shape: Any = dict) -> Any:
     """Return what a file holds, or None where it is not there, or not what the kit writes: nothing was measured then.
 
     Args:
-        shape: types; a dict has at least these keys, a list has only such items.
+        shape: a type, or a tuple of shapes, one of which fits; a dict has at least these keys, a list only such items.
     """
     try:
         found = json.loads(path.read_text())
@@ -65,6 +66,8 @@ def _fits(found: Any, shape: Any) -> bool:
         return isinstance(found, dict) and all(key in found and _fits(found[key], shape[key]) for key in shape)
     if isinstance(shape, list):
         return isinstance(found, list) and all(_fits(item, shape[0]) for item in found)
+    if isinstance(shape, tuple):
+        return any(_fits(found, one) for one in shape)
     return isinstance(found, shape)
 
 
