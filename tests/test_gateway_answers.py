@@ -288,7 +288,7 @@ async def test_tokens_that_are_not_reported_or_cannot_be_are_estimated_and_marke
     assert 0 < response["tokens"]["prompt"] < 10
     assert 0 < response["tokens"]["completion"] < 20
     assert (await purse_of(tenant_bus))["spent"] == pytest.approx(response["cost"] + honest["cost"])
-    warned = any("more tokens than a call can take" in record.message for record in caplog.records)
+    warned = any("more tokens than a call can use" in record.message for record in caplog.records)
     assert warned == ("implausible" in response["price_source"]) == (usage in IMPLAUSIBLE)
 
 

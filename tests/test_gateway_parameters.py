@@ -174,7 +174,7 @@ URLS = [
 def test_no_url_and_no_path_is_the_name_of_a_model(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "k")
     providers = Providers(gateway.Settings(providers=["openai", "oobabooga"]), load_litellm())
-    with pytest.raises(gateway.RequestRefused, match="no model's name"):
+    with pytest.raises(gateway.RequestRefused, match="invalid model name"):
         providers.admit(model)
 
 
@@ -186,7 +186,7 @@ def test_models_are_those_that_the_operator_named_or_enabled(monkeypatch: pytest
     for model in ("kit/extractive", "kit/nonsense", "openai/gpt-4o", "gpt-4o", "my own", "ollama/y"):
         usual.admit(model)
     for model in ("ollama/x", "hosted_vllm/x", "litellm_proxy/x", "github_copilot/x", "bedrock/x", "custom_openai/x"):
-        with pytest.raises(gateway.RequestRefused, match="not enabled here"):
+        with pytest.raises(gateway.RequestRefused, match="not enabled"):
             usual.admit(model)
     with pytest.raises(gateway.ProviderFailed, match="ANTHROPIC_API_KEY is not set"):
         usual.admit("anthropic/claude-sonnet-4-5")
@@ -234,5 +234,5 @@ async def test_a_text_given_alone_is_one_text(tenant_bus: Bus, texts: Any) -> No
 
 @pytest.mark.parametrize("texts", [[0], [b"abc"], b"abc", [None]])
 async def test_what_is_no_text_is_not_embedded(tenant_bus: Bus, texts: Any) -> None:
-    with pytest.raises(ConfigurationError, match="texts are str"):
+    with pytest.raises(ConfigurationError, match="must be a str"):
         await gateway.embed(tenant_bus, texts)

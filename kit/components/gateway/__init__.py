@@ -113,8 +113,8 @@ async def serve(
         model: what answers when a request names the model "default".
         embedding_model: what embeds when a request names the model "default".
         models: LiteLLM settings (``model``, ``api_base``, ``api_key``, prices) by the name that requests use.
-        providers: those whose models a request may name beside ``models``, e.g. ``["openai", "bedrock"]``; None is
-            every well-known one whose key (``OPENAI_API_KEY``, …) the environment has.
+        providers: providers whose models a request may name besides ``models``, e.g. ``["openai", "bedrock"]``; None
+            means every well-known one whose key (``OPENAI_API_KEY``, …) the environment has.
         fallbacks: models to try when one fails, by its name.
         timeout: seconds for one call of a provider.
         retries: further calls of a model after a transient failure; the queue adds none.
@@ -124,7 +124,7 @@ async def serve(
         budget: of this tenant; a ``Budget`` or its fields. Models without a known price are refused then.
         concurrency: requests worked on at once.
         health_interval: seconds between two reports of a provider's health while it is used.
-        log_interval: seconds for which a call of a provider waits for others, to be told to the log with them.
+        log_interval: seconds for which a provider's call waits for others, to be logged with them.
 
     Raises:
         ConfigurationError: a setting that cannot work.

@@ -43,12 +43,12 @@ class Books:
         meter.pay(price.amount)
 
     def used(self, model: str, response: Any, asked: Asked, said: str) -> tuple[dict[str, int], Price]:
-        """Return the tokens that a call took, and their price: as reported, or estimated where that cannot be."""
+        """Return a call's tokens and their price: as reported, or estimated if the report is impossible."""
         tokens, doubt = reported(getattr(response, "usage", None), asked, said)
         if not doubt:
             return tokens, self._parts.prices.paid(model, response, tokens)
         if doubt == IMPLAUSIBLE:
-            logger.warning("the provider of %s reported more tokens than a call can take: they are estimated", model)
+            logger.warning("the provider of %s reported more tokens than a call can use: estimating them", model)
         tokens = self._parts.providers.count(asked.texts, said)
         price = self._parts.prices.of(model, tokens["prompt"], tokens["completion"])
         return tokens, Price(amount=price.amount, source=f"{price.source}; {doubt}")
@@ -102,7 +102,7 @@ class Books:
         self, request: dict[str, Any], *, model: str, price: Price, tokens: dict[str, int] = _NOTHING,
         seconds: float = 0.0, trace_id: str = "", timestamp: str = "", **more: Any,
     ) -> Line:  # fmt: skip
-        """Return a call's line of the log."""
+        """Return a call's line for the log."""
         self._serial += 1
         worker_id = self._parts.worker_id
         return operation_of(

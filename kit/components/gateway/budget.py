@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 BUCKET = "gateway-budget"
 _KEY = "spend"
-_DEAD = 6.0  # s; for which a worker must have been silent beyond what its peers take for dead
+_DEAD = 6.0  # s; of silence beyond the point at which its peers consider a worker dead
 _SWEEP = 2.0
 
 logger = logging.getLogger(__name__)
@@ -35,9 +35,9 @@ Alive: TypeAlias = Callable[[str], Awaitable[bool]]
 class Purse:
     """What one tenant has spent and reserved in the present period.
 
-    It is exact to what providers reported; of a call that was given up, what it took is estimated. It agrees with the
-    operation log, whoever dies: with the money it holds the lines that are not known to be logged yet. What a worker
-    had reserved when it died is spent, for its provider may have answered; another worker logs it as ``WorkerLost``.
+    It is exact if providers report their usage; the cost of a call that was given up is estimated. It agrees with the
+    operation log even after crashes, because it stores the lines that may not be logged yet along with the amounts. A
+    dead worker's reservations are spent, because its provider may have answered; another worker logs ``WorkerLost``.
     """
 
     def __init__(self, store: Store, budget: Budget) -> None:
@@ -53,16 +53,16 @@ class Purse:
         return cls(await bus.store(BUCKET), budget)
 
     async def reserve(self, name: str, estimated: float, line: Line | None = None) -> dict[str, Any] | None:
-        """Set aside what a call is estimated to cost; again under the same name, it is set aside once.
+        """Reserve a call's estimated cost; the same name reserves it once.
 
         Args:
-            name: of the reservation; its last part but one, by dots, is the worker's id.
+            name: the reservation's name; its second-to-last part, between dots, is the worker's id.
             estimated: in ``currency``.
-            line: what to log should the worker die over the call.
+            line: what to log if the worker dies during the call.
 
         Returns:
-            A ``cost_alert`` (without the request's fields) when this reservation comes near the limit for the first
-            time in the period, else None.
+            A ``cost_alert`` (without the request's fields) if this is the period's first reservation near the limit,
+            else None.
 
         Raises:
             BudgetExceeded: it would exceed the limit.
@@ -88,7 +88,7 @@ class Purse:
         return alert
 
     async def settle(self, name: str, cost: float, lines: Sequence[Line] = ()) -> None:
-        """Replace a reservation, if there is one, by what the call really cost, and hold its lines until ``logged``."""
+        """Replace a reservation, if any, with the call's real cost, and keep its lines until ``logged``."""
 
         def change(purse: dict[str, Any]) -> None:
             if any(line["operation_id"] in purse["lines"] for line in lines):
@@ -101,30 +101,30 @@ class Purse:
         await self._change(change)
 
     def logged(self, operation_id: str) -> None:
-        """Note that a line is in the log."""
+        """Note that a line is logged."""
         self._logged.add(operation_id)
 
     async def release(self) -> None:
-        """Let go of what is logged."""
+        """Delete lines that are logged."""
         if self._logged:
             await self._change(lambda purse: None)
 
     async def look_after(self, alive: Alive, log: Callable[[Line], None]) -> None:
-        """Log what dead workers left, time and again, and let go of what is logged.
+        """Log dead workers' lines, again and again, and delete lines that are logged.
 
         Args:
-            alive: says whether a worker was heard of lately.
-            log: logs a line, and has ``logged`` called when it is there.
+            alive: returns whether a worker is alive.
+            log: logs a line, and calls ``logged`` afterwards.
         """
         while True:
             await asyncio.sleep(_SWEEP)
             try:
                 await self.sweep(alive, log)
             except KitError as error:
-                logger.info("the budget was not looked after: %s", error)
+                logger.info("the budget's lines were not logged: %s", error)
 
     async def sweep(self, alive: Alive, log: Callable[[Line], None]) -> None:
-        """Spend what workers had reserved that have been dead for a while, and log their lines."""
+        """Spend the reservations of workers that died a while ago, and log their lines."""
         purse, now = await self._read(), time.monotonic()
         owners = {_owner(name) for name in (*purse["reserved"], *purse["lines"])}
         self._silent = {owner: self._silent.get(owner, now) for owner in owners if not await alive(owner)}
@@ -190,7 +190,7 @@ class Purse:
         return self._present(codec.loads(entry.value) if entry is not None and entry.value else None)
 
     def _present(self, purse: dict[str, Any] | None) -> dict[str, Any]:
-        """The purse of the present period: a new one when the period has changed; what is under way goes over."""
+        """The budget of the present period; a new period keeps open reservations."""
         start, end = period_of(self.budget.period, datetime.now(UTC))
         if purse is None or purse["period_start"] != start:
             kept = purse or {}
@@ -209,7 +209,7 @@ def _owner(name: str) -> str:
 
 
 async def spend(bus: Bus, budget: Budget) -> dict[str, Any]:
-    """Return what a tenant has spent of a budget, and what is reserved: ``spent``, ``reserved``, ``reset_at``, …"""
+    """Return a tenant's budget: ``spent``, ``reserved``, ``reset_at``, …"""
     return await (await Purse.open(bus, budget)).state()
 
 

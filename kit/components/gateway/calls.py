@@ -98,10 +98,10 @@ class Caller:
         return answer
 
     def _readable(self, request: dict[str, Any], model: str, response: Any, relay: Relay | None) -> dict[str, Any]:
-        """Return an answer that can be given to whoever asked.
+        """Return an answer that can be sent to the caller.
 
         Raises:
-            ProviderFailed: there is none; it is paid all the same.
+            ProviderFailed: there is none; the call is paid for all the same.
         """
         said, failed = "", partial(unusable, model, answer=response)
         try:

@@ -68,8 +68,8 @@ async def generate(
             ``prompt_version``, …) and parameters (``temperature``, ``max_tokens``, …); the gateway refuses any other.
 
     Raises:
-        RateLimited, BudgetExceeded, PriceUnknown, ProviderFailed, ResponseInvalid, RequestExpired, RequestRefused: as
-            they say.
+        RateLimited, BudgetExceeded, PriceUnknown, ProviderFailed, ResponseInvalid, RequestExpired, RequestRefused: see
+            each.
         DeadlineExceeded: there is no answer yet.
         JobDead: any other failure of the worker.
     """
@@ -177,15 +177,15 @@ async def embed_bulk(
 
 
 def _listed(texts: Sequence[str]) -> Sequence[str]:
-    """Return the texts as a sequence; a ``str``, which is one too (of its letters), is one text.
+    """Return the texts as a sequence; a single ``str`` is one text.
 
     Raises:
-        ConfigurationError: something among them is no text.
+        ConfigurationError: an item is not a text.
     """
     listed = [texts] if isinstance(texts, str) else texts if isinstance(texts, list | tuple) else list(texts)
     for text in listed:
         if not isinstance(text, str):
-            raise ConfigurationError(f"texts are str, not {type(text).__name__}")
+            raise ConfigurationError(f"each text must be a str, not {type(text).__name__}")
     return listed
 
 
@@ -263,7 +263,7 @@ def _request(
     if (prompt is None) == (messages is None):
         raise ConfigurationError("give either prompt= or messages=")
     if isinstance(messages, str | Mapping):
-        raise ConfigurationError("messages is a list of messages: [{'role': 'user', 'content': …}]")
+        raise ConfigurationError("messages must be a list of messages: [{'role': 'user', 'content': …}]")
     if not math.isfinite(timeout) or timeout <= 0:
         raise ConfigurationError(f"timeout {timeout} is no number of seconds above 0")
     fields = {name: value for name, value in options.items() if name in _FIELDS and value is not None}

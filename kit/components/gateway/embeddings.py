@@ -62,7 +62,7 @@ class Embedder:
         return response
 
     async def embed(self, request: dict[str, Any], *, once: bool = False) -> dict[str, Any]:
-        """Embed the texts of one request, in their order; ``once``: its queue does not try again what was called."""
+        """Embed one request's texts in order; with ``once``, the queue does not retry after a call was made."""
         started = time.perf_counter()
         texts, model = request["texts"], request["model"]
         if model == "default":
@@ -168,21 +168,21 @@ def _read(expected: int, model: str, response: Any) -> tuple[Any, NDArray[np.flo
     """Return a provider's response, and its embeddings in the order of the texts, float32 (n, dim).
 
     Raises:
-        ProviderFailed: they are none, too few, or not of one length.
+        ProviderFailed: they are missing, too few, or of different lengths.
     """
     try:
         rows = list(response.data)
         if any(row["index"] is not None for row in rows):
             rows.sort(key=lambda row: int(row["index"]))
             if [int(row["index"]) for row in rows] != list(range(len(rows))):
-                raise ValueError("each text has one embedding")
+                raise ValueError("each text must have one embedding")
         given = np.asarray([row["embedding"] for row in rows])
         if given.dtype.kind not in "fiu" or given.shape != (expected, given.size // expected) or not given.size:
-            raise ValueError("an embedding is a row of numbers")
+            raise ValueError("an embedding must be a list of numbers")
         with np.errstate(over="ignore"):
             vectors = given.astype(np.float32)
         if not np.isfinite(vectors).all():
-            raise ValueError("an embedding is finite")
+            raise ValueError("an embedding must be finite")
     except (LookupError, TypeError, ValueError, AttributeError):
         raise unusable(model, "MalformedEmbeddings", retryable=True, answer=response) from None
     return response, vectors

@@ -94,15 +94,15 @@ class ProviderFailed(GatewayError):
     """The provider of a model failed, after the retries and fallbacks that were left to it.
 
     Attributes:
-        status_code: HTTP status, or None where no answer came.
-        kind: LiteLLM's name for the failure, e.g. ``Timeout``; ``UnknownProvider`` for a model's name without one,
-            ``MissingKey`` where the gateway's environment has none for it; ``MalformedAnswer``, ``NoAnswer``,
-            ``AnswerCut`` and ``AnswerTooLarge`` for answers that cannot be given.
+        status_code: HTTP status, or None if no answer came.
+        kind: LiteLLM's name for the failure, e.g. ``Timeout``; ``UnknownProvider`` if the model's name has none,
+            ``MissingKey`` if the gateway's environment has no key for it; ``MalformedAnswer``, ``NoAnswer``,
+            ``AnswerCut`` and ``AnswerTooLarge`` for unusable answers.
         retry_after: seconds that the provider asked to wait, or None.
-        worked: whether the provider may have worked, and charges for it.
-        final: whether no other model is to be tried either.
-        answer: LiteLLM's response that cannot be given, or None.
-        said: what was said in it.
+        worked: whether the provider may have worked and may charge for it.
+        final: whether no other model should be tried.
+        answer: LiteLLM's unusable response, or None.
+        said: its text.
     """
 
     content_free = True  # a status and LiteLLM's name for it, never what the provider said
@@ -136,7 +136,7 @@ def timed_out(model: str = "") -> ProviderFailed:
 
 
 def unusable(model: str, kind: str, *, retryable: bool, answer: Any = None, said: str = "") -> ProviderFailed:
-    """Return the failure of a provider that answered, so that it is paid, with what cannot be given to anybody."""
+    """Return the failure of a provider that sent an unusable answer, which must be paid for."""
     failed = ProviderFailed(model, kind=kind, status_code=None, retryable=retryable)
     failed.worked, failed.answer, failed.said = True, answer, said
     return failed

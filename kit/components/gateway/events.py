@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 class Events:
     """Publishes in the background, in order of happening as far as the bus keeps it.
 
-    An event that cannot be sent is logged and lost, except an operation of the log: that one is tried for a minute.
+    An event that cannot be sent is logged and dropped, except operations for the log, which are tried for a minute.
     """
 
     def __init__(self, bus: Bus, worker_id: str, log_interval: float) -> None:
@@ -69,11 +69,11 @@ class Events:
         self._later(lambda: self._publish(RAG_EMBEDDING_RESULTS, data))
 
     def operation(self, made: Callable[[], dict[str, Any]], logged: Callable[[], None] | None = None) -> None:
-        """Hand a call of a provider to the log, in the present trace.
+        """Log a provider's call, in the present trace.
 
         Args:
-            made: writes its line when there is time.
-            logged: is called when the line is there.
+            made: makes its line later.
+            logged: is called after the line is logged.
         """
         self._lines.append((copy_context(), made, logged))
         if len(self._lines) == 1:

@@ -1,4 +1,4 @@
-"""LiteLLM as the gateway uses it: loaded late and quietly, called directly, again and elsewhere once a call fails."""
+"""LiteLLM as the gateway uses it: loaded late and quietly, called directly, with retries and fallbacks."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# Providers whose models a request may name when the gateway's environment has their key; others the settings enable.
+# Providers whose models a request may name if the gateway's environment has their key; settings enable others.
 _KEYED_TEXT = """
 ai21 anthropic azure azure_ai cerebras codestral cohere dashscope databricks deepinfra deepseek fireworks_ai gemini
 groq huggingface hyperbolic jina_ai meta_llama minimax mistral moonshot nebius novita nvidia_nim openai openrouter
@@ -64,7 +64,7 @@ def load_litellm() -> Any:
 
     from .models.provider import CHAT_MODEL, EMBEDDING_MODEL, PROVIDER, OfflineModels
 
-    # Of an answer of odd types pydantic warns by quoting it.
+    # pydantic's warning about an answer of odd types would quote it.
     warnings.filterwarnings("ignore", message="Pydantic serializer warnings", category=UserWarning)
     litellm.telemetry = False
     litellm.suppress_debug_info = True
@@ -86,7 +86,7 @@ def load_litellm() -> Any:
 
 
 def load_client() -> None:
-    """Import now, on this thread, what most providers' first call would import on the event loop; it takes seconds."""
+    """Import on this thread what most providers' first call would otherwise import on the event loop, for seconds."""
     importlib.import_module("openai.resources")
 
 
@@ -166,7 +166,7 @@ class _Zero(int):
 
 
 class Providers:
-    """Calls models for one gateway: each in turn, and each again after a transient failure.
+    """Calls models for one gateway: one after the other, with retries after transient failures.
 
     Attributes:
         litellm: the module; ``errors``: what it raises.
@@ -181,31 +181,31 @@ class Providers:
         self.errors: tuple[type[Exception], ...] = (openai.OpenAIError, ValueError)
 
     def admit(self, model: str) -> None:
-        """Let a model be called: one that the settings name, or any of a provider that the operator enabled.
+        """Check that a model may be called: the settings name it, or the operator enabled its provider.
 
         Raises:
-            RequestRefused: it is neither, or no name of a model.
-            ProviderFailed: nobody knows its provider, or its key is not in the gateway's environment.
+            RequestRefused: it may not, or its name is invalid.
+            ProviderFailed: its provider is unknown, or the gateway's environment has no key for it.
         """
         enabled = self._settings.providers
         if model in self._settings.named:
             return
         if not is_model_name(model):
-            raise RequestRefused("that is no model's name: use letters, digits and . _ : @ + - between single slashes")
+            raise RequestRefused("invalid model name: use letters, digits and . _ : @ + - between single slashes")
         provider = self._vendor(model)
         if provider == "kit" or (enabled is not None and provider in enabled):
             return
         key = _KEYS.get(provider) if enabled is None else None
         if key is None:
             raise RequestRefused(
-                f"the models of {provider} are not enabled here: the gateway's settings name them (models=), "
-                "or their provider (providers=)"
+                f"models of {provider} are not enabled: list them in the gateway's settings (models=), "
+                "or list their provider (providers=)"
             )
         if not os.environ.get(key) and not (provider == "gemini" and os.environ.get("GOOGLE_API_KEY")):
             raise ProviderFailed(model, kind="MissingKey", status_code=None, retryable=False, missing=key)
 
     def _vendor(self, model: str) -> str:
-        """Return who runs a model, by its name alone: LiteLLM's own way asks some providers over the network."""
+        """Return a model's provider by its name alone; LiteLLM would ask some providers over the network."""
         prefix, slash, _ = model.partition("/")
         if slash and (prefix == "kit" or prefix in self.litellm.provider_list):
             return prefix
@@ -237,17 +237,17 @@ class Providers:
         read: Callable[[str, Any], Awaitable[T]],
         wasted: Callable[[ProviderFailed], None],
     ) -> T:
-        """Call a chat model, retry and fall back as the call says; return what ``read`` makes of the response.
+        """Call a chat model, with retries and fallbacks as configured; return the result of ``read``.
 
         Args:
-            call: what is asked.
-            meter: of the request: it has let the first call through, and does so with each further one.
+            call: the request.
+            meter: the request's account; it admitted the first call, and must admit each further one.
             read: gets the model's name and LiteLLM's response, or its iterator of a stream.
-            wasted: is told of a call that was worked on in vain, before the next one is made.
+            wasted: is called after each paid call without a usable answer, before the next call.
 
         Raises:
             ProviderFailed: no call succeeded.
-            RateLimited, BudgetExceeded, PriceUnknown: none did, and a further one was not let through.
+            RateLimited, BudgetExceeded, PriceUnknown: no call succeeded, and a further one was not admitted.
             asyncio.CancelledError: the caller left.
         """
 
@@ -281,14 +281,14 @@ class Providers:
         self, models: Sequence[str], meter: Meter, once: Callable[[str], Awaitable[T]],
         wasted: Callable[[ProviderFailed], None],
     ) -> T:  # fmt: skip
-        """Call models in turn until one answers: a retry waits first, as its provider asks or ever longer."""
+        """Call models in turn until one answers; a retry waits as its provider asks, or exponentially longer."""
         for model in models:
             left = retries = max(self.retries_of(model) - meter.before, 0)
             while True:
                 try:
                     if not meter.calling:
                         await meter.enter(model)
-                except KitError as error:  # this call is not let through; another model's may be
+                except KitError as error:  # this call is not admitted; another model's may be
                     meter.refused = error
                     break
                 try:
@@ -311,7 +311,7 @@ class Providers:
         raise meter.refused or meter.lost or timed_out(models[0])
 
     def retries_of(self, model: str) -> int:
-        """Return how many further calls a transient failure of a model is worth; an offline model has none."""
+        """Return how many retries a model gets after transient failures; an offline model gets none."""
         return 0 if self._settings.deployment(model)["model"].startswith("kit/") else self._settings.retries
 
     def _pause(self, error: Any, left: int, retries: int) -> float:
@@ -366,10 +366,10 @@ class Providers:
 
 
 def _worked(error: BaseException | None) -> tuple[bool, bool]:
-    """Say whether a provider may have worked on a call that failed, and whether its answer came whole.
+    """Return whether a provider may have worked on a failed call, and whether its answer arrived completely.
 
-    LiteLLM tells of an answer that it cannot read as of a status 500. What tells them apart is the error of the HTTP
-    client beneath: there is none when the answer came.
+    LiteLLM reports an unreadable answer as status 500. Only the HTTP client's error distinguishes the two: there is
+    none if an answer arrived.
     """
     while error is not None:
         package, name = type(error).__module__.partition(".")[0], type(error).__name__

@@ -1,6 +1,6 @@
-"""What of a request may reach a provider: an allowlist. All else (addresses, keys, …) is the operator's, by settings.
+"""The allowlist of what a request may pass to a provider; only the settings set anything else (addresses, keys, …).
 
-Names, types and bounds are those of the contract; where an older one left something open, it is narrowed here.
+Names, types and bounds are the contract's; what an older contract left open is narrowed here.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def _closed(required: str, **properties: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-# Of chat, what the released contracts leave open. Source: the OpenAI API reference.
+# Chat parameters that the released contracts leave open. Source: the OpenAI API reference.
 _NARROWED: dict[str, Any] = {
     "max_tokens": _TOKENS,
     "reasoning_effort": _NAME,
@@ -57,7 +57,7 @@ _EMBEDDING: dict[str, Any] = {
     "encoding_format": {"const": "float"},
     "user": _SHORT,
 }
-# Parts of a message: text, or what is given as data. LiteLLM fetches a URL itself, from where the gateway stands.
+# Parts of a message: text or inline data. LiteLLM would fetch a URL from inside the gateway's network.
 _CACHED = _closed("type", type={"const": "ephemeral"}, ttl={"enum": ["5m", "1h"]})
 _PARTS: dict[str, Any] = {
     "text": _closed("type text", type=True, text={"type": "string"}, cache_control=_CACHED),
@@ -103,12 +103,12 @@ def _part(kind: str) -> codec.ForeignSchema:
 
 
 def check_request(request: dict[str, Any]) -> None:
-    """Refuse an ``llm_request`` that asks for what only the operator may set; what remains may go to a provider.
+    """Refuse an ``llm_request`` that sets what only the operator may set; the rest may go to a provider.
 
-    Parameters that its writer had no field for (``extra``) are put among the others.
+    Parameters for which its version had no field (``extra``) join the others.
 
     Raises:
-        RequestRefused: saying what it must not ask for.
+        RequestRefused: names what the request must not set.
     """
     given = dict(request.get("parameters") or {})
     given |= given.pop("extra", None) or {}
@@ -122,13 +122,13 @@ def check_request(request: dict[str, Any]) -> None:
         foreign_schema(schema, "the schema of a tool or of response_format")
     _check_messages(request.get("messages") or ())
     if len(request.get("fallbacks") or ()) > _MOST_FALLBACKS:
-        raise RequestRefused(f"a request has at most {_MOST_FALLBACKS} fallbacks")
+        raise RequestRefused(f"a request may name at most {_MOST_FALLBACKS} fallbacks")
     if (request.get("validation") or {}).get("retries", 0) > _MOST_RETRIES:
-        raise RequestRefused(f"validation.retries is at most {_MOST_RETRIES}")
+        raise RequestRefused(f"validation.retries must be at most {_MOST_RETRIES}")
 
 
 def chat_parameters(request: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what of a checked request goes to the provider beside its messages."""
+    """Return what a checked request passes to the provider besides its messages."""
     return {
         **(request.get("parameters") or {}),
         **{name: request[name] for name in ("tools", "tool_choice") if request.get(name)},
@@ -136,10 +136,10 @@ def chat_parameters(request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def embedding_parameters(request: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what of an ``embedding_request`` goes to the provider beside its texts.
+    """Return what an ``embedding_request`` passes to the provider besides its texts.
 
     Raises:
-        RequestRefused: a parameter that no request may set, or a value out of its bounds; named.
+        RequestRefused: names a parameter that no request may set, or a value out of bounds.
     """
     parameters = dict(request.get("parameters") or {})
     if "dimensions" in request:
@@ -149,7 +149,7 @@ def embedding_parameters(request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_model_name(name: str) -> bool:
-    """Whether a name is one that a provider could give a model: no URL, no path, nothing but ASCII."""
+    """Return whether a name could be a provider's model: ASCII, no URL, no path."""
     return len(name) <= 200 and all(map(_SEGMENT.fullmatch, name.split("/")))
 
 
@@ -157,12 +157,12 @@ def foreign_schema(schema: Any, where: str, *, used: bool = False) -> codec.Fore
     """Return a request's own JSON Schema, within its bounds.
 
     Args:
-        schema: as it came.
-        where: what it is, for the error.
-        used: whether the gateway itself will judge by it, and not only the provider.
+        schema: the schema as received.
+        where: its name in the error.
+        used: whether the gateway validates with it, not only the provider.
 
     Raises:
-        RequestRefused: it is too large, or refers to anything outside itself, or cannot be used.
+        RequestRefused: it is too large, refers to something outside itself, or is unusable.
     """
     try:
         found = codec.ForeignSchema(schema)
@@ -172,14 +172,14 @@ def foreign_schema(schema: Any, where: str, *, used: bool = False) -> codec.Fore
 
 
 def _check_messages(messages: Iterable[Mapping[str, Any]]) -> None:
-    """Refuse parts that are anything but text, or images, sound and files given as data."""
+    """Refuse parts other than text, or images, audio and files given as inline data."""
     for number, message in enumerate(messages):
         content = message.get("content")
         for position, part in enumerate(content if isinstance(content, list) else ()):
             where = f"messages[{number}].content[{position}]"
             kind = part.get("type")
             if not isinstance(kind, str) or kind not in _PARTS:
-                raise RequestRefused(f"{where} is of no type that is passed on: {', '.join(_PARTS)}")
+                raise RequestRefused(f"{where} has an unsupported type: use {', '.join(_PARTS)}")
             _judge(_part(kind), part, where)
             if kind in _INLINE and not _is_inline(kind, part[kind][_INLINE[kind]]):
                 wanted = "base64 data" if kind == "input_audio" else "a data: URL in base64"
@@ -189,7 +189,7 @@ def _check_messages(messages: Iterable[Mapping[str, Any]]) -> None:
 def _admit(allowed: Allowed, parameters: Mapping[str, Any]) -> None:
     if refused := sorted(parameters.keys() - allowed.keys()):
         shown = ", ".join(codec.shorten(name, 60) for name in refused[:10])
-        raise RequestRefused(f"a request must not set {shown}: the gateway's settings may, for one of their models")
+        raise RequestRefused(f"a request must not set {shown}: set it for a model in the gateway's settings")
     for name, value in parameters.items():
         _judge(allowed[name], value, f"parameters.{name}")
 

@@ -52,7 +52,7 @@ class Prices:
         return self.of(model, 0, 0).source
 
     def of(self, model: str, prompt: int, completion: int, usage: Any = None) -> Price:
-        """Return what a call with so many tokens costs; ``usage``, LiteLLM's, says which of them have other prices."""
+        """Return a call's cost; ``usage``, LiteLLM's, says which tokens have special prices."""
         name = self._settings.deployment(model)["model"]
         if own := self._settings.prices(model):
             return Price(amount=self._own_cost(own, prompt, completion, usage), source=OWN)
@@ -69,7 +69,7 @@ class Prices:
         return Price(amount=float(sum(costs)), source=self._listed)
 
     def _own_cost(self, own: dict[str, float], prompt: int, completion: int, usage: Any) -> float:
-        """Apply a model's own prices: by LiteLLM, as those of its list, where they are more than the two usual ones."""
+        """Apply a model's own prices; LiteLLM computes with them if there are more than the usual two."""
         if own.keys() <= _USUAL:
             return prompt * own.get("input_cost_per_token", 0.0) + completion * own.get("output_cost_per_token", 0.0)
         told = {**dict.fromkeys(_USUAL, 0.0), **own}

@@ -64,10 +64,10 @@ class Relay:
         return whole
 
     def _sendable(self, model: str, piece: dict[str, Any]) -> dict[str, Any]:
-        """Return a piece that its reader can be sent: it may ride along in another's stream, so that it is seen here.
+        """Return a piece, checked before it is sent, because other readers may share the stream.
 
         Raises:
-            ProviderFailed: it breaks its contract, or no message holds it.
+            ProviderFailed: it breaks its contract, or is too large for a message.
         """
         try:
             size = len(codec.encode("llm_chunk", {"request_id": self._request["request_id"], "index": 0, **piece}))
@@ -78,7 +78,7 @@ class Relay:
         return piece
 
     def _broken(self, failed: ProviderFailed) -> ProviderFailed:
-        """Return the failure of a stream: what was sent cannot be sent again."""
+        """Return the failure of a stream; it is not retryable once something was sent."""
         failed.worked = failed.worked or bool(self._chunks)
         failed.final, failed.retryable = failed.final or self.sent > 0, failed.retryable and not self.sent
         return failed

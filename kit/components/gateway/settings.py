@@ -12,7 +12,7 @@ from kit.errors import ConfigurationError
 
 DEFAULT_MODEL = "kit/extractive"
 DEFAULT_EMBEDDING_MODEL = "kit/static-256"
-# LiteLLM's names of prices: any, and those of tokens, which it counts in an answer's usage.
+# LiteLLM's names of prices: all of them, and those per token, which it can count from an answer's usage.
 _PRICE = re.compile(r"(?:^|_)(?:cost|pricing)(?:_|$)")
 _COUNTED = re.compile(
     r"(?:input|output)_cost_per_token(?:_above_\d+k_tokens)?|cache_(?:read|creation)_input_token_cost(?:_above_\d+k_tokens)?"
@@ -107,9 +107,9 @@ class Settings:
         model: what answers when a request names the model "default".
         embedding_model: what embeds when a request names the model "default".
         models: LiteLLM settings (``model``, ``api_base``, ``api_key``, prices, …) by the name that requests use.
-        providers: LiteLLM's names of those whose models a request may name beside ``models``, as ``("openai",
-            "bedrock")``; None is every well-known one whose key (``OPENAI_API_KEY``, …) the environment has. ``kit/``
-            models may always be named.
+        providers: LiteLLM's names of providers whose models a request may name besides ``models``, as ``("openai",
+            "bedrock")``; None means every well-known one whose key (``OPENAI_API_KEY``, …) the environment has.
+            ``kit/`` models are always allowed.
         fallbacks: models to try when one fails, by its name; a request's own list comes first.
         timeout: seconds for one call of a provider, and for a request that names no timeout of its own.
         retries: further calls of a model after a transient failure (429, 5xx, timeouts, broken connections, answers
@@ -120,7 +120,7 @@ class Settings:
         budget: of this tenant, or None.
         concurrency: requests worked on at once.
         health_interval: seconds between two reports of a provider's health while it is used.
-        log_interval: seconds for which a call of a provider waits for others, to be told to the log with them: each
+        log_interval: seconds for which a call of a provider waits for others, to be logged with them: each
             write to a socket costs a tenth of a short call.
     """
 
@@ -146,7 +146,7 @@ class Settings:
                 "timeout and concurrency must be above 0; retries, cache_ttl and log_interval not below"
             )
         if isinstance(self.providers, str):
-            raise ConfigurationError(f"providers is a list of names: [{self.providers!r}]")
+            raise ConfigurationError(f"providers must be a list of names: [{self.providers!r}]")
         listed = (name for names in self.fallbacks.values() for name in names)
         named = frozenset((self.model, self.embedding_model, *self.models, *self.fallbacks, *listed))
         object.__setattr__(self, "named", named)  # the operator's own names
@@ -167,13 +167,13 @@ class Settings:
         return {name: value for name, value in told.items() if not _PRICE.search(name)}
 
     def prices(self, model: str) -> dict[str, float]:
-        """Return a model's own prices by LiteLLM's names, in USD a token; empty where the settings give none."""
+        """Return a model's own prices by LiteLLM's names, in USD per token; empty if the settings have none."""
         told = self.models.get(model) or {}
         return {name: float(value) for name, value in told.items() if _PRICE.search(name)}
 
 
 def _check_price(model: str, key: str, value: Any) -> None:
-    """Refuse a price that would not be counted, and one that is no amount."""
+    """Refuse a price that the gateway cannot count, or that is not an amount."""
     if not _COUNTED.fullmatch(key):
         raise ConfigurationError(
             f"models[{model!r}] sets {key!r}, which the gateway cannot count: give prices per token, such as "

@@ -69,7 +69,7 @@ class Till:
                 raise
 
     async def settle(self, name: str, cost: float, lines: Sequence[tuple[Context, Made]]) -> None:
-        """Settle what calls cost, and then log them. A store that fails holds nobody up: it is asked again."""
+        """Settle the calls' cost, then log them. A failing store delays nobody: it is tried again."""
         told = [(context, made()) for context, made in lines]
         settling = asyncio.create_task(self._settle(name, cost, told))
         self.settling.add(settling)
@@ -84,19 +84,19 @@ class Till:
                 await self.purse.settle(name, cost, [line for _, line in lines])
                 break
             except KitError as error:
-                logger.warning("%g %s are not settled yet: %s", cost, CURRENCY, error)
+                logger.warning("%g %s not settled yet: %s", cost, CURRENCY, error)
             await asyncio.sleep(pause)
             pause = min(pause * 2, 2.0)
         for context, line in lines:
             context.run(self.log, line)
 
     def log(self, line: Line) -> None:
-        """Hand a line to the log, and have the purse let go of it once it is there."""
+        """Log a line, then delete it from the budget."""
         assert self.purse is not None
         self.events.operation(lambda: line, partial(self.purse.logged, line["operation_id"]))
 
     async def close(self, timeout: float) -> None:
-        """Wait until everything is settled and logged, as long as ``timeout``; another worker does the rest."""
+        """Wait at most ``timeout`` until everything is settled and logged; another worker does the rest."""
         if self.settling:
             await asyncio.wait(tuple(self.settling), timeout=timeout)
         await self.events.drain(timeout)
@@ -178,7 +178,7 @@ class Meter:
 
     @contextmanager
     def once(self) -> Iterator[None]:
-        """Have the queue not try a request again for which calls were made: the gateway has made all it is worth."""
+        """Keep the queue from retrying a request for which calls were made: the gateway did all the retries."""
         try:
             yield
         except Exception as error:

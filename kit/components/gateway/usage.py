@@ -1,4 +1,4 @@
-"""What a call used: what its provider reported where that can be, else an estimate that says that it is one."""
+"""A call's usage: the provider's report if it is plausible, else an estimate marked as one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-ESTIMATED = "tokens estimated"  # how prices say that nobody reported what they are for
+ESTIMATED = "tokens estimated"  # marks a price whose tokens nobody reported
 IMPLAUSIBLE = f"{ESTIMATED}, the provider's count is implausible"
 # Tokens of a prompt that a request does not show: a provider's own instructions and template; one picture or file.
 _UNSEEN, _ATTACHMENT = 16_384, 65_536
@@ -17,12 +17,12 @@ _END = 8  # tokens that end an answer
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Asked:
-    """What a provider was given to read, and what it may use for it at most.
+    """A provider's input, and the most that it may use for it.
 
     Attributes:
-        texts: that it read.
-        prompt: tokens that they may be.
-        completion: tokens that it may write, unless it showed more.
+        texts: the input.
+        prompt: the most tokens that the input may be.
+        completion: the most tokens of output, unless more were returned.
     """
 
     texts: Sequence[str]
@@ -50,10 +50,10 @@ def asked_to_embed(texts: Sequence[str]) -> Asked:
 
 
 def reported(usage: Any, asked: Asked, said: str) -> tuple[dict[str, int], str]:
-    """Return a provider's count of tokens, and what speaks against it: ``ESTIMATED``, ``IMPLAUSIBLE`` or nothing.
+    """Return a provider's count of tokens, and the doubt about it: ``ESTIMATED``, ``IMPLAUSIBLE`` or nothing.
 
-    A token is a byte of text at least, so that a count beyond the bytes is none; what a model does not show of its
-    answer is bound by what the request allows it. No part of a count, each of which may have a price of its own, is
+    A token is at least one byte of text, so a count above the bytes is implausible; hidden output is bounded by what
+    the request allows. No part of a count, each of which may have a price of its own, is
     more than what it is a part of.
     """
     details, more = (getattr(usage, f"{kind}_tokens_details", None) for kind in ("prompt", "completion"))
@@ -91,5 +91,5 @@ def _counts(part: Any) -> Iterator[tuple[str, Any]]:
 
 
 def size_of(texts: Iterable[str]) -> int:
-    """Return the bytes of texts: no tokenizer makes more tokens of them."""
+    """Return the bytes of texts, the most tokens that a tokenizer can make of them."""
     return sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)

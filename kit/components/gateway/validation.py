@@ -68,7 +68,7 @@ async def check_response(request: Mapping[str, Any], response: Mapping[str, Any]
     A stricter level includes ``format``.
 
     Raises:
-        RequestRefused: the request's schema is none that can be used.
+        RequestRefused: the request's schema is unusable.
     """
     asked = request.get("validation") or {}
     level = asked.get("level", "none")
@@ -97,7 +97,7 @@ def check_schema(request: Mapping[str, Any]) -> None:
     """Refuse a check that cannot be made, before anything is spent on the response.
 
     Raises:
-        RequestRefused: a JSON Schema is asked for, and there is none or none that can be used.
+        RequestRefused: the check needs a JSON Schema, and there is none or an unusable one.
     """
     asked = request.get("validation") or {}
     if asked.get("level") == "json_schema":
