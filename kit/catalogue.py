@@ -215,12 +215,12 @@ API_QUERY_DURATION = _histogram("api.query.duration", "time from question to ans
 # The kit's own health: what was retried, died, was refused or was dropped.
 JOBS_RETRIED = _count("kit.jobs.retried", "job attempts that failed and will be tried again", "{attempt}")
 JOBS_DEAD = _count("kit.jobs.dead", "jobs that became dead letters", "{job}")
-JOBS_FORGOTTEN = _count("kit.jobs.forgotten", "dead letters given up, as too old or too much", "{job}")
+JOBS_FORGOTTEN = _count("kit.jobs.forgotten", "dead letters dropped because they were too old or too many", "{job}")
 JOBS_DEDUPLICATED = _count("kit.jobs.deduplicated", "deliveries whose effect had happened already", "{delivery}")
 MESSAGES_REFUSED = _count("kit.messages.refused", "received messages that broke their contract", "{message}")
 EVENTS_INTERRUPTED = _count(
     "kit.events.interrupted",
-    "subscriptions whose connection broke, so that events may have been missed",
+    "subscriptions that may have missed events because their connection broke",
     "{subscription}",
 )
 TELEMETRY_DROPPED = _count("kit.telemetry.dropped", "spans, metrics and logs that no endpoint took", "{item}")
@@ -569,7 +569,7 @@ MESSAGE_TYPES: tuple[str, ...] = tuple(
 
 
 def suggest_operation(given: object) -> str:
-    """Return which row was probably meant by something that is not one: a subject, a name, a message type."""
+    """Return a hint at the row that a wrong argument (a subject, a name, a message type) probably meant."""
     from difflib import get_close_matches
 
     text = given if isinstance(given, str) else type(given).__name__
@@ -581,4 +581,4 @@ def suggest_operation(given: object) -> str:
     near = get_close_matches(words, names, n=1, cutoff=0.6)
     if near:
         return f"use kit.catalogue.{names[near[0]]}"
-    return "use a row of kit.catalogue, such as kit.catalogue.RAG_QUERIES; `kit catalogue` lists them"
+    return "use a row of kit.catalogue, such as kit.catalogue.RAG_QUERIES; `kit catalogue` lists them all"

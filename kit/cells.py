@@ -1,4 +1,4 @@
-"""Notebook cells: what a cell started is replaced when the same cell runs again."""
+"""Notebook cells: running a cell again replaces what it started before."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ _T = TypeVar("_T")
 
 
 class Cell(NamedTuple):
-    """A notebook cell that is being executed, and which execution of it this is."""
+    """A notebook cell, and one execution of it."""
 
     key: str
     execution: str
 
     def ran_before(self, other: Cell) -> bool:
-        """Say whether the other is an earlier execution of the same cell."""
+        """Return whether the other is an earlier execution of the same cell."""
         return other.key == self.key and other.execution != self.execution
 
 
@@ -24,7 +24,7 @@ _started: weakref.WeakKeyDictionary[Any, Cell] = weakref.WeakKeyDictionary()
 
 
 def current_cell() -> Cell | None:
-    """Return the cell of the request that the kernel is executing; None outside a kernel.
+    """Return the cell that the kernel is executing; None outside a kernel.
 
     Source: https://jupyter-client.readthedocs.io/en/stable/messaging.html#execute (front ends add ``cellId``)
     """
@@ -44,7 +44,7 @@ def remember(thing: object) -> None:
 
 
 def started_earlier(kind: type[_T]) -> list[_T]:
-    """Return what earlier executions of the current cell started, of one kind: its names are about to be bound anew."""
+    """Return objects of one type that earlier executions of the current cell started."""
     cell = current_cell()
     if cell is None:
         return []

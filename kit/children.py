@@ -1,6 +1,6 @@
-"""Processes of this Python that are asked by a line of JSON, answer by lines of JSON, and are ended when they are late.
+"""Python child processes that take requests and answer in lines of JSON, and are killed when they are late.
 
-What may loop for ever, ask for gigabytes or hold the interpreter's lock runs there, where it can be stopped.
+Code that may loop for ever, allocate gigabytes or hold the GIL runs there, where it can be stopped.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 import kit
 
-# What a child may know of its owner's surroundings: what Python and its numerics need, no credentials.
+# The variables that a child inherits: what Python and numeric libraries need, no credentials.
 PREFIXES = ("PATH", "HOME", "LANG", "LC_", "LD_LIBRARY", "PYTHON", "OMP_", "OPENBLAS_", "MKL_", "SYSTEMROOT", "TMP")
 
 Progress = Callable[[dict[str, Any]], Awaitable[None]]
@@ -34,10 +34,10 @@ class ChildEnded(Exception):
 
 
 class Child:
-    """A process that answers one request at a time; it starts when first needed, and is kept warm.
+    """A process that answers one request at a time; it starts when first needed and stays up.
 
     Args:
-        arguments: of the interpreter.
+        arguments: the interpreter's arguments.
         line: bytes of the longest line that it may answer.
     """
 

@@ -5,8 +5,8 @@
     │   └── ForeignLoopError        a bus used from an event loop that does not own it
     ├── CodecError                  bytes or data that break their contract
     │   ├── MalformedEnvelope       not an envelope at all
-    │   ├── ContractViolation       an envelope whose data break the schema
-    │   │   └── ForeignTenant       data of another tenant than the bus
+    │   ├── ContractViolation       an envelope whose data breaks the schema
+    │   │   └── ForeignTenant       data of a tenant other than the bus's
     │   ├── UnknownContract         a message type or a version nobody here knows
     │   └── MigrationError          a step between versions that is missing or would lose something
     ├── BusError                    a message that could not be sent, or was not answered
@@ -33,21 +33,21 @@ from __future__ import annotations
 
 import re
 
-_LONGEST = 10_000  # characters of what an error says
+_LONGEST = 10_000  # characters of an error's text
 SURROGATE = re.compile("[\\ud800-\\udfff]")  # half a character, which no encoding has
 _UNSENDABLE = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\ud800-\\udfff]")
 
 
 def escape_text(text: str, longest: int = 500) -> str:
-    """Return at most ``longest`` characters of a text of whatever origin, so that it can be sent and shown.
+    """Return at most ``longest`` characters of a foreign text, safe to send and show.
 
-    Lone surrogates, which no message can carry, and control characters, which a terminal would obey, become escapes.
+    Lone surrogates, which no message can carry, and control characters, which steer a terminal, become escapes.
     """
     return _UNSENDABLE.sub(lambda found: ascii(found[0])[1:-1], text[:longest])[:longest]
 
 
 class KitError(Exception):
-    """Any error that the kit raises on purpose; what it says can be sent and shown, whatever it quotes."""
+    """Any error that the kit raises on purpose; its text is safe to send and show, whatever it quotes."""
 
     def __str__(self) -> str:
         return escape_text(super().__str__(), _LONGEST)
@@ -93,10 +93,10 @@ class ContractViolation(CodecError):
 
 
 class ForeignTenant(ContractViolation):
-    """The data name another tenant than the one whose bus carries them."""
+    """The data names a tenant other than the bus's."""
 
     def __init__(self, message_type: str) -> None:
-        super().__init__("it names another tenant than the bus's own", message_type=message_type, path="/tenant_id")
+        super().__init__("tenant_id is not the bus's own tenant", message_type=message_type, path="/tenant_id")
 
 
 class UnknownContract(CodecError):
@@ -119,15 +119,15 @@ class AccountTaken(ConnectError):
     """The account belongs to another tenant.
 
     Attributes:
-        owner: the tenant that claimed the account, by connecting to it first.
-        tenant_id: the tenant that is refused.
+        owner: the tenant that claimed the account by connecting to it first.
+        tenant_id: the refused tenant.
     """
 
     def __init__(self, owner: str, tenant_id: str) -> None:
         self.owner, self.tenant_id = owner, tenant_id
         super().__init__(
             f"this account belongs to tenant {owner!r}: tenant {tenant_id!r} needs credentials of an account of its "
-            "own (`kit server --print-config --tenants …` writes a server's configuration with an account for each)"
+            "own (`kit server --print-config --tenants …` prints a configuration with an account for each)"
         )
 
 

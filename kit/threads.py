@@ -1,4 +1,4 @@
-"""Calls that block, each on a thread of its own."""
+"""Blocking calls, each on its own thread."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _T = TypeVar("_T")
 def start_thread(
     call: Callable[[], _T], done: Callable[[Any, BaseException | None], None], *, name: str
 ) -> threading.Thread:
-    """Run a call on a new thread, in the context of here, and tell ``done``, there, its result or its error.
+    """Run a call on a new thread, in the current context, and pass its result or error to ``done`` on that thread.
 
-    A pool would be used up by calls that hang, and would keep the process alive.
+    Hanging calls would exhaust a pool and keep the process alive.
     """
 
     def run() -> None:
@@ -25,7 +25,7 @@ def start_thread(
         try:
             result = call()
         except BaseException as error:  # noqa: BLE001 - handed to whoever waits
-            # These mean something else to who waits for a future.
+            # These would mean something else to code that awaits a future.
             odd = isinstance(error, StopIteration | GeneratorExit | asyncio.CancelledError)
             failed = RuntimeError(type(error).__name__) if odd else error
         done(result, failed)
@@ -39,7 +39,7 @@ def start_thread(
 async def on_own_thread(
     call: Callable[[], _T], *, name: str, given_up: Callable[[threading.Thread], None] | None = None
 ) -> _T:
-    """Return what a call returns that blocks, on a thread as of ``start_thread``.
+    """Run a blocking call on a thread, as ``start_thread`` does, and return its result.
 
     Args:
         given_up: gets the thread when nobody waits any more.

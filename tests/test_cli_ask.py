@@ -190,7 +190,7 @@ CONTROLS = {
     "backspace": "bad\x08\x08\x08good",
     "delete": "\x7f",
     "turned around": "\u202etxt.exe\u2066",
-    "half a character": "\ud83d",
+    "a lone surrogate": "\ud83d",
 }
 
 

@@ -41,7 +41,7 @@ def test_a_time_that_is_not_utc_is_told_what_makes_one(timestamp: Any) -> None:
 
 @pytest.mark.parametrize("more", [{}, {"zz": 1}, {"aa": 1}])
 def test_a_version_in_the_data_is_told_where_it_belongs(more: dict[str, Any]) -> None:
-    with pytest.raises(ContractViolation, match=r"/data/schema_version: .*in the envelope, which encode"):
+    with pytest.raises(ContractViolation, match=r"/data/schema_version: .*in the envelope: encode"):
         codec.encode("agent_message", {**MESSAGE, "schema_version": "1.0", **more})
 
 

@@ -108,9 +108,9 @@ def test_whatever_stands_around_it_the_text_of_a_page_is_read(name: str) -> None
 
 
 def test_what_is_left_out_of_a_page_is_told() -> None:
-    assert read("page", PAGE, HTML).notes == ("navigation is left out, 1 words of it",)
+    assert read("page", PAGE, HTML).notes == ("1 words of navigation are left out",)
     cut = read("page", f"<p>{TEXT}</p><script>var x = 1; <p>And more.</p>", HTML)
-    assert (cut.text, cut.notes) == (TEXT, ("a <script> without an end hides what follows it",))
+    assert (cut.text, cut.notes) == (TEXT, ("an unclosed <script> hides what follows it",))
     assert read("page", f"<p>{TEXT}</p><script>1</script>", HTML).notes == ()
 
 
@@ -146,8 +146,8 @@ def test_a_pdf_gives_its_pages_and_its_title() -> None:
 def test_pages_without_text_are_named() -> None:
     reading = read("doc", pdf("First.", "", "", "Last."), PDF)
     assert reading.text.split() == ["First.", "Last."]
-    assert reading.notes == ("pages 2, 3 of 4 have no text, or hardly any: pictures of text are not read",)
-    assert read("doc", pdf("Only.", ""), PDF).notes[0].startswith("page 2 of 2 has no text")
+    assert reading.notes == ("pages 2, 3 of 4 have little or no text: scanned text is not read",)
+    assert read("doc", pdf("Only.", ""), PDF).notes[0].startswith("page 2 of 2 has little or no text")
     assert read("doc", pdf("First.", "Last."), PDF).notes == ()
     many = read("doc", pdf("First.", *[""] * 30), PDF).notes[0]
     assert many.startswith("pages 2, 3, ")
@@ -167,14 +167,14 @@ def test_a_page_that_cannot_be_read_is_named_and_the_others_are_read(monkeypatch
     monkeypatch.setattr(PageObject, "extract_text", fail_second)
     reading = read("doc", pdf("First.", "Second.", "Third."), PDF)
     assert reading.text.split() == ["First.", "Third."]
-    assert reading.notes == ("page 2 of 3 has damage, and could not be read",)
+    assert reading.notes == ("page 2 of 3 has damage and could not be read",)
     assert page_of(reading.pages, reading.text.index("Third")) == 3
     with pytest.raises(UnreadableDocument, match="no page of it can be read"):
         read("doc", pdf("Second."), PDF)
 
 
 def test_a_page_that_is_a_picture_with_a_number_is_named() -> None:
-    assert read("doc", pdf("First.", "- 2 -", picture=2), PDF).notes[0].startswith("page 2 of 2 has no text, or hardly")
+    assert read("doc", pdf("First.", "- 2 -", picture=2), PDF).notes[0].startswith("page 2 of 2 has little or no text")
 
 
 def bomb() -> bytes:
@@ -223,7 +223,7 @@ async def test_a_reading_process_that_dies_names_the_document(monkeypatch: pytes
     reading = asyncio.ensure_future(reader.read("doc", "<p>x</p>", HTML))
     await asyncio.sleep(0)
     process.kill()
-    with pytest.raises(DocumentTooLarge, match="died of it"):
+    with pytest.raises(DocumentTooLarge, match="crashed on it"):
         await reading
     assert (await reader.read("doc", pdf("Again."), PDF)).text == "Again."
     await reader.close()

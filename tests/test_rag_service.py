@@ -528,17 +528,17 @@ async def test_documents_that_cannot_be_sent_are_failures_with_reasons(tenant_bu
 
 
 ODD = [
-    ({"document_id": "n", "content": None}, "its content is a text or bytes, not NoneType"),
-    ({"document_id": "n", "content": float("nan")}, "its content is a text or bytes, not float"),
-    ({"document_id": "n"}, "its content is a text or bytes"),
-    ({"document_id": 1.5, "content": "x"}, "an id is a text of 1 to 200 characters, or a whole number"),
-    ({"document_id": True, "content": "x"}, "an id is a text"),
-    ({"content": "x"}, "document 'number 4': an id is a text"),
-    ({"document_id": "x" * 201, "content": "x"}, "an id is a text"),
-    ({"document_id": "half \ud83d", "content": "x"}, "its id holds half a character"),
-    ({"document_id": "n", "content": "half \ud83d"}, "its content holds half a character"),
-    ({"document_id": "n", "content": "half \ud83d" * 200_000}, "its content holds half a character"),
-    ({"document_id": "n", "content": "x", "title": "half \ud83d"}, "its title holds half a character"),
+    ({"document_id": "n", "content": None}, "its content must be text or bytes, not NoneType"),
+    ({"document_id": "n", "content": float("nan")}, "its content must be text or bytes, not float"),
+    ({"document_id": "n"}, "its content must be text or bytes"),
+    ({"document_id": 1.5, "content": "x"}, "an id must be a text of 1 to 200 characters, or an integer"),
+    ({"document_id": True, "content": "x"}, "an id must be a text"),
+    ({"content": "x"}, "document 'number 4': an id must be a text"),
+    ({"document_id": "x" * 201, "content": "x"}, "an id must be a text"),
+    ({"document_id": "half \ud83d", "content": "x"}, "its id contains a lone surrogate"),
+    ({"document_id": "n", "content": "half \ud83d"}, "its content contains a lone surrogate"),
+    ({"document_id": "n", "content": "half \ud83d" * 200_000}, "its content contains a lone surrogate"),
+    ({"document_id": "n", "content": "x", "title": "half \ud83d"}, "its title contains a lone surrogate"),
     ({"document_id": "n", "content": "x", "title": 7}, "rag_document at /data/title"),
     ({"document_id": "n", "content": "x", "metadata": {"a": "half \ud83d"}}, "rag_document at /data/metadata/a"),
     ({"document_id": "n", "content": "x", "metadata": {"a": object()}}, "rag_document at /data/metadata/a"),
@@ -569,11 +569,11 @@ async def test_what_was_not_read_of_a_document_is_told(tenant_bus: Any, service:
     (tmp_path / "secret.txt").write_text("secret")
     done = await rag.ingest_folder(tenant_bus, folder)
     assert repr(done) == "<Ingestion of 3 documents: 1 indexed, 2 failed; notes on 1 document>"
-    note = "page 2 of 3 has no text, or hardly any: pictures of text are not read"
+    note = "page 2 of 3 has little or no text: scanned text is not read"
     assert done.notes == {"contract.pdf": [note]}
     assert note in done.table()["reason"].to_list()
     assert "there is no text in it" in done.failures["marks.html"]
-    assert "link that leads out of the folder" in done.failures["out.txt"]
+    assert "links out of the folder" in done.failures["out.txt"]
 
 
 async def test_one_text_that_no_model_takes_fails_alone(tenant_bus: Any, service: Any, gateway: StandIn) -> None:

@@ -268,7 +268,7 @@ def test_parameters_are_read_as_python_reads_them(tmp_path: Path) -> None:
         path: {"url": "x=y", "owner": None, "size": 3, "span": 2.5, "days": [1, None], "limits": {"a": None}}
     }
     nbformat.write(new_notebook(cells=[_parameters("n = = 1")], metadata=KERNEL), path)
-    with pytest.raises(ReportError, match="is not Python"):
+    with pytest.raises(ReportError, match="parameters"):
         files.declared(path)
 
 

@@ -92,7 +92,7 @@ class Contract:
 
 
 _UTC = "(Z|\\+00:00)$"
-"""The pattern that schemas have beside the format of a time."""
+"""The pattern that schemas use besides the format of a time."""
 
 
 def _explain(error: jsonschema_rs.ValidationError) -> tuple[str, str]:
@@ -111,14 +111,14 @@ def _explain(error: jsonschema_rs.ValidationError) -> tuple[str, str]:
 
 
 _ENVELOPE = {
-    "schema_version": ": it belongs in the envelope, which encode(…, version=…) writes; the bus writes the latest",
-    "message_type": ": it belongs in the envelope, which encode(message_type, …) writes; the bus takes it from the row",
+    "schema_version": ": it belongs in the envelope: encode(…, version=…) sets it, and the bus uses the latest version",
+    "message_type": ": it belongs in the envelope: encode(message_type, …) sets it, and the bus takes it from the row",
 }
-"""Fields of the envelope that are mistaken for fields of the data, with where they belong."""
+"""Fields of the envelope that people put into the data, with where they belong."""
 
 
 def _is_time(kind: Any) -> bool:
-    """Return whether a fault is that of a time: the format, or the pattern that asks for UTC."""
+    """Return whether a fault is about a time: its format, or the pattern that requires UTC."""
     kinds = jsonschema_rs.ValidationErrorKind
     if isinstance(kind, kinds.Format):
         return kind.format == "date-time"

@@ -77,8 +77,8 @@ def _scalar_fault(value: Any) -> str | None:
         return None
     if kind is bool or value is None or (issubclass(kind, Enum) and issubclass(kind, _EQUAL)):
         return None
-    hint = "; kit.codec.now() returns the present time as text" if kind.__module__ == "datetime" else ""
-    return f"{kind.__module__}.{kind.__qualname__} is no JSON type; convert it first{hint}".replace("builtins.", "")
+    hint = "; kit.codec.now() returns the current time as text" if kind.__module__ == "datetime" else ""
+    return f"{kind.__module__}.{kind.__qualname__} is not a JSON type; convert it first{hint}".replace("builtins.", "")
 
 
 def _key_fault(key: Any) -> str | None:
@@ -168,7 +168,7 @@ def loads(text: bytes | bytearray | memoryview | str) -> Any:
         except UnicodeEncodeError:
             raise MalformedEnvelope("not JSON: the text has a lone surrogate") from None
     elif not issubclass(kind, bytes | bytearray | memoryview):
-        raise MalformedEnvelope(f"text or bytes are needed, not {kind.__name__}")
+        raise MalformedEnvelope(f"expected text or bytes, not {kind.__name__}")
     return parse(bytes(text))  # type: ignore[arg-type]
 
 

@@ -1,7 +1,7 @@
-"""Schemas that somebody else wrote, judged within bounds: of size, depth and work, with nothing fetched from anywhere.
+"""Foreign schemas, checked within bounds on size, depth and work, without fetching anything.
 
-Patterns run in linear time. What a check may cost at most is worked out before it is made, because branches that refer
-to branches multiply: a schema of 1 KB can ask for a day's work.
+Patterns run in linear time. The maximum cost of a check is computed first, because branches that refer to branches
+multiply: a schema of 1 KB can take a day to check.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _MOST_DEPTH = 64
 _MOST_STEPS = 5_000_000  # about 0.1 s
 _MOST_COSTS = 20_000  # to be worked out before it: about 0.1 s
 _MOST_READ = 50_000  # characters by patterns: about 0.5 s for the worst of patterns
-_MOST_NAMED = 20_000  # steps up to which the fault is named, whatever branches there are
+_MOST_NAMED = 20_000  # steps up to which the fault is located, whatever branches there are
 _BRANCHING = frozenset(("anyOf", "oneOf", "not", "contains", "unevaluatedItems", "unevaluatedProperties"))
 _REBASING = ("$id", "$anchor", "$dynamicAnchor", "$dynamicRef")
 _PATTERNS = jsonschema_rs.RegexOptions(size_limit=1 << 18, dfa_size_limit=1 << 20)
@@ -35,7 +35,7 @@ class Fault:
 
     Attributes:
         path: names and positions that lead to it; ``declared``: as far as the schema itself names them.
-        rule: the keyword that it breaks, empty where it would have cost too much to find out.
+        rule: the keyword that it breaks, empty if finding it would cost too much.
         reason: a sentence.
     """
 
@@ -67,13 +67,13 @@ class ForeignSchema:
                 self._schema, validate_formats=False, pattern_options=_PATTERNS, mask="the value", offline=True
             )
         except (jsonschema_rs.ValidationError, jsonschema_rs.ReferencingError, ValueError) as error:
-            raise CodecError(f"it is no usable JSON Schema: {exact.shorten(_why(error), 200)}") from None
+            raise CodecError(f"it is not a usable JSON Schema: {exact.shorten(_why(error), 200)}") from None
 
     def _admit(self, node: dict[str, Any]) -> None:
         self._branches |= not _BRANCHING.isdisjoint(node)
         for name in _REBASING:
             if isinstance(node.get(name), str) and not (name == "$id" and node is self._schema):
-                raise CodecError(f"it has {name}, which is not supported: refer by '#/$defs/…'")
+                raise CodecError(f"{name} is not supported: use '$ref' with '#/$defs/…'")
         reference = node.get("$ref")
         if not isinstance(reference, str):
             return
@@ -82,23 +82,23 @@ class ForeignSchema:
             name = part.replace("~1", "/").replace("~0", "~")
             target = target.get(name) if isinstance(target, dict) else None
         if not f"{reference}/".startswith("#/") or not isinstance(target, dict | bool):
-            raise CodecError("it refers to another schema: put that inside, under $defs")
+            raise CodecError("it refers to another schema: include that one under $defs")
         self._targets[reference] = target
 
     def compile(self) -> ForeignSchema:
-        """Compile it now, and return it.
+        """Compile it now and return it.
 
         Raises:
-            CodecError: it is no JSON Schema, or has patterns that need more than linear time.
+            CodecError: it is not a JSON Schema, or has patterns that need more than linear time.
         """
         _ = self._validator
         return self
 
     def fault(self, value: Any) -> Fault | None:
-        """Return how a JSON value breaks the schema, None when it does not.
+        """Return how a JSON value breaks the schema, or None.
 
         Raises:
-            CodecError: it is no JSON Schema, or to find out might take too long.
+            CodecError: it is not a JSON Schema, or the check might take too long.
         """
         nodes, characters, depth = _measure(value)
         if depth > exact.MAX_DEPTH:
@@ -124,7 +124,7 @@ class ForeignSchema:
         return None
 
     def _cost(self, node: Any, turns: int) -> tuple[int, int]:
-        """Return how many steps, and how many patterns, one value takes at most, with so many references followed."""
+        """Return the maximum of steps and of patterns for one value, following this many references."""
         if not isinstance(node, dict | list):
             return 1, 0
         key, known = (id(node), turns), self._costs
@@ -154,7 +154,7 @@ def _objects(schema: Any) -> Iterator[dict[str, Any]]:
     """Yield the objects of a schema.
 
     Raises:
-        CodecError: it is larger or deeper than anybody needs.
+        CodecError: it is too large or too deep.
     """
     left: list[tuple[Any, int]] = [(schema, 1)]
     seen = 0
@@ -162,7 +162,7 @@ def _objects(schema: Any) -> Iterator[dict[str, Any]]:
         node, depth = left.pop()
         seen += 1
         if seen > _MOST_NODES or depth > _MOST_DEPTH:
-            raise CodecError(f"it is too large: at most {_MOST_NODES:,} values, nested {_MOST_DEPTH} deep")
+            raise CodecError(f"it is too large: it may have at most {_MOST_NODES:,} values, nested {_MOST_DEPTH} deep")
         if isinstance(node, dict):
             yield node
         if isinstance(node, dict | list):

@@ -116,16 +116,16 @@ _PARAMETERS_OF_1_2 = ("max_completion_tokens", "n", "logit_bias", "top_logprobs"
 
 @step("llm_request", "1.1", "1.2")
 def llm_request_same(data: dict[str, Any]) -> dict[str, Any]:
-    """Leave a request as it is: 1.2 only names further parameters."""
+    """Return the request unchanged: 1.2 only declares more parameters."""
     return data
 
 
 @step("llm_request", "1.2", "1.1")
 def llm_request_to_1_1(data: dict[str, Any]) -> dict[str, Any]:
-    """Put the parameters that 1.1 has no field for where it has its others: into ``extra``.
+    """Move the parameters that 1.1 has no field for into ``extra``.
 
     Raises:
-        MigrationError: a field that is unknown here would be lost; the path names it.
+        MigrationError: an unknown field would be lost; the path names it.
     """
     for name in data:
         if name not in registry().schema("llm_request", "1.1")["properties"]:
@@ -139,7 +139,7 @@ def llm_request_to_1_1(data: dict[str, Any]) -> dict[str, Any]:
 
 @step("rag_status", "1.0", "1.1")
 def rag_status_up(data: dict[str, Any]) -> dict[str, Any]:
-    """Return the status as it is: 1.1 may have notes."""
+    """Return the status unchanged: 1.1 only adds notes."""
     return dict(data)
 
 
@@ -148,7 +148,7 @@ def rag_status_down(data: dict[str, Any]) -> dict[str, Any]:
     """Return a status without notes.
 
     Raises:
-        MigrationError: it has some.
+        MigrationError: it has notes.
     """
     if "notes" in data:
         raise MigrationError("1.0 has no such field", message_type="rag_status", path="/data/notes")

@@ -40,14 +40,14 @@ def database_uri(tenant_id: str, uri: str | Path | None = None) -> str:
 
 
 class DatabaseFailed(ComponentError):
-    """The operating system let LanceDB not write or read: a full disk, no permission, too many open files."""
+    """The operating system kept LanceDB from writing or reading: a full disk, no permission, too many open files."""
 
     retryable = True
 
     def __init__(self, uri: str, *, reason: str) -> None:
         self.uri, self.reason = uri, reason
         self.content_free = True
-        super().__init__(f"{reason}: {uri}; once that is mended, the same works again")
+        super().__init__(f"{reason}: {uri}; fix that and try again")
 
 
 async def connect_database(
@@ -76,12 +76,12 @@ def _make_private(folder: Path) -> None:
 
 
 async def commit(owner: Any, write: Callable[[], Awaitable[_T]]) -> _T:
-    """Write to a LanceDB table or database, and again when another worker's commit came first.
+    """Write to a LanceDB table or database, and retry if another worker's commit came first.
 
     LanceDB refuses one of two writes that overlap.
 
     Raises:
-        DatabaseFailed: the operating system is in the way.
+        DatabaseFailed: the operating system prevents it.
     """
     for attempt in range(1, _CONFLICTS + 1):
         try:
@@ -96,7 +96,7 @@ async def commit(owner: Any, write: Callable[[], Awaitable[_T]]) -> _T:
 
 
 async def database_failed(owner: Any, error: Exception) -> DatabaseFailed | None:
-    """Return what LanceDB's error, of a table or database, says of the operating system, if it says anything."""
+    """Return the operating system's error in an error of LanceDB, if there is one."""
     known = re.search(r"\(os error (\d+)\)", str(error))
     if known is None:
         return None

@@ -151,10 +151,10 @@ async def _index(lab: Lab, corpus: Path, store: Path | None, progress: TextIO) -
 
 
 def _unread(done: Ingestion) -> Iterator[str]:
-    """A line for each document that was not read, or not wholly, and for each file that is of no kind that can be."""
+    """A line for each document that was not read, or only in part, and for each file of an unsupported type."""
     lines = [f"not read: {status['error']['message']}" for status in done.statuses if "error" in status]
     lines += [f"{document_id}: {note}" for document_id, notes in done.notes.items() for note in notes]
-    lines += [f"not read: {name}: no reader for this kind of file" for name in done.skipped]
+    lines += [f"not read: {name}: no reader for this type of file" for name in done.skipped]
     yield from (f"  {shown(line, line=True)}\n" for line in lines[:_TOLD])
     if len(lines) > _TOLD:
         yield f"  … and {len(lines) - _TOLD} more\n"

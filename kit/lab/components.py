@@ -69,10 +69,10 @@ async def serve(
 
 
 def command(components: Sequence[str], settings: Mapping[str, Any], tenant_id: str) -> str:
-    """Return the command line that serves the components in a process of their own.
+    """Return the command line that serves the components in a separate process.
 
-    Of the settings, numbers and switches stand on it; all else, which may hold secrets, in a file that only its owner
-    can read: other users of the machine see command lines, and a notebook keeps what it prints.
+    Settings that are numbers or switches are on the command line. All others may be secret, so they go into a file that
+    only its owner can read: other users can see command lines, and a notebook stores what it prints.
 
     Raises:
         ConfigurationError: a component that does not exist.

@@ -1,4 +1,4 @@
-"""Numbers as people read them: a value and its unit, three digits that matter; and texts that a terminal may show."""
+"""Numbers for people: a value with its unit and three significant digits; and texts that are safe for a terminal."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import re
 
 _SECONDS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
 
-# Controls of a terminal, of both sets; marks that turn the direction of writing; halves of characters.
+# Control characters (C0, C1), marks that change the direction of writing, and surrogates.
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def shown(text: str, *, line: bool = False) -> str:
-    """Return a text for a terminal, in which what would steer the terminal stands as an escape that JSON knows.
+    """Return a text for a terminal, with control characters as JSON escapes.
 
     Args:
-        line: whether it is to stay one line.
+        line: whether to keep it on one line.
     """
     text = " ".join(text.split()) if line else text
     return _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)

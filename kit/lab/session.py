@@ -31,16 +31,16 @@ if TYPE_CHECKING:
     from kit.nats.server import Server
     from kit.otel import Telemetry
 
-CLOSE_SECONDS = 5.0  # for everything to be closed
-STOP_SECONDS = 10.0 + CLOSE_SECONDS  # … and for what is under way to finish; each part is bounded by itself as well
+CLOSE_SECONDS = 5.0  # to close everything
+STOP_SECONDS = 10.0 + CLOSE_SECONDS  # … and to finish running work; each part has its own bound as well
 _BUS = "bus of "  # what a bus is called among the parts
 
 
 async def eventually(check: Callable[[], Any] | Callable[[], Awaitable[Any]], seconds: float = 5.0) -> Any:
-    """Return what ``check`` returns, or what awaiting it gives, once that is true.
+    """Wait until ``check`` returns something true, and return it; ``check`` may be a coroutine function.
 
     Raises:
-        TimeoutError: it was not within so many seconds.
+        TimeoutError: that did not happen within ``seconds``.
     """
     async with asyncio.timeout(seconds):
         while True:
@@ -90,8 +90,8 @@ class Lab:
         """Serve components in this process, for this lab's tenant or another one.
 
         A setting goes to every component that takes one of its name. Running the same notebook cell again replaces what
-        it served before. In a lab whose components are elsewhere nothing
-        is started: it prints the ``kit worker`` command that serves the same.
+        it served before. In a lab whose components run elsewhere, this starts nothing and prints the ``kit worker``
+        command that serves the same.
 
         Raises:
             ConfigurationError: a component that does not exist, or a setting that none of them takes.
@@ -110,7 +110,7 @@ class Lab:
             self._ends.append((name, service.stop))
 
     async def _stop_earlier(self) -> None:
-        """Stop the services that this notebook cell started when it ran before."""
+        """Stop the services that this notebook cell started in an earlier run."""
         from kit.components import Service
 
         earlier = started_earlier(Service)
@@ -181,7 +181,7 @@ class Lab:
         return self.telemetry.recorder.logs()
 
     def trace(self, trace_id: str | None = None, *, name: str | None = None) -> Any:
-        """Return one trace as a tree, the last one by default, or the last with a span of a name."""
+        """Return a trace as a tree: the one with this id, the last with a span of this name, or the last one."""
         return self.telemetry.recorder.trace(trace_id, name=name)
 
     def waterfall(self, trace_id: str | None = None) -> Any:
@@ -191,8 +191,8 @@ class Lab:
     async def stop(self, timeout: float = STOP_SECONDS) -> None:
         """End everything, the last started first, within ``timeout`` seconds; a second call waits for the first.
 
-        What is under way may finish, except in the last five seconds, which closing needs. What was recorded stays
-        readable. An interrupt of the cell that waits does not keep the rest from ending.
+        Running work may finish, except in the last five seconds, which closing needs. Recordings stay readable. If the
+        waiting cell is interrupted, the rest still ends.
 
         Raises:
             ExceptionGroup: parts that failed or took too long to end; all others ended all the same.

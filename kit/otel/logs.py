@@ -27,7 +27,7 @@ from kit.otel.values import PLAIN, safe_text, sendable
 _NO_CONTEXT = Context()
 _OWN = ("opentelemetry.", "kit.otel", "grpc.", "urllib3.")  # what the exporters themselves log
 _OFF = logging.CRITICAL + 1
-_NESTED = 2  # steps that what is logged while the text of an argument is made may go on, in each other
+_NESTED = 2  # nesting of log calls made while formatting an argument
 _SEVERITIES: dict[int, tuple[str, SeverityNumber]] = {
     logging.DEBUG: ("DEBUG", SeverityNumber.DEBUG),
     logging.INFO: ("INFO", SeverityNumber.INFO),
@@ -39,7 +39,7 @@ _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", 
 
 
 class _Nesting(threading.local):
-    """How deep in the texts of its own arguments this thread is logging."""
+    """How deeply this thread's logging is nested in formatting its own arguments."""
 
     depth = 0
 
@@ -214,7 +214,7 @@ class Handler(logging.Handler):
 
 
 def _merged(message: str, args: Any) -> str:
-    """Merge as ``logging`` does; arguments that do not fit, or have no text, must not stop what logs them."""
+    """Merge as ``logging`` does; arguments that do not fit or cannot be formatted must not raise into the program."""
     if _NESTING.depth > _NESTED:
         return message
     _NESTING.depth += 1

@@ -54,7 +54,7 @@ def key_of(metric: Metric, labels: dict[str, Label]) -> object:
 
 
 def plain_labels(labels: Mapping[str, Any]) -> dict[str, Label]:
-    """Return labels whose values can be looked up and sent, whatever was given."""
+    """Return labels with hashable values that can be sent, whatever was given."""
     kept = {name: sendable(value) for name, value in labels.items()}
     return {name: value if type(value) in PLAIN else safe_text(value) for name, value in kept.items()}
 

@@ -1,7 +1,7 @@
-"""Attribute values: whatever is given becomes something that can be kept, shown and sent.
+"""Attribute values: any value becomes one that can be stored, shown and sent.
 
-Values are foreign: an object's ``str()`` may raise, a list may contain itself, a text may hold a lone surrogate, an
-integer more than 64 bits. None of it may break the code that is observed, nor the batch in which it is exported.
+Values are foreign: an object's ``str()`` may raise, a list may contain itself, a text may contain a lone surrogate, an
+integer may exceed 64 bits. None of this may break the observed code, or the batch that exports it.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 PLAIN = frozenset((str, bool, int, float))
-_DEEPEST = 8  # mappings and sequences within each other; what lies deeper is told as text
+_DEEPEST = 8  # levels of nested mappings and sequences; deeper ones become text
 _CONVERT: Mapping[type, Callable[[Any], Any]] = {str: str.__str__, int: int.__int__, float: float.__float__}
 _SMALLEST, _LARGEST = -(2**63), 2**63 - 1
 
 
 def safe_text(value: object, how: Callable[[Any], str] = str) -> str:
-    """Return the text of a value, or what it is and why it has none."""
+    """Return a value's text, or its type and why it has no text."""
     try:
         return how(value)
     except Exception as error:  # noqa: BLE001 - foreign code
@@ -24,7 +24,7 @@ def safe_text(value: object, how: Callable[[Any], str] = str) -> str:
 
 
 def sendable(value: Any, depth: int = _DEEPEST) -> Any:
-    """Return a value that nobody changes and every exporter takes: plain values, and tuples and mappings of them."""
+    """Return an immutable value that every exporter accepts: plain values, and tuples and mappings of them."""
     kind = type(value)
     if kind is str:
         return value if value.isascii() else value.encode("utf-8", "backslashreplace").decode()
@@ -50,5 +50,5 @@ def _converted(value: Any, depth: int) -> Any:
         return sendable(value.tolist(), depth - 1)
     kind: Any = type(value)
     if kind.__str__ is object.__str__ and kind.__repr__ is object.__repr__:
-        return None  # it says where in memory it lies
+        return None  # it contains a memory address
     return sendable(str(value))

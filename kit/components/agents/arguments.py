@@ -1,4 +1,4 @@
-"""What a tool takes: the JSON Schema of a function's parameters, by the types that its arguments are converted to."""
+"""A tool's arguments: the JSON Schema of a function's parameters, from the types to which arguments are converted."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_O
 
 
 def describe_arguments(function: Any) -> dict[str, Any]:
-    """Return the JSON Schema of the arguments of one of Agno's functions, those aside that Agno gives by itself.
+    """Return the JSON Schema of an Agno function's arguments, without those that Agno fills itself.
 
-    Agno's own schema lets nothing but ``{}`` be given for a date, a path, a sequence or any value, though what it calls
-    the function through (pydantic) converts such arguments: https://github.com/agno-agi/agno/issues/10422
+    Agno's own schema allows only ``{}`` for a date, a path, a sequence or any value, although it calls the function
+    through pydantic, which converts such arguments: https://github.com/agno-agi/agno/issues/10422
 
     Raises:
-        ConfigurationError: a parameter without default cannot be given as JSON, by name.
+        ConfigurationError: a parameter without a default cannot be given by name as JSON.
     """
     from pydantic import PydanticUserError, TypeAdapter
 
@@ -27,12 +27,12 @@ def describe_arguments(function: Any) -> dict[str, Any]:
     try:
         hints = get_type_hints(entrypoint, include_extras=True)
     except (NameError, TypeError) as error:
-        raise ConfigurationError(f"tool {function.name}: the types of its parameters are not known: {error}") from None
+        raise ConfigurationError(f"tool {function.name}: cannot resolve the types of its parameters: {error}") from None
     adapters: dict[str, Any] = {}
     for name, parameter in parameters.items():
         try:
             if parameter.kind not in (*_BY_NAME, inspect.Parameter.VAR_KEYWORD):
-                raise TypeError("arguments are given by name; take a list, or give it a name")
+                raise TypeError("arguments are passed by name; use a list or a named parameter")
             adapter = TypeAdapter(hints.get(name, Any))
             adapter.json_schema()
             adapters[name] = adapter
@@ -57,7 +57,7 @@ def check_callable(function: Any) -> None:
     for name, parameter in inspect.signature(function.entrypoint).parameters.items():
         if parameter.kind in _BY_NAME and parameter.default is parameter.empty and name not in given:
             raise ConfigurationError(
-                f"tool {function.name} cannot be served: its parameter {name!r} is filled by Agno within a run alone"
+                f"tool {function.name} cannot be served: Agno fills its parameter {name!r} only within a run"
             )
 
 

@@ -58,7 +58,7 @@ class ToolExecutor:
             timeout: seconds that one call may take.
 
         Raises:
-            ConfigurationError: something that is no tool, or that nobody could call over the bus.
+            ConfigurationError: something is not a tool, or cannot be called over the bus.
         """
         agno = await agno_classes()
         functions = [function for tool in tools for function in functions_of(agno, tool)]
@@ -119,10 +119,10 @@ class ToolExecutor:
 
 
 def functions_of(agno: Agno, tool: Any) -> list[Any]:
-    """Return a tool, or all tools of a toolkit, as Agno's functions whose schema is worked out.
+    """Return a tool, or all tools of a toolkit, as Agno functions with their schemas.
 
     Raises:
-        ConfigurationError: it is no tool, or none that could be called.
+        ConfigurationError: it is not a tool, or cannot be called.
     """
     if isinstance(tool, str):
         tool = _imported(tool)
@@ -134,7 +134,7 @@ def functions_of(agno: Agno, tool: Any) -> list[Any]:
         try:
             function = agno.Function.from_callable(tool)
         except Exception as error:
-            raise ConfigurationError(f"{tool!r} is no tool that could be called: {error}") from error
+            raise ConfigurationError(f"{tool!r} cannot be called as a tool: {error}") from error
         function.parameters = describe_arguments(function)
         return [function]
     else:
@@ -190,7 +190,7 @@ async def within(seconds: float, function: Callable[..., _T | Awaitable[_T]], ar
 def failed_tool(
     name: str, function: Callable[..., Any], error: BaseException, arguments: Mapping[str, Any]
 ) -> ToolError:
-    """Return what a tool's caller is told of an error, without the content of its arguments."""
+    """Return the error for a tool's caller, without the content of its arguments."""
     from pydantic import ValidationError
 
     if isinstance(error, ValidationError) and error.title == getattr(function, "__qualname__", None):

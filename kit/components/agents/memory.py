@@ -5,9 +5,9 @@ A memory's document is in JetStream KV (bucket ``agent_memory``), its vector in 
 and another user's memory of the same id is another memory. The document counts: a memory that is found by its vector
 and has none is not returned.
 
-What is handed over is stored by the queue, whether a memory service is up or not. A memory whose embedding the gateway
-does not give is kept, and found as soon as the service gets one. That a user is to be forgotten is noted (bucket
-``agent_forgotten``) with the time: what was handed over before and is still on its way is dropped when it arrives.
+The queue stores new memories even if no memory service is up. If the gateway gives no embedding, the memory is stored
+and found as soon as the service gets one. A request to forget a user is recorded with its time (bucket
+``agent_forgotten``): memories sent earlier that are still on their way are dropped when they arrive.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class Memories:
         Args:
             type: ``fact``, ``preference`` or ``episode``.
             memory_id: replaces the memory of this id, of this user.
-            user_id: whose memory it is: no run of another user, or of no user, is told of it; None: anybody's.
+            user_id: whose memory it is: runs of other users, or of no user, do not see it; None: anybody's.
             expires_at: after this time it is not found any more.
             wait: seconds to wait until it can be found; None does not wait.
 
@@ -217,7 +217,7 @@ class Memories:
             wanted *= 4
 
     async def all(self) -> list[Memory]:
-        """Return everything that is remembered, of every user, the oldest first: for who runs the agent, not for it."""
+        """Return all memories of all users, oldest first: for the agent's operator, not for the agent."""
         store = await self._store()
         keys = await store.keys(f"{self._agent_id}.")
         entries = await asyncio.gather(*(store.get(key) for key in keys))
@@ -225,7 +225,7 @@ class Memories:
         return sorted((m for m in memories if m is not None), key=lambda memory: (memory.timestamp, memory.memory_id))
 
     async def table(self) -> pd.DataFrame:
-        """Return everything that is remembered, of every user, as a table, the oldest first."""
+        """Return all memories of all users as a table, oldest first."""
         import pandas as pd
 
         rows = [(m.memory_type, m.content, m.user_id, m.timestamp) for m in await self.all()]
@@ -268,7 +268,7 @@ class Memories:
 
 
 def key_of(agent_id: str, memory_id: str, user_id: str | None = None) -> str:
-    """Return the key of a memory's document and vector; it does not tell who the user is."""
+    """Return the key of a memory's document and vector; it does not reveal the user."""
     if user_id is None:
         return f"{agent_id}.{token(memory_id)}"
     return f"{agent_id}.user.{hashlib.sha256(codec.dumps([user_id, memory_id])).hexdigest()}"

@@ -57,7 +57,7 @@ class ToolRecord:
         try:
             fault = codec.ForeignSchema(self.parameters).fault(dict(arguments))
         except codec.CodecError as error:
-            raise ArgumentsRefused(self.name, f"they cannot be checked: {error.reason}") from None
+            raise ArgumentsRefused(self.name, f"the arguments cannot be checked: {error.reason}") from None
         if fault is not None:
             path = "$" + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in fault.declared)
             raise ArgumentsRefused(self.name, f"{path} breaks the rule '{fault.rule}'" if fault.rule else fault.reason)

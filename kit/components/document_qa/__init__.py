@@ -4,9 +4,9 @@
     └─ api.query.process                    here: the question is routed
        └─ rag.query … gateway.generate …    at the RAG and gateway workers
 
-In mode ``auto`` a calculation, or a command that names a tool, goes to an agent that is there and may call the tool
-(``routing`` has the rule), and everything else to the documents: so does what no agent can do. The answer's ``mode``
-names the way it went, and its steps say why.
+In mode ``auto`` a calculation, or a command that names a tool, goes to a running agent that may call the tool
+(``routing`` has the rule). Everything else, and whatever no agent can do, goes to the documents. The answer's ``mode``
+says where it went, and its steps say why.
 
 In mode ``agent`` an agent orchestrates: it remembers, finds passages, has the tenant's template filled and asks.
 
@@ -117,8 +117,8 @@ async def ask(
         question: in words.
         user_id, session_id: who asks, and in which conversation.
         mode: ``rag`` asks the tenant's documents; ``agent`` has an agent do so, which remembers who asks and takes its
-            prompt from the prompt store; ``llm`` asks the model alone: nothing supports that. ``auto`` has an agent do
-            a calculation or a tool's job, and asks the documents everything else; the answer's ``mode`` says which.
+            prompt from the prompt store; ``llm`` asks the model alone: nothing supports that. ``auto`` lets an
+            agent do calculations and tools' jobs, and asks the documents everything else; ``mode`` says which.
         collection: of documents; None: the default one.
         timeout: seconds for the whole answer.
         parameters: of the search and of the model, as in the ``rag_query`` contract (``top_k``, ``model``, …); in mode
@@ -181,14 +181,14 @@ class Desk:
         return answer | {key: data[key] for key in ("user_id", "session_id") if key in data}
 
     async def _from_whoever_fits(self, data: dict[str, Any], deadline: float) -> dict[str, Any]:
-        """Have an agent do a calculation or a tool's job; ask the documents everything else, and what it did not do."""
+        """Let an agent do a calculation or a tool's job; ask the documents everything else, or if the agent fails."""
         question, started, agents = data["query"], time.monotonic(), {}
         expression, command, why = read_calculation(question), read_command(question), ""
         if expression or command:
             try:
                 agents = await self._agents()
             except BusError as error:
-                why = f"who is there cannot be read: {type(error).__name__}"
+                why = f"the running agents cannot be listed: {type(error).__name__}"
         tool = CALCULATOR if expression else find_tool(command, set().union(*agents.values()))
         if tool is None:
             answer = await self._from_documents(data, deadline)
@@ -216,7 +216,7 @@ class Desk:
         return {**answer, **reason, "steps": [step, *answer["steps"]]}
 
     async def _agents(self) -> dict[str, set[str]]:
-        """Return the tools of each agent that is there and takes tasks, by its name."""
+        """Return the tools of each running agent that takes tasks, by the agent's name."""
         store = await self._bus.store(AGENT_PRESENCE, AGENT_PRESENCE_SECONDS)
         entries = [await store.get(key) for key in await store.keys()]
         found: dict[str, set[str]] = {}
@@ -231,7 +231,7 @@ class Desk:
     async def _from_tool(
         self, data: dict[str, Any], deadline: float, agent: str, tool: str, prompt: str, what: str
     ) -> dict[str, Any]:
-        """Have an agent do what a tool is for: an answer that no document supports, and that says so."""
+        """Let an agent use a tool: no document supports the answer, and the answer says so."""
         task: dict[str, Any] = {"task_type": "prompt", "parameters": {}, "prompt": prompt, "tools": [tool]}
         result = await self._done(data, task, _left(deadline) * _TRIED, agent)
         if not result.get("tool_calls"):

@@ -1,4 +1,4 @@
-"""What is no question for the documents, by a fixed rule: a calculation, or a command that names a tool.
+"""A fixed rule for questions that are not for the documents: calculations, and commands that name a tool.
 
 A **calculation** can be written as an expression of numbers, ``+ - * / // %`` and brackets, and asks for nothing else:
 "What is 15 % of twelve?" is one; "Why does 0.1 + 0.2 differ from 0.3?", "What changed in Python 3.11?", and a problem
@@ -44,7 +44,7 @@ _SIGNS = {
 }  # fmt: skip
 _SIGN = re.compile(rf"\b(?:{'|'.join(_SIGNS)})\b")
 _TIMES = re.compile(r"(?<=\d) ?x ?(?=\d)")
-_NONE = re.compile(r"\b\d{1,4}([-/])\d{1,2}\1\d{1,4}\b|\d%(?!\d)")  # a date, and a percentage of nobody knows what
+_NONE = re.compile(r"\b\d{1,4}([-/])\d{1,2}\1\d{1,4}\b|\d%(?!\d)")  # a date, or a percentage without a base
 _GROUPED = re.compile(r"(?<=\d),(?=\d{3}\b)")
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 _WORD = re.compile(r"[^\W\d_]+")
@@ -84,7 +84,7 @@ def read_calculation(question: str) -> str | None:
 
 
 def read_command(question: str) -> list[str]:
-    """Return the words of what may be a command; none of what begins as a question does."""
+    """Return the words of a possible command; empty if it begins like a question."""
     words = _words(question[:_LONGEST])
     return [] if words[:1] and words[0] in _QUESTIONS else words
 

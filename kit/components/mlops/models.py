@@ -142,7 +142,7 @@ def load_dataset(
         raise TrainingRefused(f"{name!r} has no rows or no columns, or values are missing in it")
     labels = pd.Series(labels.tolist(), index=labels.index, name=labels.name)  # Python's own types, whatever it was
     if odd := {type(value).__name__ for value in labels.unique().tolist()} - {"str", "int", "float", "bool"}:
-        raise TrainingRefused(f"{target or 'target'!r} of {name!r} is no label: {', '.join(sorted(odd))}")
+        raise TrainingRefused(f"{target or 'target'!r} of {name!r} cannot be a label: {', '.join(sorted(odd))}")
     if strings := [column for column in frame if frame[column].dtype.kind not in "iufb"]:
         raise TrainingRefused(f"columns {strings} of {name!r} are not numbers")
     return Dataset(name=known, task=task, features=frame, target=labels)
@@ -161,7 +161,7 @@ def parquet_of(frame: pd.DataFrame) -> bytes:
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, ValueError) as error:
         found = re.search(r"column (.+) with type", str(error))
         which = f"column {found[1]!r} is" if found else "the columns are"
-        raise TrainingRefused(f"{which} not sent: each needs a name of its own and values of one type") from None
+        raise TrainingRefused(f"{which} not sent: each column needs a unique name and values of one type") from None
     return content
 
 

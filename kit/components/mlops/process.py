@@ -13,7 +13,7 @@ MEMORY = 2 * 2**30  # bytes; of the process
 
 
 class Trainer:
-    """Runs training jobs, one at a time, in a process of its own, each within its time and memory.
+    """Runs training jobs one at a time in a separate process, with limits on time and memory.
 
     Args:
         timeout: seconds that a job may take at most; memory: bytes that the process may take.
@@ -32,7 +32,7 @@ class Trainer:
         content: Path | None = None,
         timeout: float | None = None,
     ) -> dict[str, Any]:
-        """Have a job trained; its files are in ``folder`` afterwards.
+        """Train a job; its files are in ``folder`` afterwards.
 
         Args:
             progress: is awaited with each step that the process tells.
@@ -49,14 +49,14 @@ class Trainer:
             told = await self._child.ask(request, progress, timeout=timeout)
         except TimeoutError:
             raise TrainingLimit(
-                f"training was given up after {timeout:g} s; its worker allows {self._timeout:g} (training_timeout)"
+                f"training was stopped after {timeout:g} s; its worker allows {self._timeout:g} s (training_timeout)"
             ) from None
         except ChildEnded as error:
             raise TrainingFailed(f"the training process ended with exit code {error.code}") from error
         if told.get("error") == TrainingLimit.__name__:
-            await self.close()  # what it took is not given back for sure
+            await self.close()  # it may not give its memory back
             raise TrainingLimit(
-                f"training took more than the {self._memory:,} bytes that its worker allows (training_memory)"
+                f"training needed more than the {self._memory:,} bytes that its worker allows (training_memory)"
             )
         if "error" in told:
             raise TrainingRefused(told["detail"])

@@ -96,7 +96,7 @@ class Ingestion:
 
     @property
     def notes(self) -> dict[str, list[str]]:
-        """What of each document was not read: pages that are pictures, say."""
+        """What was not read from each document, such as scanned pages."""
         return {entry["document_id"]: entry["notes"] for entry in self.statuses if "notes" in entry}
 
     def table(self) -> pd.DataFrame:
@@ -163,7 +163,7 @@ async def ingest_folder(
         path: a folder, or one file. A document's id is its file's path within the folder.
         pattern: which files; hidden ones are passed over, those without a reader are named in ``skipped``.
         metadata: put on every document.
-        follow_links: whether to read files, outside of the folder, that links in it lead to.
+        follow_links: whether to follow links to files outside the folder.
         collection, progress, in_flight, timeout: as for ``ingest_documents``.
 
     Raises:
@@ -400,26 +400,26 @@ async def _refused(bus: Bus, document_id: str, collection: str | None, error: Ki
 
 
 def _document(entry: Any, place: int) -> Document | DocumentRefused:
-    """Return what was handed in as a document, or why it is none."""
+    """Return an entry as a document, or why it is not one."""
     fields = entry if isinstance(entry, Mapping) else {}
     given = entry.document_id if isinstance(entry, Document) else fields.get("document_id")
     document_id = str(given) if isinstance(given, Integral) and str(given).lstrip("-").isdigit() else given
     where = document_id if isinstance(document_id, str) and document_id else f"number {place}"
     unknown = fields.keys() - {field.name for field in dataclasses.fields(Document)}
     if not isinstance(entry, Document | Mapping):
-        return DocumentRefused(where, f"a document is a mapping or a Document, not {type(entry).__name__}")
+        return DocumentRefused(where, f"a document must be a mapping or a Document, not {type(entry).__name__}")
     if unknown:
-        return DocumentRefused(where, f"a document has no {', '.join(sorted(map(repr, unknown)))}")
+        return DocumentRefused(where, f"a document has no field {', '.join(sorted(map(repr, unknown)))}")
     if not isinstance(document_id, str) or not 1 <= len(document_id) <= MAX_ID:
-        return DocumentRefused(where[:50], f"an id is a text of 1 to {MAX_ID} characters, or a whole number")
+        return DocumentRefused(where[:50], f"an id must be a text of 1 to {MAX_ID} characters, or an integer")
     content = entry.content if isinstance(entry, Document) else fields.get("content")
     if not isinstance(content, str | bytes):
-        return DocumentRefused(where, f"its content is a text or bytes, not {type(content).__name__}")
+        return DocumentRefused(where, f"its content must be text or bytes, not {type(content).__name__}")
     made = replace(entry, document_id=document_id) if isinstance(entry, Document) else None
     made = made or Document(**{**fields, "document_id": document_id})
     for name, value in (("id", document_id), ("content", content), ("title", made.title), ("source", made.source)):
         if isinstance(value, str) and SURROGATE.search(value):
-            return DocumentRefused(where, f"its {name} holds half a character, and is no text")
+            return DocumentRefused(where, f"its {name} contains a lone surrogate, which is not valid text")
     return made
 
 

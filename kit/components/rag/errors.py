@@ -4,11 +4,11 @@
     └── RagError
         ├── DocumentRefused           a document that can never be indexed as it is
         │   ├── UnsupportedType       no reader for its media type
-        │   ├── BadEncoding           its bytes are not the text they claim to be
+        │   ├── BadEncoding           its bytes are not in the encoding that they claim
         │   ├── UnreadableDocument    the reader failed on it: damaged, encrypted, gone
-        │   ├── DocumentTooLarge      reading it takes more text, pages, memory or time than there is for one
+        │   ├── DocumentTooLarge      reading it exceeds a limit on text, pages, memory or time
         │   ├── EmptyDocument         nothing to index in it
-        │   └── DocumentSuperseded    a later message about it was followed before
+        │   └── DocumentSuperseded    a later message about it was already applied
         ├── EmbeddingMismatch         vectors of another model or size than the collection has
         ├── ModelFailed               the gateway gave no embeddings or no answer
         ├── IndexBusy                 rows moved under a search each time it was tried; may pass
@@ -58,7 +58,7 @@ class UnreadableDocument(DocumentRefused):
 
 
 class DocumentTooLarge(DocumentRefused):
-    """Reading the document takes more text, pages, memory or time than there is for one."""
+    """Reading the document exceeds a limit on text, pages, memory or time."""
 
 
 class EmptyDocument(DocumentRefused):
@@ -69,10 +69,10 @@ class EmptyDocument(DocumentRefused):
 
 
 class DocumentSuperseded(DocumentRefused):
-    """A later message about the document was followed before this one came."""
+    """A later message about the document was applied before this one arrived."""
 
     def __init__(self, document_id: str) -> None:
-        super().__init__(document_id, "a later message about it came first, and what that one says holds")
+        super().__init__(document_id, "a later message about it was already applied")
 
 
 _REFUSED = (
@@ -136,6 +136,6 @@ class FilterRefused(RagError):
 
 
 def error_data(error: BaseException, retryable: bool = False) -> dict[str, Any]:
-    """Return an error as a ``rag_status`` carries it, of one not the kit's own, which may quote, the name only."""
+    """Return an error for a ``rag_status``; of a foreign error, whose text may quote the document, only the name."""
     detail = str(error) if isinstance(error, KitError) else type(error).__name__
     return {"type": type(error).__name__, "message": detail, "retryable": retryable}

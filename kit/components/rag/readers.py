@@ -74,7 +74,7 @@ class Reading:
 
     Attributes:
         pages: for a PDF, the offset at which each page begins.
-        notes: what of the document is not in the text, a sentence each.
+        notes: what is missing from the text, one sentence each.
     """
 
     text: str
@@ -98,7 +98,7 @@ def media_type_of(path: Path) -> str:
 
 
 def read(document_id: str, content: str | bytes, media_type: str = PLAIN) -> Reading:
-    """Read a document's content as text, here and now, however long that takes.
+    """Read a document's content as text in this process, however long that takes.
 
     Raises:
         UnsupportedType, BadEncoding, UnreadableDocument, DocumentTooLarge: see each.
@@ -114,10 +114,10 @@ def read(document_id: str, content: str | bytes, media_type: str = PLAIN) -> Rea
 
 
 class Reader:
-    """Reads documents as ``read`` does, PDF and HTML in a process that is ended when it takes too long.
+    """Reads documents as ``read`` does; PDF and HTML in a process that is killed if it takes too long.
 
     Args:
-        seconds: that a document may take.
+        seconds: limit for one document.
     """
 
     def __init__(self, seconds: float = 60.0) -> None:
@@ -140,7 +140,7 @@ class Reader:
         except TimeoutError:
             raise DocumentTooLarge(document_id, f"reading it takes more than {self.seconds:g} s: split it") from None
         except ChildEnded as error:
-            raise DocumentTooLarge(document_id, "the process that read it died of it: split it") from error
+            raise DocumentTooLarge(document_id, "the reading process crashed on it: split it") from error
         if "error" in told:
             raise _refusal(document_id, told["error"], told["detail"])
         return _rendered(told["result"], kind)
@@ -156,7 +156,7 @@ def _as_text(document_id: str, content: str | bytes, media_type: str) -> Reading
     kind = _ALIASES.get(kind, kind)
     if kind == PDF:
         if isinstance(content, str):
-            raise UnreadableDocument(document_id, "a PDF is sent as bytes, by claim check")
+            raise UnreadableDocument(document_id, "a PDF must be sent as bytes, by claim check")
         return kind, content
     if kind not in (MARKDOWN, PLAIN, HTML) and not kind.startswith("text/"):
         raise UnsupportedType(document_id, f"no reader for {media_type!r}")
@@ -188,12 +188,12 @@ def _refusal(document_id: str, kind: str, reason: str) -> DocumentRefused:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Folder:
-    """The files of a folder that can be read, and those that cannot.
+    """A folder's readable files, and the others.
 
     Attributes:
         root: what document ids are relative to.
-        skipped: files for whose suffix there is no reader, relative to the root.
-        refused: what is not looked into, such as links that lead out of the folder.
+        skipped: files without a reader for their suffix, relative to the root.
+        refused: entries that are not followed, such as links out of the folder.
     """
 
     root: Path
@@ -203,10 +203,10 @@ class Folder:
 
     @classmethod
     def of(cls, path: Path, pattern: str = "**/*", *, follow_links: bool = False) -> Self:
-        """Look a folder through, or take a single file; hidden files are passed over.
+        """Search a folder, or take a single file; hidden files are skipped.
 
         Args:
-            follow_links: whether to read files, outside of the folder, that links in it lead to.
+            follow_links: whether to follow links to files outside the folder.
 
         Raises:
             ConfigurationError: there is no such file or folder.
@@ -236,23 +236,23 @@ class Folder:
 
 
 def _not_looked_into(file: Path, within: Path | None) -> str:
-    """Say why a file or folder is left alone, if it is: a link out of ``within``, or the system does not let us in."""
+    """Return why a file or folder is skipped, if it is: a link out of ``within``, or no permission."""
     try:
         if file.is_symlink() and file.is_dir():
-            return "it is a link to a folder: no link to a folder is followed"
+            return "links to folders are not followed"
         if within is not None and not file.resolve().is_relative_to(within):
-            return "it is a link that leads out of the folder: follow_links=True reads it"
+            return "links out of the folder are not followed: use follow_links=True to read it"
         if file.is_symlink() and not file.exists():
-            return "it is a link that leads nowhere"
+            return "it is a broken link"
         if file.is_dir():
             next(file.iterdir(), None)
     except (OSError, RuntimeError) as error:
-        return getattr(error, "strerror", None) or "it is a link that leads nowhere"
+        return getattr(error, "strerror", None) or "it is a broken link"
     return ""
 
 
 def named(path: Path) -> str:
-    """Return a path as text that can be sent; bytes of it that are not UTF-8 as escapes."""
+    """Return a path as text that can be sent, with bytes that are not UTF-8 as escapes."""
     return os.fsencode(path.as_posix()).decode("utf-8", "backslashreplace")
 
 
@@ -304,7 +304,7 @@ def read_json_lines(
     charset = json.detect_encoding(raw)
     if charset.startswith("utf-8"):
         lines = raw.removeprefix(codecs.BOM_UTF8).split(b"\n")
-    else:  # a half of a character spoils its line, not the others
+    else:  # a lone surrogate spoils only its own line
         lines = [line.encode() for line in raw.decode(charset, "replace").removeprefix("\ufeff").split("\n")]
     if not any(line.strip() for line in lines):
         yield EmptyDocument(name)

@@ -1,8 +1,8 @@
-"""PDF and HTML as plain text, here, or in a process that can be ended.
+"""PDF and HTML as plain text, in this process or in one that can be killed.
 
 As a process it is started by path with ``python -P`` and imports nothing but the standard library and pypdf. One
-request, one answer, each a line of JSON; it ends when its standard input does. A file of some kilobytes can ask for
-gigabytes or for hours: a memory limit and a kill from the outside stop that, no check from the inside does.
+request, one answer, each a line of JSON; it ends when its standard input does. A file of some kilobytes can take
+gigabytes or hours: only a memory limit and a kill from outside stop that, no check from inside.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from typing import Any
 MAX_TEXT = 5_000_000  # characters of one document: some 1,500 printed pages
 MAX_PAGES = 5_000
 MEMORY = 2 * 2**30  # bytes of address space of the process
-_SCANT = 40  # characters on a page that is a picture: what is more is more than its number
+_SCANT = 40  # characters on a scanned page at most: more is more than a page number
 _SHOWN = 20  # pages that a note names
 _MARKS = "#-|`*+>=_~. \t\r\n"  # what a rendering puts in by itself
 
 
 class Unreadable(Exception):
-    """There is no text to be had.
+    """The document cannot be rendered as text.
 
     Attributes:
         kind: ``damaged`` or ``large``.
@@ -40,14 +40,14 @@ class Unreadable(Exception):
 
 
 def render_pdf(raw: bytes) -> dict[str, Any]:
-    """Return a PDF's ``text``, ``title``, the offsets at which its ``pages`` begin, and ``notes`` of what was not read.
+    """Return a PDF's ``text``, ``title``, the offsets at which its ``pages`` begin, and ``notes`` on what was not read.
 
     Raises:
         Unreadable: it is damaged, encrypted or too large.
     """
     import pypdf
 
-    logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # what it warns of was mended, or is said below
+    logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # pypdf repaired what it warns of, or it is reported below
     try:
         reader = pypdf.PdfReader(io.BytesIO(raw))
         if reader.is_encrypted and not reader.decrypt(""):
@@ -58,7 +58,7 @@ def render_pdf(raw: bytes) -> dict[str, Any]:
         pages = list(reader.pages)
     except (Unreadable, MemoryError):
         raise
-    except Exception as error:  # pypdf meets damage with whatever error its parser runs into
+    except Exception as error:  # pypdf raises arbitrary errors on damaged files
         raise Unreadable(f"the PDF is damaged: {type(error).__name__}") from error
     texts, length = [], 0
     for page in pages:
@@ -74,13 +74,13 @@ def render_pdf(raw: bytes) -> dict[str, Any]:
         for number, text in enumerate(texts, start=1)
         if text is not None and len(text) < _SCANT and (not text or _has_picture(pages[number - 1]))
     ]
-    notes = [_about(scant, len(pages), "no text, or hardly any: pictures of text are not read")] if scant else []
-    notes += [_about(broken, len(pages), "damage, and could not be read")] if broken else []
+    notes = [_about(scant, len(pages), "little or no text: scanned text is not read")] if scant else []
+    notes += [_about(broken, len(pages), "damage and could not be read")] if broken else []
     return {"text": "\n\n".join(text or "" for text in texts), "title": title or None, "pages": begins, "notes": notes}
 
 
 def _text_of(page: Any) -> str | None:
-    """Return a page's text; None where it is damaged."""
+    """Return a page's text; None if it is damaged."""
     try:
         return _unwrapped(page.extract_text())
     except MemoryError:
@@ -116,7 +116,7 @@ def _unwrapped(page: str) -> str:
 
 
 def _clean(text: str) -> str:
-    """Return a text without what no text may hold: NUL, and halves of characters."""
+    """Return a text without NUL and lone surrogates."""
     return text.replace("\x00", "").encode("utf-8", "replace").decode()
 
 
@@ -220,11 +220,11 @@ class _Rendering(HTMLParser):
         return " ".join(_clean("".join(self._titles)).split()) or None
 
     def notes(self) -> list[str]:
-        notes = [f"navigation is left out, {self._left_out} words of it"] if self._left_out else []
-        return notes + ([f"a <{self._silent}> without an end hides what follows it"] if self._silent else [])
+        notes = [f"{self._left_out} words of navigation are left out"] if self._left_out else []
+        return notes + ([f"an unclosed <{self._silent}> hides what follows it"] if self._silent else [])
 
     def text(self) -> str:
-        """Return the rendering, with the white space tidied outside code; marks alone are no text."""
+        """Return the rendering, with white space tidied outside code; empty if it has only marks."""
         whole, pieces, position = "".join(self._parts), list[str](), 0
         while (start := whole.find("```\n", position)) >= 0 and (end := whole.find("\n```", start + 4)) >= 0:
             pieces += (_tidied(whole[position:start]), whole[start : end + 4])
@@ -263,7 +263,7 @@ def main() -> None:
         except Unreadable as error:
             answer = {"error": error.kind, "detail": str(error)}
         except MemoryError:
-            answer = {"error": "large", "detail": f"reading it needs more memory than {MEMORY // 2**20:,} MiB"}
+            answer = {"error": "large", "detail": f"reading it takes more than {MEMORY // 2**20:,} MiB of memory"}
         sys.stdout.buffer.write(json.dumps(answer, ensure_ascii=False).encode() + b"\n")
         sys.stdout.buffer.flush()
 

@@ -91,24 +91,24 @@ def declared(path: Path) -> dict[str, dict[str, str]]:
     Papermill reads them line by line and misses a default with ``=`` in it and a type with ``|``.
 
     Raises:
-        ReportError: it is no notebook of Python, or the cell of its parameters is not Python.
+        ReportError: it is not a Python notebook, or its parameters cell is not valid Python.
     """
     notebook = read(path)
     if notebook.metadata.get("kernelspec", {}).get("language", "python") != "python":
-        raise ReportError(f"{path.stem}: parameters are known of notebooks in Python alone")
+        raise ReportError(f"{path.stem}: only Python notebooks can have parameters")
     found: dict[str, dict[str, str]] = {}
     for cell in notebook.cells:
         if cell.cell_type == "code" and "parameters" in cell.metadata.get("tags", []):
             try:
                 found |= _assigned(cell.source)
             except (SyntaxError, ValueError) as fault:
-                raise ReportError(f"{path.stem}: the cell of its parameters is not Python: {fault}") from fault
+                raise ReportError(f"{path.stem}: its parameters cell is not valid Python: {fault}") from fault
             break
     return found
 
 
 def _assigned(source: str) -> dict[str, dict[str, str]]:
-    """Return the names that a cell assigns at its top, with annotation, value and the comment at the end."""
+    """Return the names that a cell assigns at the top level, with annotation, value and trailing comment."""
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
     comments = {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
     found = {}
@@ -154,7 +154,7 @@ def typed(name: str, text: str, parameter: Mapping[str, str]) -> Any:
 
 
 def _kinds(annotation: str) -> list[str]:
-    """Return the types that an annotation allows, text last: any text is one."""
+    """Return the types that an annotation allows, text last because any value can be text."""
     try:
         found = [*_alternatives(ast.parse(annotation.strip(), mode="eval").body)]
     except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -190,7 +190,7 @@ def _name_of(node: ast.expr) -> str:
 
 
 def _literal(text: str) -> Any:
-    """Return a value that is written in JSON or in Python."""
+    """Return a value written as JSON or Python."""
     try:
         return json.loads(text)
     except ValueError:
@@ -207,7 +207,7 @@ def _of(*types: type) -> Callable[[str], Any]:
 
 
 def _anything(text: str) -> Any:
-    """Return a value for a parameter that declares no type: a number, a truth value, None, a list … or a text."""
+    """Return a value for a parameter without a type: a number, a Boolean, None, a list … or a text."""
     try:
         return _literal(text)
     except (ValueError, SyntaxError):
@@ -215,7 +215,7 @@ def _anything(text: str) -> Any:
 
 
 def _is_finite(value: Any) -> bool:
-    """Say whether a value can be written into a report, whose JSON has no infinity."""
+    """Return whether a report can hold a value: its JSON has no infinity."""
     try:
         json.dumps(value, allow_nan=False)
     except (ValueError, TypeError):

@@ -23,7 +23,7 @@ from kit.lab.report.outcome import Outcome
 from kit.lab.targets import tally
 
 TEMPLATES = Path(__file__).parent / "templates"
-MISSING = "data:,"  # in place of a picture that is not there, lies elsewhere or would have to be fetched
+MISSING = "data:,"  # in place of an image that is missing, outside the folder or remote
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; font-src data:"
 
 
@@ -57,7 +57,7 @@ def write_page(outcome: Outcome) -> None:
 
 
 def make_plain_page(title: str, under: str, body: str) -> str:
-    """Return a page beside the report's, under the front page: a title, a line of HTML under it, HTML below."""
+    """Return a page below the report's front page: a title, a line of HTML, and the body's HTML."""
     return (
         "<!DOCTYPE html>\n<html lang='en'><head><meta charset='utf-8'>"
         "<meta name='viewport' content='width=device-width, initial-scale=1'><meta name='color-scheme' "
@@ -88,9 +88,9 @@ def _mark(notebook: Any, outcome: Outcome) -> str:
 
 
 def _embedded(page: str, folder: Path) -> str:
-    """Put the image files that the prose shows into the page, if they lie in the notebook's folder or below it.
+    """Embed the image files that the prose shows, if they are in or below the notebook's folder.
 
-    nbconvert's own ``embed_images`` would close a ``<details>`` before what it is to fold away.
+    nbconvert's own ``embed_images`` would close a ``<details>`` before its content.
     """
 
     inside = folder.resolve()
