@@ -576,6 +576,13 @@ def test_tests_that_did_not_run_are_named(tmp_path: Path) -> None:
     assert (found.state, found.findings) == ("not measured", (lost.partition("::")[2],))
 
 
+def test_files_that_the_whole_suite_leaves_out_need_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_tests(tmp_path)
+    apart = {"test_a_drill": ["tests/drills_short.py"]}
+    monkeypatch.setattr(integration, "tests_now", lambda: changes.tests_now() | apart)
+    assert check("tests", tmp_path).state == "passed"
+
+
 @pytest.mark.parametrize(
     "link",
     [
