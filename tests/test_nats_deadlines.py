@@ -256,7 +256,7 @@ async def test_without_a_quorum_every_call_ends_in_time_and_says_why(
         await cluster.kill_node(1)
         await cluster.kill_node(2)
         for name, (call, error) in FIRST.items():
-            if name != "request":
+            if name not in ("request", "backlog"):  # a server that led before still tells what it knows
                 raised = await ends_in_time(call(bus), error)
                 assert "covers the subject" not in str(raised)
         await ends_in_time(job.result(timeout=2.5), DeadlineExceeded, 2.5)
