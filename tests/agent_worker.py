@@ -13,7 +13,7 @@ from kit.components.agents.tasks import TaskWorker
 from kit.nats import Bus, connect
 from kit.otel import start_telemetry
 
-QUICK = replace(AGENT_TASKS, policy=JobPolicy(ack_wait=2.0, max_attempts=4, backoff=(0.05,)))
+QUICK = replace(AGENT_TASKS, policy=JobPolicy(ack_wait=5.0, max_attempts=4, backoff=(0.05,)))
 
 
 async def main(url: str, user: str, password: str, tenant: str) -> None:

@@ -450,9 +450,8 @@ async def test_a_worker_killed_in_the_middle_loses_no_task_and_repeats_no_effect
         survivor = Agent(tenant_bus, "worker", tools=["note", "gate"])
         await tenant_bus.work(QUICK, TaskWorker(tenant_bus, {"worker": survivor}).handle)
         await eventually(lambda: survivor._presence._tasks, 60)  # the lease of the dead one has run out
-        await asyncio.sleep(0.2)
         opened.set()
-        result = await task.result(60)
+        result = await task.result(150)  # it may have to import Agno first, too
         assert str(result) == "Done."
         assert result.attempts >= 2
         assert effects == ["note x", "gate"]
