@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import sys
+import time
+import tracemalloc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -868,6 +871,37 @@ def test_grounding_is_the_share_of_sentences_that_the_context_supports(response:
     context = ["Full-time employees receive 25 days of paid annual leave per calendar year."]
     assert grounding(response, context, static_embeddings()) == score
     assert grounding("Something.", [], static_embeddings()) == 0.0
+
+
+def many_words(number: int, letters: str) -> list[str]:
+    return ["".join(word) for word in itertools.islice(itertools.product(letters, repeat=5), number)]
+
+
+def test_a_long_response_is_held_against_a_long_context_within_bounds() -> None:
+    from kit.components.gateway.validation import grounding
+
+    model = static_embeddings()
+    response, context = " ".join(many_words(20_000, "abcdefgh")), " ".join(many_words(20_000, "qrstuvwxyz"))
+    grounding("A word.", ["another word"], model)
+    tracemalloc.start()
+    try:
+        grounding(f"{response}.", [context], model)
+        assert tracemalloc.get_traced_memory()[1] < 600e6  # each with each they would be 1.6 GB
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_long_question_is_held_against_a_long_context_within_bounds() -> None:
+    from kit.components.gateway.models.support import Evidence, Passage, Question
+
+    model = static_embeddings()
+    question, context = " ".join(many_words(20_000, "abcdefgh")), " ".join(many_words(5_000, "qrstuvwxyz"))
+    Question.parse("What is it?", model)
+    began = time.thread_time()
+    evidence = Evidence(f"{question}. Where is the lamp?", [Passage(text=context)], model)
+    assert len(evidence.question.words) == 100
+    assert evidence.question.words[-1] == "lamp"
+    assert time.thread_time() - began < 10.0  # each with each it was a minute
 
 
 # --- the optional local model -----------------------------------------------------------------------------------

@@ -31,6 +31,9 @@ _REFUSAL = re.compile(
 )
 _GROUNDED = 0.6  # share of a sentence's weight that the context must hold
 _CLOSE = 0.6  # cosine from which another word counts as the same
+_MOST_COMPARED = (
+    4_000  # words of a context, and of a response, that are compared so; beyond them it is letter by letter
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -172,7 +175,8 @@ def _schema_fault(text: str, schema: ForeignSchema) -> str | None:
 def grounding(response: str, passages: Sequence[str], model: StaticEmbeddings) -> float:
     """Return how much of a response its context supports: the share of its sentences whose words stand there.
 
-    A sentence that says that there is no answer needs no support. Numbers must stand in the context as they are.
+    A sentence that says that there is no answer needs no support. Numbers must stand in the context as they are. Other
+    words may stand there as near synonyms, which is looked for among so many words and no more.
     """
     sentences = [unit.text for unit in split_units(re.sub(r"(?<!\s)\s*+\[\d++\]", "", response).replace("```", ""))]
     sentences = [text for text in sentences if words(text) and not _REFUSAL.search(text)]
@@ -183,24 +187,31 @@ def grounding(response: str, passages: Sequence[str], model: StaticEmbeddings) -
         return 0.0
     stems = {stem(word) for word in context}
     flat = " ".join(" ".join(passages).split()).casefold()
-    vocabulary = list(dict.fromkeys(context))
-    vectors = model.word_vectors(vocabulary)
-    units = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-6)
-    supported = sum(_is_grounded(text, flat, stems, units, model) for text in sentences)
+    others = [word for text in sentences for word in words(text) if stem(word) not in stems]
+    close = _close(others, context, model)
+    supported = sum(_is_grounded(text, flat, stems, close, model) for text in sentences)
     return supported / len(sentences)
 
 
-def _is_grounded(sentence: str, flat: str, stems: set[str], units: Any, model: StaticEmbeddings) -> bool:
+def _close(others: Sequence[str], context: Sequence[str], model: StaticEmbeddings) -> set[str]:
+    """Return those words for which a context has another that means much the same."""
+    found, known = (list(dict.fromkeys(listed))[:_MOST_COMPARED] for listed in (others, context))
+    if not found:
+        return set()
+    units = [model.word_vectors(listed) for listed in (found, known)]
+    one, other = (vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-6) for vectors in units)
+    likeness = (one @ other.T).max(1)
+    return {word for word, like in zip(found, likeness, strict=True) if like >= _CLOSE}
+
+
+def _is_grounded(sentence: str, flat: str, stems: set[str], close: set[str], model: StaticEmbeddings) -> bool:
     if " ".join(sentence.split()).casefold().rstrip(".") in flat:
         return True
     content = [word for word in words(sentence) if word.casefold() not in STOPWORDS]
     if any(word[0].isdigit() and stem(word) not in stems for word in content):
         return False
-    vectors = model.word_vectors(content)
-    if not len(vectors):
+    if not content:
         return True
-    lengths = np.linalg.norm(vectors, axis=1)
-    weights = np.clip((lengths - 4.0) / 10.0, 0.1, 1.6)
-    likeness = (vectors / np.maximum(lengths[:, None], 1e-6) @ units.T).max(1)
-    held = np.array([stem(word) in stems for word in content]) | (likeness >= _CLOSE)
+    weights = np.clip((np.linalg.norm(model.word_vectors(content), axis=1) - 4.0) / 10.0, 0.1, 1.6)
+    held = np.array([stem(word) in stems or word in close for word in content])
     return float((held * weights).sum() / weights.sum()) >= _GROUNDED

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .static import StaticEmbeddings
 
 _SYNONYM = 0.75
+_MOST_WORDS = 100  # of a question; each is held against each word of the context
 _SOFT = 0.40  # below this cosine two different words say nothing about each other
 
 
@@ -74,14 +75,17 @@ class Question:
 
     @classmethod
     def parse(cls, text: str, model: StaticEmbeddings) -> Question:
-        """Read a question: function words out, the rest weighted by how much their trained vectors say."""
+        """Read a question: function words out, the rest weighted by how much their trained vectors say.
+
+        Of a very long one the last words count: what is asked stands at the end.
+        """
         seen: dict[str, str] = {}
         for word in words(without_kind(text)):
             if word.casefold().replace("’", "'") not in STOPWORDS and (
                 len(word) > 1 or word.isupper() or word.isdigit()
             ):
                 seen.setdefault(stem(word), word)
-        content = list(seen.values()) or words(text)
+        content = (list(seen.values()) or words(text))[-_MOST_WORDS:]
         vectors = model.word_vectors(content)
         lengths = np.linalg.norm(vectors, axis=1)
         weights = np.clip((lengths - 4.0) / 10.0, 0.1, 1.6).astype(np.float32)
