@@ -891,6 +891,18 @@ def test_a_long_response_is_held_against_a_long_context_within_bounds() -> None:
         tracemalloc.stop()
 
 
+def test_a_long_question_is_held_against_tools_within_bounds() -> None:
+    from kit.components.gateway.models.tools import choose_tool
+
+    described = " ".join(many_words(5_000, "abcdefgh"))
+    add = {"type": "function", "function": {"name": "count_words", "description": f"Count the words. {described}"}}
+    question, model = " ".join(many_words(5_000, "qrstuvwxyz")), static_embeddings()
+    began = time.thread_time()
+    assert choose_tool(f"{question}. Count the words.", [add], "auto", model, fallback=False)
+    assert choose_tool(f"Count the words. {question}", [add], "auto", model, fallback=False)
+    assert time.thread_time() - began < 2.0  # each with each it was 6 s
+
+
 def test_a_long_question_is_held_against_a_long_context_within_bounds() -> None:
     from kit.components.gateway.models.support import Evidence, Passage, Question
 

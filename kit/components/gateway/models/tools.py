@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .static import StaticEmbeddings
 
 FIT = 0.5  # from here on a tool fits a question
+_MOST_WORDS = 200  # at the beginning of a text and at its end that are held against each other
 _STEPS = 4  # from a parameter to what it refers to, at most
 _LOOKUP = re.compile(r"search|retriev|look ?up|find|knowledge|documents?|passages?|query|consult", re.IGNORECASE)
 _WHOLE = re.compile(r"^(?:query|question|q|text|search\w*|input|prompt|message|topic|content|sentence)$", re.IGNORECASE)
@@ -136,16 +137,18 @@ def _fit(question: str, function: Mapping[str, Any], model: StaticEmbeddings) ->
         question = pattern.sub(meaning, question)
     spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", str(function.get("name", ""))).replace("_", " ")
     name = [word.lower() for word in words(spaced) if word.lower() not in STOPWORDS | {"tool", "function", "run"}]
-    asked = [word for word in words(question) if word.casefold() not in STOPWORDS]
+    asked = list(dict.fromkeys(word for word in words(question) if word.casefold() not in STOPWORDS))
     if not name or not asked:
         return 0.0
+    asked = [*asked[:_MOST_WORDS], *asked[_MOST_WORDS:][-_MOST_WORDS:]]  # a task stands at the beginning or the end
     described = [*name, *(w for w in words(str(function.get("description", ""))) if w.casefold() not in STOPWORDS)]
+    described = described[:_MOST_WORDS]
     vectors = model.word_vectors([*asked, *described])
     unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-6)
     likeness = unit[: len(asked)] @ unit[len(asked) :].T
     stems = [stem(word) for word in asked]
-    for column, word in enumerate(described):
-        likeness[:, column] = np.where([root == stem(word) for root in stems], 1.0, likeness[:, column])
+    for column, word in enumerate(map(stem, described)):
+        likeness[:, column] = np.where([root == word for root in stems], 1.0, likeness[:, column])
     weights = np.clip((np.linalg.norm(vectors, axis=1)[len(asked) :] - 4.0) / 10.0, 0.1, 1.6)
     best = likeness.max(0)
     best = np.where(best >= 0.4, best, 0.0)
