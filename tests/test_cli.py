@@ -216,24 +216,42 @@ def test_the_table_goes_between_the_marks_of_a_file(tmp_path: Path, capsys: pyte
 # --- report and gates -------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def clean_tree(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The commit of a tree without changes, whatever this one has: reports are of it, and so are not stale."""
+    monkeypatch.setattr("kit.lab.environment.commit", lambda: "0123456789")
+    return "0123456789"
+
+
+@pytest.mark.usefixtures("clean_tree")
 def test_report_ends_with_1_when_a_notebook_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "notebooks"
     folder.mkdir()
-    nbformat.write(new_notebook(cells=[new_code_cell("1 / 0")]), folder / "01_fails.ipynb")
+    nbformat.write(new_notebook(cells=[new_code_cell("1 / 0")]), folder / "01_codec.ipynb")
     options = ["--notebooks", str(folder), "--output", str(tmp_path / "reports"), "--no-check"]
     assert main(["report", *options]) == 1
-    assert "01_fails: failed in cell [1]" in capsys.readouterr().out
+    assert "01_codec: failed in cell [1]" in capsys.readouterr().out
     assert main(["gates", "report", "--reports", str(tmp_path / "reports")]) == 1
     text = capsys.readouterr().out
     assert "✗ report" in text
-    assert "01_fails: failed in cell [1]" in text
+    assert "01_codec: failed in cell [1]" in text
 
 
-def test_gates_update_the_baseline_from_the_last_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_gates_update_the_baseline_from_the_last_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], clean_tree: str
+) -> None:
     def report(ratio: float) -> None:
-        row = {"name": "encode", "measured": 2e-3, "target": 1e-3, "unit": "s", "met": True}
+        row = {"name": "encode", "measured": 2e-3, "target": 1e-3, "unit": "s", "better": "lower", "met": True}
         row["ratio"] = {"value": ratio, "low": ratio - 0.01, "high": ratio + 0.01}
-        body = {"notebook": "31_x", "failure": None, "comparison": "same", "verdict": "", "environment": {}}
+        body = {
+            "notebook": "31_x",
+            "good": True,
+            "failure": None,
+            "comparison": "same",
+            "verdict": "",
+            "parameters": {},
+        }
+        body["environment"] = {"commit": clean_tree, "cpu": "a", "cores": 2, "python": "CPython 3.11.7"}
         (tmp_path / "31_x.json").write_text(json.dumps({**body, "records": [{"verdicts": [row]}]}))
 
     folder = ["--reports", str(tmp_path)]
