@@ -103,12 +103,14 @@ class Batches:
         if lane.possible and len(payload) <= _SMALL and (lane.crowded or lane.alone):
             entry = _Entry(subject, payload, headers, self._loop.time() + timeout, self._loop.create_future())
             self._wait(lane, entry)
+            timer = self._loop.call_at(entry.deadline, _expire, entry.stored)  # less than a block with a timeout costs
             try:
-                async with asyncio.timeout_at(entry.deadline):
-                    ack = await entry.stored
+                ack = await entry.stored
             except TimeoutError:
                 reason = f"no acknowledgement within {timeout:g} s"
                 raise NotStored(subject, message_id=headers[MESSAGE_ID], reason=reason) from None
+            finally:
+                timer.cancel()
             if ack is not None:
                 return ack
             headers, timeout = entry.headers, max(entry.deadline - self._loop.time(), 0.0)
@@ -192,3 +194,8 @@ class Batches:
         if said.get("count") != len(entries):
             raise BusError(f"a batch of {len(entries)} jobs was acknowledged as {said.get('count')}")
         return int(said["seq"])
+
+
+def _expire(stored: asyncio.Future[Ack | None]) -> None:
+    if not stored.done():
+        stored.set_exception(TimeoutError())

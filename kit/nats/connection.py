@@ -37,7 +37,7 @@ from kit.errors import (
 from kit.nats.auth import Access, Given, explain, is_final, resolve
 from kit.nats.client import PENDING, Client, Direct
 from kit.nats.config import Credentials
-from kit.nats.deadlines import bounded, settle, within
+from kit.nats.deadlines import bounded, expire, settle, within
 
 _log = logging.getLogger("kit.nats")
 _access_log = logging.getLogger("kit.access")  # shown even where connection events are not
@@ -235,22 +235,32 @@ class Connection:
         token = str(next(self._serial))
         answered: asyncio.Future[Msg] = self._loop.create_future()
         self._listeners[token] = partial(settle, answered)
-        sent = False
+        timer = self._loop.call_later(timeout, expire, answered, subject, timeout)
         try:
-            async with asyncio.timeout(timeout):
-                if not self._inbox:
-                    await self._when_up(lambda: self._open_inbox(timeout))
-                await self._when_up(lambda: self.client.publish(subject, payload, self._inbox + token, headers))
-                sent = True
-                answer = await answered
-        except TimeoutError:
-            raise DeadlineExceeded(subject, seconds=timeout) if sent else self._late(subject, timeout) from None
+            if self._inbox and self.client.has_room:
+                await self.client.publish(subject, payload, self._inbox + token, headers)
+            else:
+                await self._send_request(subject, payload, token, headers, timeout)
+            answer = await answered
         finally:
+            timer.cancel()
             self._listeners.pop(token, None)
         said = answer.headers or {}
         if not answer.data and said.get("Status") == "503" and _STORED not in said:
             raise NoResponders(subject)
         return answer
+
+    async def _send_request(
+        self, subject: str, payload: bytes, token: str, headers: dict[str, str] | None, timeout: float
+    ) -> None:
+        """Send a request that has to wait: for the inbox, for room in the buffer, or for the connection."""
+        try:
+            async with asyncio.timeout(timeout):
+                if not self._inbox:
+                    await self._when_up(lambda: self._open_inbox(timeout))
+                await self._when_up(lambda: self.client.publish(subject, payload, self._inbox + token, headers))
+        except TimeoutError:
+            raise self._late(subject, timeout) from None
 
     async def _when_up(self, send: Callable[[], Awaitable[None]]) -> None:
         """Send something once, as soon as the connection is up, unless it is closed for good."""

@@ -20,6 +20,12 @@ def settle(answered: asyncio.Future[Msg], message: Msg) -> None:
         answered.set_result(message)
 
 
+def expire(answered: asyncio.Future[Msg], subject: str, seconds: float) -> None:
+    """Fail a wait whose time is over: a timer costs a request less than a block with a timeout."""
+    if not answered.done():
+        answered.set_exception(DeadlineExceeded(subject, seconds=seconds))
+
+
 @asynccontextmanager
 async def deadline(seconds: float, what: str) -> AsyncIterator[None]:
     """Give everything inside the block ``seconds`` in total.

@@ -80,7 +80,7 @@ class Handling:
         message_id: str | None = None,
         attempt: int = 1,
         handed_back: int = 0,
-        stored_at: str | None = None,
+        stored_ns: int | None = None,
     ) -> bytes | Fault:
         """Return the answer, or the fault in its place.
 
@@ -100,7 +100,7 @@ class Handling:
             word_errors(partial(told, data=envelope.data))
             handed = route.message(
                 envelope, message_id=message_id, attempt=attempt, handed_back=handed_back, chunks=chunks,
-                stored_at=stored_at,
+                stored_ns=stored_ns,
             )  # fmt: skip
             answer = await self._handle(handed)
             return self._fitting(route.encode_result(answer))

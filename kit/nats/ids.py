@@ -115,8 +115,13 @@ class Delivery(NamedTuple):
     @property
     def stored_at(self) -> str:
         """When it was stored: UTC, RFC 3339."""
-        stored = datetime.fromtimestamp(self.stored_ns / 1e9, UTC)
-        return stored.isoformat(timespec="microseconds").replace("+00:00", "Z")
+        return written_time(self.stored_ns)
+
+
+def written_time(nanoseconds: int) -> str:
+    """Return a time since 1970 as UTC, RFC 3339."""
+    moment = datetime.fromtimestamp(nanoseconds / 1e9, UTC)
+    return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def delivery(reply: str) -> Delivery:

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from kit.catalogue import Operation
+from kit.nats.ids import written_time
 
 
 class Chunks(Protocol):
@@ -30,7 +31,7 @@ class Message(NamedTuple):
         attempt: which delivery this is, from 1.
         handed_back: how many earlier deliveries stopping workers handed back; they do not count as attempts.
         chunks: where the pieces of a streamed answer go; see ``emit``.
-        stored_at: when the server stored a job: UTC, RFC 3339; None for what is not stored.
+        stored_ns: when the server stored a job: nanoseconds since 1970; None for what is not stored.
     """
 
     # A named tuple, as an envelope is: two are made for every request, and a frozen dataclass costs four times as much.
@@ -43,7 +44,7 @@ class Message(NamedTuple):
     message_id: str | None = None
     attempt: int = 1
     chunks: Chunks | None = None
-    stored_at: str | None = None
+    stored_ns: int | None = None
     handed_back: int = 0
 
     def __repr__(self) -> str:
@@ -51,6 +52,11 @@ class Message(NamedTuple):
         fields = ", ".join(self.data)
         named = "" if self.message_id is None else f" {self.message_id}"
         return f"<Message {self.message_type} {self.schema_version}{named} on {self.subject}: {fields}>"
+
+    @property
+    def stored_at(self) -> str | None:
+        """When the server stored a job: UTC, RFC 3339; None for what is not stored."""
+        return None if self.stored_ns is None else written_time(self.stored_ns)
 
     @property
     def sent_at(self) -> str:

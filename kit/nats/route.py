@@ -23,6 +23,7 @@ class Route:
     """One operation over one subject: names, versions and attributes."""
 
     __slots__ = (
+        "_of_tenants",
         "handle_attributes",
         "latest",
         "message_type",
@@ -42,6 +43,7 @@ class Route:
         self.latest = latest(operation.message_type)
         self.result_type = operation.result_type
         self.result_latest = None if operation.result_type is None else latest(operation.result_type)
+        self._of_tenants = {name for name in (self.message_type, self.result_type) if name and _names_tenant(name)}
         self.send_attributes = self.attributes(verb)
         self.handle_attributes = self.attributes("process")
 
@@ -123,7 +125,7 @@ class Route:
         Raises:
             ForeignTenant: the data names another tenant.
         """
-        if _names_tenant(message_type) and data.get("tenant_id", self.tenant_id) != self.tenant_id:
+        if message_type in self._of_tenants and data.get("tenant_id", self.tenant_id) != self.tenant_id:
             raise ForeignTenant(message_type)
 
     def message(
@@ -133,7 +135,7 @@ class Route:
         message_id: str | None = None,
         attempt: int = 1,
         chunks: Chunks | None = None,
-        stored_at: str | None = None,
+        stored_ns: int | None = None,
         handed_back: int = 0,
     ) -> Message:
         """Return what a handler or a caller gets."""
@@ -147,7 +149,7 @@ class Route:
             message_id,
             attempt,
             chunks,
-            stored_at,
+            stored_ns,
             handed_back,
         )
 

@@ -234,7 +234,7 @@ class PullWorker(Worker):
                     message_id=held.message_id,
                     attempt=held.attempt,
                     handed_back=held.handed_back or 0,
-                    stored_at=given.stored_at,
+                    stored_ns=given.stored_ns,
                 )
             except asyncio.CancelledError:
                 if held.lost:
