@@ -31,9 +31,6 @@ BENCHMARKS = Path(__file__).parent / "benchmarks"
 _serial = itertools.count(1)
 
 
-PROCESSES = 3  # the tests wait more than they work
-
-
 def _measures(config: pytest.Config) -> bool:
     """Return whether a run asks for the benchmarks: by an option of theirs, or by their folder."""
     asked = config.getoption("benchmark_only", default=False) or config.getoption("benchmark_json", default=None)
@@ -43,13 +40,11 @@ def _measures(config: pytest.Config) -> bool:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
-    """Run tests in several processes; measure in one, and the benchmarks only, which refuse to share the machine."""
+    """Measure in one process, and the benchmarks only: pytest-benchmark refuses to share the machine with itself."""
     if _measures(config):
         config.option.numprocesses, config.option.dist, config.option.tx = 0, "no", []
         if config.args_source is not pytest.Config.ArgsSource.ARGS:
             config.args = [str(BENCHMARKS)]
-    elif config.option.numprocesses is None and not config.option.usepdb and not hasattr(config, "workerinput"):
-        config.option.numprocesses, config.option.dist = PROCESSES, "loadscope"
 
 
 def pytest_configure(config: pytest.Config) -> None:
