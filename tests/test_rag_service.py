@@ -544,8 +544,8 @@ ODD = [
     ({"document_id": "n", "content": "x", "metadata": {"a": object()}}, "rag_document at /data/metadata/a"),
     ({"document_id": "n", "content": "x", "metadata": {"a": "x" * 2_000_000}}, "exceed the server's max_payload"),
     ({"document_id": "n\x00", "content": "x"}, "an id must not hold NUL"),
-    ({"document_id": "n", "content": "x", "colour": "red"}, "a document has no 'colour'"),
-    ("text", "a document is a mapping or a Document, not str"),
+    ({"document_id": "n", "content": "x", "colour": "red"}, "a document has no field 'colour'"),
+    ("text", "a document must be a mapping or a Document, not str"),
 ]  # fmt: skip
 
 
